@@ -1,0 +1,1919 @@
+#!/usr/bin/python3 -IS
+# ==================================================================================================
+# SECTION 1: ABOUT
+# What this program is, how it is called, where things stand in it. Must not hold code.
+# ==================================================================================================
+"""fencetool: cheap smart plugs as STONITH devices for Pacemaker, and proof that a node is dead.
+
+Started as fence_kasa this file is a fence agent: parameters come from stdin when there are no
+arguments, else from the command line. Started as "kasa" it is a cluster-glue external plugin.
+"fencetool.py SUBCOMMAND" is for people; "fencetool.py fence_kasa ..." is the agent without its
+link. The file needs Python 3.6 or newer and nothing else.
+
+The one rule: "off" succeeds only on proof. No answer, half an answer, two answers, a wrong outlet
+or a missing tool is a failure with a reason. A failure blocks a failover, which a person can mend;
+a false success corrupts data, which nobody can.
+
+Sections; each uses only those above it (tests/test_layout.py proves it):
+   1 ABOUT          2 CONSTANTS      3 ERRORS         4 VALUES
+   5 PARAMETERS     6 WIRE FORMATS   7 SYSTEM         8 DEVICES
+  10 FENCING       11 AGENTS        14 COMMANDS      15 SIMULATOR
+  16 ENTRY
+
+Exit codes of an agent: 0 done and confirmed (status: ON), 2 only for a status of OFF (fence_check:
+proven dead), 1 anything else, usage errors included. Subcommands for people: 0 good, 1 bad, 2 usage
+error.
+"""
+
+# ==================================================================================================
+# SECTION 2: CONSTANTS
+# Imports that every run needs, and fixed numbers with their units. Heavy modules are imported in
+# the functions that need them: an agent run pays for nothing that it does not use.
+# ==================================================================================================
+import collections
+import enum
+import errno
+import json
+import os
+import re
+import socket
+import struct
+import sys
+import syslog
+import time
+import types
+
+__version__ = "0.1.0"
+
+EXIT_GOOD = 0
+EXIT_BAD = 1
+EXIT_OFF = 2    # agents: status says OFF, and nothing else
+EXIT_USAGE = 2  # subcommands for people
+
+KASA_PORT = 9999
+KASA_FIRST_KEY = 171
+MAX_REPLY_BYTES = 65536   # the largest honest reply (a six-outlet strip) has about 1,300
+MAX_STDIN_BYTES = 1048576
+MAX_SHOWN_CHARACTERS = 80  # of a foreign reply in an error message
+
+UNTIL_DEADLINE = -1        # tries without a limit of their own
+READ_ATTEMPTS = 2          # of status, monitor and list: one lost reply must not fail a monitor
+OFF_READINGS = 2           # see confirm_power
+REBOOT_OFF_SECONDS = 3.0   # see run_reboot
+METER_SILENT_WATTS = 1.0   # meters show up to 0.9 W of noise on an open relay (HS110 capture)
+CHILD_PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+# ==================================================================================================
+# SECTION 3: ERRORS
+# What can go wrong, and whether trying again may help: that policy sits on the class.
+# ==================================================================================================
+class FenceError(Exception):
+    """Anything that keeps an action from its proof. The text says what happened and what to do."""
+
+    retryable = False
+
+
+class UsageError(FenceError):
+    """The caller's parameters cannot work; nothing has been sent to any device."""
+
+
+class Unreachable(FenceError):
+    """No connection, no answer, or an answer that broke off: the outcome is not known."""
+
+    retryable = True
+
+
+class ProtocolError(FenceError):
+    """An answer that is not what the protocol says; a damaged reply may be whole the next time."""
+
+    retryable = True
+
+
+class Refused(FenceError):
+    """The device answered clearly, and the answer is no (or it is the wrong device)."""
+
+
+class NotConfirmed(FenceError):
+    """The command was sent, and the proof did not come in time."""
+
+
+# ==================================================================================================
+# SECTION 4: VALUES
+# The words of the field, and conversions between them and text. Pure: no input, no output.
+# ==================================================================================================
+class PowerState(enum.Enum):
+    """What a device says about one outlet. Not knowing it is an error, never a third state."""
+
+    ON = "ON"
+    OFF = "OFF"
+
+
+Outlet = collections.namedtuple("Outlet", "number alias identifiers state")
+Outlet.__doc__ = """One relay of a device, as the device itself describes it.
+
+number: as printed on the case, from 1. identifiers: the names that the protocol gives it.
+"""
+
+
+def parse_whole_number(text):
+    if not re.fullmatch("-?[0-9]+", text):
+        raise UsageError("%s is not a whole number" % quote(text))
+    return int(text)
+
+
+def parse_seconds(text):
+    """Return seconds as float for 5, 5s, 1500ms, 1m; raise UsageError for anything else."""
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)(ms|sec|s|min|m)?", text.strip())
+    if not match:
+        raise UsageError("%s is not a time (use 5, 5s, 1500ms or 1m)" % quote(text))
+    unit = {"ms": 0.001, "m": 60.0, "min": 60.0}.get(match.group(2), 1.0)
+    return float(match.group(1)) * unit
+
+
+def parse_boolean(text):
+    word = text.strip().lower()
+    if word in ("1", "yes", "on", "true"):
+        return True
+    if word in ("0", "no", "off", "false"):
+        return False
+    raise UsageError("%s is neither yes nor no (use 1 or 0)" % quote(text))
+
+
+def parse_mac(text):
+    """Return a MAC address as 12 lower-case hex digits, whatever separators it came with."""
+    digits = re.sub("[:. -]", "", text).lower()
+    if not re.fullmatch("[0-9a-f]{12}", digits):
+        raise UsageError("%s is not a MAC address (use CC:32:E5:00:00:01)" % quote(text))
+    return digits
+
+
+def render_mac(digits):
+    return ":".join(digits[i:i + 2] for i in range(0, 12, 2)).upper()
+
+
+def render_address(host, port):
+    return "[%s]:%d" % (host, port) if ":" in host else "%s:%d" % (host, port)
+
+
+def render_seconds(seconds):
+    return "%g s" % round(seconds, 1)
+
+
+def quote(text, limit=MAX_SHOWN_CHARACTERS):
+    """Return foreign text as one printable line in quotes, cut to `limit` characters."""
+    shown = text if len(text) <= limit else text[:limit] + "..."
+    return "'%s'" % one_line(shown)
+
+
+def one_line(text):
+    """Return text without control characters, so that a log line stays one line."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def escape_xml(text):
+    for character, name in (("&", "amp"), ("<", "lt"), (">", "gt"), ('"', "quot"), ("'", "apos")):
+        text = text.replace(character, "&%s;" % name)
+    return text
+
+
+def redact(text, secrets):
+    """Return text with every secret replaced, the longest first."""
+    for secret in sorted(secrets, key=len, reverse=True):
+        text = text.replace(secret, "***")
+    return text
+
+
+def parse_json_object(text):
+    """Return the JSON object in text as a dict; raise ProtocolError for anything else.
+
+    A name that comes twice with two values is an answer and its opposite: an error. NaN and
+    infinities are no JSON, and would pass every comparison with a limit.
+    """
+    def refuse_contradictions(pairs):
+        members = {}
+        for name, value in pairs:
+            if name in members and not same_json(members[name], value):
+                raise ProtocolError("reply holds %s twice, with two values" % quote(name))
+            members[name] = value
+        return members
+
+    def refuse_constant(name):
+        raise ProtocolError("reply holds %s, which is no number" % name)
+
+    try:
+        value = json.loads(text, object_pairs_hook=refuse_contradictions,
+                           parse_constant=refuse_constant)
+    except (ValueError, RecursionError):
+        raise ProtocolError("reply is not JSON: %s" % quote(text)) from None
+    if not isinstance(value, dict):
+        raise ProtocolError("reply is not a JSON object: %s" % quote(text))
+    return value
+
+
+def same_json(one, other):
+    # Compared as text: 0, false and 0.0 are equal in Python and different answers of a device.
+    return json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
+
+
+def is_integer(value):
+    # Not isinstance: True is an int in Python, and no number in JSON.
+    return type(value) is int
+
+
+def is_number(value):
+    return type(value) in (int, float)
+
+
+def require_member(reply, name, kind, where):
+    """Return reply[name] if it is there and of the kind (a type); raise ProtocolError if not."""
+    if name not in reply:
+        raise ProtocolError("%s holds no %s" % (where, name))
+    if type(reply[name]) is not kind:
+        raise ProtocolError("%s: %s is not a %s: %s"
+                            % (where, name, kind.__name__, quote(json.dumps(reply[name]))))
+    return reply[name]
+
+
+def select_outlet(outlets, wanted, label):
+    """Return the one Outlet that `wanted` names; raise Refused unless it is exactly one.
+
+    wanted: number on the case, alias or identifier; empty or equal to `label` (the name that the
+    cluster has for the target) when the caller named none. One outlet needs no name; of several,
+    the label selects only an outlet that carries it as its alias.
+    """
+    if len(outlets) == 1 and wanted in ("", label):
+        return outlets[0]
+    if not wanted:
+        raise Refused("no outlet named (plug), and the device has %s" % describe_outlets(outlets))
+    if wanted == label:
+        found = [outlet for outlet in outlets if outlet.alias == wanted]
+    else:
+        found = [outlet for outlet in outlets if outlet_answers_to(outlet, wanted)]
+    if len(found) != 1:
+        raise Refused("plug %s names %s of its outlets; it has %s" % (
+            quote(wanted), "none" if not found else "%d" % len(found), describe_outlets(outlets)))
+    return found[0]
+
+
+def outlet_answers_to(outlet, wanted):
+    # The number must be written as on the case: "01" is an identifier of another outlet than "1".
+    return (wanted == str(outlet.number) or wanted == outlet.alias
+            or wanted.lower() in outlet.identifiers)
+
+
+def describe_outlets(outlets):
+    return ", ".join("%d (%s)" % (outlet.number, quote(outlet.alias, 40)) for outlet in outlets)
+
+
+def doubt_about_meter(watts, policy):
+    """Return why an outlet that reports OFF cannot be believed, or "" when nothing speaks against.
+
+    watts: what the meter read, None where there is no meter or it gave no reading.
+    policy: auto (a reading counts, a missing one does not) or require (a reading must be there).
+    """
+    if watts is None:
+        return "the meter gave no reading, and power_meter=require" if policy == "require" else ""
+    if abs(watts) > METER_SILENT_WATTS:
+        return "relay reports OFF but the outlet still draws %.0f W" % watts
+    return ""
+
+
+# ==================================================================================================
+# SECTION 5: PARAMETERS
+# Every parameter is one row; stdin names, options, defaults, metadata and help follow from it. Pure.
+# ==================================================================================================
+STRING = "string"
+INTEGER = "integer"
+SECONDS = "second"
+BOOLEAN = "boolean"
+SELECT = "select"
+MAC = "mac"
+
+Param = collections.namedtuple("Param", "name kind letter default aliases secret choices help")
+
+
+def param(name, kind, help, letter="", default="", aliases=(), secret=False, choices=()):
+    return Param(name, kind, letter, default, aliases, secret, choices, help)
+
+
+PARAMS = (
+    param("action", STRING, "Fencing action", letter="o", aliases=("option",)),
+    param("ip", STRING, "Address or name of the device", letter="a", aliases=("ipaddr",)),
+    param("ipport", INTEGER, "TCP port of the device", letter="u"),
+    param("device_mac", MAC, "MAC address of the device; any other device at this address, or one "
+          "that cannot tell its MAC, is refused before anything is switched"),
+    param("plug", STRING, "Outlet to switch: the number printed on the case, its alias or its id. "
+          "The name of the fenced node is taken for the cluster's label, not for an outlet, unless "
+          "an outlet carries it; a device with several outlets needs exactly one that matches",
+          letter="n", aliases=("port",)),
+    param("username", STRING, "User name, where the device asks for one", letter="l",
+          aliases=("login",)),
+    param("password", STRING, "Password, where the device asks for one", letter="p",
+          aliases=("passwd",), secret=True),
+    param("password_script", STRING, "Program that prints the password", letter="S",
+          aliases=("passwd_script",)),
+    param("inet4_only", BOOLEAN, "Use IPv4 only", letter="4"),
+    param("inet6_only", BOOLEAN, "Use IPv6 only", letter="6"),
+    param("power_meter", SELECT, "What a power meter in the device says about an outlet that "
+          "reports OFF: auto (a load fails the action, no reading does not), ignore, or require "
+          "(no reading fails it too)", default="auto", choices=("auto", "ignore", "require")),
+    param("delay", SECONDS, "Seconds to wait before off and reboot", default="0"),
+    param("login_timeout", SECONDS, "Seconds to wait for a connection", default="5"),
+    param("shell_timeout", SECONDS, "Seconds to wait for the answer to one request", default="10"),
+    param("power_timeout", SECONDS, "Seconds the device has to confirm a new power state",
+          default="30"),
+    param("power_wait", SECONDS, "Seconds to wait after a command before the first look",
+          default="0"),
+    param("stonith_status_sleep", SECONDS, "Seconds between two looks at the power state, and "
+          "before a failed request is repeated", default="1"),
+    param("disable_timeout", STRING, "Accepted and ignored: the agent's own limits always hold"),
+    param("retry_on", INTEGER, "How often a failed power-on is repeated", default="1"),
+    param("separator", STRING, "Separator of the fields in the output of list", letter="C",
+          default=","),
+    param("quiet", BOOLEAN, "Write nothing to stderr", letter="q"),
+    param("verbose", BOOLEAN, "Tell each step on stderr; twice: also each message", letter="v"),
+    param("verbose_level", INTEGER, "0 silent, 1 steps, 2 messages too", default="0"),
+    param("debug_file", STRING, "File to which each step is appended", letter="D",
+          aliases=("debug",)),
+    param("version", BOOLEAN, "Print the version and exit", letter="V"),
+    param("help", BOOLEAN, "Print this help and exit", letter="h"),
+    param("nodename", STRING, "Name of the node to be fenced; Pacemaker sets it"),
+)
+PARAMS_BY_NAME = {row.name: row for row in PARAMS}
+
+# How a kind of parameter is read from text, and its name in the metadata.
+PARSERS = {STRING: str, INTEGER: parse_whole_number, SECONDS: parse_seconds,
+           BOOLEAN: parse_boolean, SELECT: str, MAC: parse_mac}
+CONTENT_TYPES = {MAC: STRING}
+
+
+def parse_stdin(text):
+    """Return [(name, value)] from lines "name=value"; values stay raw, their blanks included.
+
+    Quotes are part of a value: Pacemaker adds none, and status_on_regex may begin with one.
+    """
+    pairs = []
+    for line in text.split("\n"):
+        line = line.rstrip("\r")
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        name, equals, value = line.partition("=")
+        if not equals:
+            raise UsageError("line %s on stdin is not name=value" % quote(line, 30))
+        pairs.append((name.strip().replace("-", "_"), value))
+    return pairs
+
+
+def parse_argv(arguments, params):
+    """Return [(name, value)] from options, by the rules of getopt as all fence agents have them."""
+    import getopt
+    letters = "".join(row.letter + ("" if row.kind == BOOLEAN else ":")
+                      for row in params if row.letter)
+    names = {spelling.replace("_", "-"): row for row in params
+             for spelling in (row.name,) + row.aliases}
+    longs = [name + ("" if row.kind == BOOLEAN else "=") for name, row in names.items()]
+    try:
+        options, words = getopt.gnu_getopt(arguments, letters, longs)
+    except getopt.GetoptError as error:
+        raise UsageError("%s (see --help)" % error) from None
+    if words:
+        raise UsageError("%s is no option (see --help)" % quote(words[0]))
+    by_letter = {"-" + row.letter: row for row in params if row.letter}
+    pairs = []
+    for option, value in options:
+        row = by_letter.get(option) or names[option[2:]]
+        pairs.append((row.name, "1" if row.kind == BOOLEAN else value))
+    return count_verbose(pairs)
+
+
+def count_verbose(pairs):
+    """-v -v is verbose_level=2."""
+    count = pairs.count(("verbose", "1"))
+    return pairs + [("verbose_level", str(count))] if count > 1 else pairs
+
+
+def collect_values(pairs, params):
+    """Return ({name: value}, [unknown names]); empty values count as not given.
+
+    A parameter given twice with two values is a doubt about the device or the target: UsageError.
+    """
+    canonical = {spelling: row.name for row in params for spelling in (row.name,) + row.aliases}
+    given = {}
+    unknown = []
+    for spelling, value in pairs:
+        if spelling not in canonical:
+            unknown.append(spelling)
+        elif value != "" and value not in given.setdefault(canonical[spelling], []):
+            given[canonical[spelling]].append(value)
+    label = given.get("nodename", [""])[0]
+    values = {}
+    for name, found in given.items():
+        if name == "plug" and len(found) > 1:
+            # Pacemaker sends port=NODE beside a configured plug=3: the label yields.
+            found = [value for value in found if value != label]
+        if len(found) > 1:
+            shown = "" if PARAMS_BY_NAME[name].secret else ": " + ", ".join(map(quote, found))
+            raise UsageError("%s is given twice, with different values%s" % (name, shown))
+        if found:
+            values[name] = found[0]
+    return values, unknown
+
+
+def build_settings(values, params, defaults):
+    """Return the typed settings of one run; raise UsageError that names a bad parameter."""
+    settings = {}
+    for row in params:
+        text = values.get(row.name, defaults.get(row.name, row.default))
+        empty = False if row.kind == BOOLEAN else ""
+        try:
+            settings[row.name] = PARSERS[row.kind](text) if text != "" else empty
+        except UsageError as error:
+            raise UsageError("%s: %s" % (row.name, error)) from None
+        if row.kind == SELECT and text not in row.choices:
+            raise UsageError("%s: %s is none of %s"
+                             % (row.name, quote(text), ", ".join(row.choices)))
+    settings = types.SimpleNamespace(**settings)
+    settings.verbose_level = max(settings.verbose_level, int(settings.verbose))
+    check_settings(settings)
+    return settings
+
+
+def check_settings(settings):
+    """Raise UsageError for values that no action can work with."""
+    for name in ("login_timeout", "shell_timeout", "power_timeout", "stonith_status_sleep"):
+        if getattr(settings, name, 1) <= 0:
+            raise UsageError("%s must be more than 0 seconds" % name)
+    if settings.inet4_only and settings.inet6_only:
+        raise UsageError("inet4_only and inet6_only exclude each other")
+    if settings.ip:
+        settings.ip, settings.ipport = split_address(settings.ip, settings.ipport)
+
+
+def split_address(text, port):
+    """Return (host, port) of "host", "host:port", "::1" or "[::1]:port"; raise UsageError."""
+    match = re.fullmatch(r"\[([0-9A-Fa-f:.%\w]+)\](?::([0-9]+))?", text)
+    if not match and text.count(":") < 2:
+        match = re.fullmatch(r"([A-Za-z0-9_.-]+)(?::([0-9]+))?", text)
+    host, own_port = match.groups() if match else (text, None)
+    if not match and not re.fullmatch(r"[0-9A-Fa-f:.]+(%\w+)?", text):
+        raise UsageError("ip: %s is not an address" % quote(text))
+    port = int(own_port) if own_port else port
+    if not 1 <= port <= 65535:
+        raise UsageError("%s is not a port number (1 to 65535)" % port)
+    return host, port
+
+
+# ==================================================================================================
+# SECTION 6: WIRE FORMATS
+# Bytes and text of the devices, to and from values. Pure; each codec names its source.
+# ==================================================================================================
+# Kasa, legacy protocol. Source: python-kasa 0.12 kasa/transports/xortransport.py and its device
+# captures, softScheck tplink-smartplug; read 2026-10. Seen: documents only.
+
+KasaDescription = collections.namedtuple(
+    "KasaDescription", "mac device_id outlets is_strip has_meter")
+
+
+def encrypt_kasa(plain):
+    """Return the bytes under the autokey XOR: each cipher byte is the key of the next one."""
+    key = KASA_FIRST_KEY
+    cipher = bytearray()
+    for byte in plain:
+        key ^= byte
+        cipher.append(key)
+    return bytes(cipher)
+
+
+def decrypt_kasa(cipher):
+    plain = bytearray()
+    key = KASA_FIRST_KEY
+    for byte in cipher:
+        plain.append(key ^ byte)
+        key = byte
+    return bytes(plain)
+
+
+def build_kasa_message(request):
+    """Return a request (dict) as the payload of one datagram, and of one frame behind its length."""
+    return encrypt_kasa(json.dumps(request, separators=(",", ":")).encode("utf-8"))
+
+
+def build_kasa_frame(request):
+    message = build_kasa_message(request)
+    return struct.pack(">I", len(message)) + message
+
+
+def build_kasa_request(module, method, arguments, child_id=None):
+    """Return the request for one method; child_id addresses one outlet of a strip.
+
+    SAFETY: exactly one id, or none for a device without children: with several ids or none, strips
+    have switched their first outlet or all of them (python-kasa #637, softScheck PR #79).
+    Test: test_a_strip_is_switched_with_exactly_one_child_id
+    """
+    request = {} if child_id is None else {"context": {"child_ids": [child_id]}}
+    request[module] = {method: arguments}
+    return request
+
+
+def parse_kasa_length(header):
+    length = struct.unpack(">I", header)[0]
+    if not 2 <= length <= MAX_REPLY_BYTES:
+        raise ProtocolError("reply claims a length of %d bytes (another service on this port?)"
+                            % length)
+    return length
+
+
+def parse_kasa_result(message, module, method):
+    """Return the result object of one method from a reply's payload; err_code must be 0."""
+    try:
+        reply = parse_json_object(decrypt_kasa(message).decode("utf-8"))
+    except UnicodeDecodeError:
+        raise ProtocolError("reply is not Kasa's protocol (%d bytes of something else)"
+                            % len(message)) from None
+    where = "the reply to %s" % method
+    part = require_member(reply, module, dict, where)
+    # An error sits in the method's result, or in the module's place when it lacks the module.
+    result = part if "err_code" in part else require_member(part, method, dict, where)
+    code = require_member(result, "err_code", int, where)
+    if code != 0:
+        raise Refused("device refused %s: error %d %s"
+                      % (method, code, quote(str(result.get("err_msg", "")))))
+    if result is part:
+        raise ProtocolError("%s holds no %s" % (where, method))
+    return result
+
+
+def parse_kasa_relay(value, where):
+    """Return the PowerState of a relay: the integer 0 or 1, and neither false nor "0"."""
+    if is_integer(value) and value in (0, 1):
+        return PowerState.ON if value else PowerState.OFF
+    raise ProtocolError("%s is neither 0 nor 1: %s" % (where, quote(json.dumps(value))))
+
+
+def parse_kasa_description(info):
+    """Return the KasaDescription in a sysinfo result; raise ProtocolError where it contradicts."""
+    device_id = str(info.get("deviceId", ""))
+    kind = str(info.get("type", info.get("mic_type", "")))
+    if "BULB" in kind.upper():
+        raise Refused("device is a bulb (%s), not a plug" % quote(kind))
+    if "children" in info:
+        outlets = parse_kasa_children(info, device_id)
+    elif "relay_state" in info:
+        identifiers = (device_id, device_id.lower()) if device_id else ()
+        outlets = (Outlet(1, str(info.get("alias", "")), identifiers,
+                          parse_kasa_relay(info["relay_state"], "relay_state")),)
+    else:
+        raise ProtocolError("device description holds neither relay_state nor children")
+    has_meter = "ENE" in str(info.get("feature", "")).split(":")
+    return KasaDescription(info.get("mac", info.get("mic_mac")), device_id, outlets,
+                           "children" in info, has_meter)
+
+
+def parse_kasa_children(info, device_id):
+    """Return the outlets of a strip in the order of their numbers.
+
+    The last two digits of an id are the outlet's number less one; the order of the list is not the
+    order on the case (HS300 1.0.21 lists 00,01,02,03,05,04).
+    """
+    children = require_member(info, "children", list, "device description")
+    if not children or ("child_num" in info and info["child_num"] != len(children)):
+        raise ProtocolError("device description lists %d outlets and counts %s"
+                            % (len(children), quote(json.dumps(info.get("child_num")))))
+    outlets = []
+    for child in children:
+        if not isinstance(child, dict):
+            raise ProtocolError("an outlet is no object: %s" % quote(json.dumps(child)))
+        identifier = require_member(child, "id", str, "an outlet")
+        # The bare number comes first or last, the whole id does not: both forms name the outlet.
+        if not re.fullmatch("[0-9A-Za-z_]*[0-9]{2}", identifier):
+            raise ProtocolError("outlet id %s does not end in two digits" % quote(identifier))
+        suffix = identifier[-2:]
+        identifiers = (identifier, identifier.lower(), suffix, (device_id + suffix).lower())
+        state = parse_kasa_relay(child.get("state"), "state of outlet %s" % quote(identifier))
+        outlets.append(Outlet(int(suffix) + 1, str(child.get("alias", "")), identifiers, state))
+    if len({outlet.number for outlet in outlets}) != len(outlets):
+        raise ProtocolError("two outlets have the same number: %s" % describe_outlets(outlets))
+    return tuple(sorted(outlets))
+
+
+def parse_kasa_watts(result):
+    """Return watts from a meter result: "power" (W, hardware 1) or "power_mw" (mW, all others)."""
+    for name, unit in (("power_mw", 0.001), ("power", 1.0)):
+        if name in result:
+            if not is_number(result[name]):
+                raise ProtocolError("meter: %s is not a number: %s"
+                                    % (name, quote(json.dumps(result[name]))))
+            return result[name] * unit
+    raise ProtocolError("meter reply holds neither power nor power_mw")
+
+
+# ==================================================================================================
+# SECTION 7: SYSTEM
+# The only code that touches sockets, processes, the clock and the log. It turns OSError into
+# FenceError with the cause chained, and no call of it outlasts the Deadline that it was given.
+# ==================================================================================================
+class Deadline:
+    """A moment on the system's clock that no wait, retry or socket may outlast."""
+
+    def __init__(self, clock, seconds):
+        self.clock = clock
+        self.seconds = seconds
+        self.end = clock() + seconds
+
+    def left(self):
+        return max(0.0, self.end - self.clock())
+
+    def within(self, seconds):
+        """Return the earlier of this deadline and `seconds` from now."""
+        return Deadline(self.clock, min(seconds, self.left()))
+
+
+class System:
+    """This machine, as one run of the program sees it."""
+
+    def __init__(self, name):
+        self.name = name
+        self.secrets = set()
+        self.verbose_level = 0
+        self.quiet = False
+        self.debug_file = ""
+        self.syslog_open = False
+
+    # The clock never jumps; time of day is only for people.
+    clock = staticmethod(time.monotonic)
+
+    def sleep(self, seconds):
+        time.sleep(seconds)
+
+    def deadline(self, seconds):
+        return Deadline(self.clock, seconds)
+
+    def write(self, text):
+        """Write the answer to stdout as UTF-8, whatever the locale is."""
+        sys.stdout.buffer.write((text + "\n").encode("utf-8", "backslashreplace"))
+        sys.stdout.buffer.flush()
+
+    def tell(self, text):
+        """Tell a reason to whoever called: one line on stderr, unless quiet."""
+        self._log(None, text, to_stderr=not self.quiet)
+
+    def error(self, text):
+        """Tell a reason, and keep it in syslog: for what no event line records."""
+        self._log(syslog.LOG_ERR, text, to_stderr=not self.quiet)
+
+    def event(self, text):
+        """Record what was done: syslog and debug file; stderr only when verbose.
+
+        SAFETY: a success must be silent on stderr, Pacemaker logs anything there as a warning.
+        Test: test_a_success_is_silent_on_stderr
+        """
+        self._log(syslog.LOG_INFO, text, to_stderr=self.verbose_level > 0)
+
+    def warn(self, text):
+        self._log(syslog.LOG_WARNING, "warning: " + text, to_stderr=self.verbose_level > 0)
+
+    def debug(self, text, level=1):
+        if self.verbose_level >= level or self.debug_file:
+            self._log(None, text, to_stderr=self.verbose_level >= level)
+
+    def _log(self, priority, text, to_stderr):
+        text = redact(one_line(text), self.secrets)
+        if priority is not None:
+            if not self.syslog_open:
+                syslog.openlog(self.name, syslog.LOG_PID, syslog.LOG_DAEMON)
+                self.syslog_open = True
+            syslog.syslog(priority, text.encode("utf-8", "backslashreplace").decode("utf-8"))
+        line = ("%s: %s\n" % (self.name, text)).encode("utf-8", "backslashreplace")
+        if to_stderr:
+            write_all(2, line)
+        if self.debug_file:
+            self._append_debug(line)
+
+    def _append_debug(self, line):
+        stamp = time.strftime("%Y-%m-%d %H:%M:%S ").encode("ascii")
+        try:
+            handle = os.open(self.debug_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+            try:
+                os.write(handle, stamp + line)
+            finally:
+                os.close(handle)
+        except OSError as error:
+            # A log that cannot be written must not keep a node from being fenced.
+            self.debug_file = ""
+            self.warn("cannot write the debug file: %s" % error.strerror)
+
+    def read_stdin(self):
+        if sys.stdin is None:
+            raise UsageError("no parameters: stdin is closed")
+        if sys.stdin.isatty():
+            write_all(2, b"reading name=value lines from the terminal, end with Ctrl-D "
+                         b"(--help tells the options)\n")
+        data = sys.stdin.buffer.read(MAX_STDIN_BYTES + 1)
+        if len(data) > MAX_STDIN_BYTES:
+            raise UsageError("more than %d bytes of parameters on stdin" % MAX_STDIN_BYTES)
+        return data.decode("utf-8", "surrogateescape")
+
+    def resolve(self, host, port, family, deadline):
+        """Return [(family, socket address)] of a host; a name has one address a family at most.
+
+        A name with two addresses would let a command go to one device and the proof come from
+        another.
+        """
+        try:
+            # As bytes: text would load the IDNA codec, a twentieth of a whole run.
+            found = socket.getaddrinfo(host.encode("ascii"), port, family, socket.SOCK_STREAM, 0,
+                                       socket.AI_NUMERICHOST)
+        except socket.gaierror:
+            found = self._resolve_name(host, port, family, deadline)
+        for one_family in (socket.AF_INET, socket.AF_INET6):
+            addresses = sorted({item[4][0] for item in found if item[0] == one_family})
+            if len(addresses) > 1:
+                raise Refused("%s has %d addresses (%s): give the device's own one as ip"
+                              % (quote(host), len(addresses), ", ".join(addresses)))
+        return [(item[0], item[4]) for item in found]
+
+    def _resolve_name(self, host, port, family, deadline):
+        # In a thread: getaddrinfo knows no time limit, and a dead name server takes half a minute.
+        import threading
+        answer = []
+
+        def ask():
+            try:
+                answer.append(socket.getaddrinfo(host, port, family, socket.SOCK_STREAM))
+            except OSError as error:
+                answer.append(error)
+        thread = threading.Thread(target=ask, daemon=True)
+        thread.start()
+        thread.join(deadline.left())
+        if not answer:
+            raise Unreachable("no answer about the name %s within %s (use an address instead)"
+                              % (quote(host), render_seconds(deadline.seconds)))
+        if isinstance(answer[0], OSError):
+            raise Unreachable("the name %s has no address here (use an address instead)"
+                              % quote(host)) from answer[0]
+        return answer[0]
+
+    def connect(self, host, port, family, deadline):
+        """Return a Connection to the first address of host that accepts one."""
+        failure = None
+        for one_family, address in self.resolve(host, port, family, deadline):
+            handle = socket.socket(one_family, socket.SOCK_STREAM)
+            try:
+                handle.settimeout(max(0.001, deadline.left()))
+                handle.connect(address)
+                handle.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                return Connection(handle)
+            except OSError as error:
+                handle.close()
+                failure = failure or Unreachable(explain_connect_error(error, deadline))
+                failure.__cause__ = error
+        raise failure
+
+    def run(self, argv, stdin_text, deadline):
+        """Run a program and return (exit code, stdout, stderr); Unreachable when it cannot or hangs.
+
+        The environment is a clean one: a child that inherited PCMK_service would run without its
+        time limits. The child stays in our process group, where Pacemaker's SIGKILL reaches it.
+        """
+        import subprocess
+        environment = {"PATH": CHILD_PATH, "LC_ALL": "C"}
+        try:
+            child = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                     stderr=subprocess.PIPE, env=environment, close_fds=True)
+        except OSError as error:
+            raise Unreachable("cannot run %s: %s" % (argv[0], error.strerror)) from error
+        try:
+            out, err = child.communicate(stdin_text.encode("utf-8", "surrogateescape"),
+                                         timeout=deadline.left())
+        except subprocess.TimeoutExpired as error:
+            child.kill()
+            child.communicate()
+            raise Unreachable("%s did not end within %s"
+                              % (argv[0], render_seconds(deadline.seconds))) from error
+        return (child.returncode, out.decode("utf-8", "surrogateescape"),
+                err.decode("utf-8", "surrogateescape"))
+
+
+class Connection:
+    """A TCP connection; each call ends by its deadline, also against a peer that drips bytes."""
+
+    def __init__(self, handle):
+        self.handle = handle
+
+    def send(self, data, deadline):
+        try:
+            self.handle.settimeout(max(0.001, deadline.left()))
+            self.handle.sendall(data)
+        except OSError as error:
+            raise Unreachable("connection broke off while sending: %s"
+                              % explain_os_error(error, deadline)) from error
+
+    def receive(self, count, deadline):
+        """Return exactly `count` bytes, in however many pieces they come."""
+        data = bytearray()
+        while len(data) < count:
+            try:
+                self.handle.settimeout(max(0.001, deadline.left()))
+                piece = self.handle.recv(count - len(data))
+            except OSError as error:
+                raise Unreachable("no complete answer: %s (%d of %d bytes came)" % (
+                    explain_os_error(error, deadline), len(data), count)) from error
+            if not piece:
+                raise Unreachable("device closed the connection after %d of %d bytes of its answer"
+                                  % (len(data), count))
+            data += piece
+        return bytes(data)
+
+    def close(self):
+        self.handle.close()
+
+
+def write_all(descriptor, data):
+    """Write to a file descriptor; a reader that went away must not stop a fence."""
+    try:
+        os.write(descriptor, data)
+    except OSError:
+        pass
+
+
+def explain_os_error(error, deadline):
+    # socket.timeout is no TimeoutError before Python 3.10; it never has an errno.
+    if isinstance(error, socket.timeout):
+        return "nothing came within %s" % render_seconds(deadline.seconds)
+    return one_line(error.strerror or str(error))
+
+
+CONNECT_HINTS = {
+    errno.ECONNREFUSED: "is it this device's address and port? Newer plug firmware closes the port "
+                        "when third-party control is off; a hung plug needs its own power cut",
+    errno.EHOSTUNREACH: "is the plug powered and in its Wi-Fi?",
+    errno.ENETUNREACH: "this machine has no route to that network",
+}
+
+
+def explain_connect_error(error, deadline):
+    if isinstance(error, socket.timeout):
+        return "no connection within %s (is the plug powered, is a firewall between?)" % (
+            render_seconds(deadline.seconds))
+    hint = CONNECT_HINTS.get(error.errno)
+    return "no connection: %s%s" % (explain_os_error(error, deadline), " (%s)" % hint if hint else "")
+
+
+# ==================================================================================================
+# SECTION 8: DEVICES
+# What can switch power: one class a dialect, all with the contract of Device. Nothing here decides
+# whether a node is fenced.
+# ==================================================================================================
+class Device:
+    """The contract of everything that switches power. One object serves one action.
+
+    Every call takes the action's Deadline and raises FenceError. A reply to a command is the
+    device's word about its intentions; read_state is what it says about the outlet afterwards.
+    """
+
+    kind = ""
+
+    def __init__(self, system, settings):
+        self.system = system
+        self.settings = settings
+        self.label = settings.nodename
+
+    def describe(self):
+        return "%s %s" % (self.kind, render_address(self.settings.ip, self.settings.ipport))
+
+    def find_outlet(self, deadline):
+        """Prove, before anything is switched, which device and outlet this is.
+
+        Returns the PowerState that was seen with it, or None where that takes another request.
+        """
+        raise NotImplementedError
+
+    def request_state(self, wanted, deadline):
+        raise NotImplementedError
+
+    def read_state(self, deadline):
+        raise NotImplementedError
+
+    def read_watts(self, deadline):
+        """Return what the outlet draws now, or None where no meter can prove anything."""
+        raise NotImplementedError
+
+    def list_outlets(self, deadline):
+        raise NotImplementedError
+
+    def close(self):
+        """Free the device for others: some serve one client at a time."""
+
+    def check_mac(self, text):
+        """Raise Refused unless the MAC that the device tells is the configured one."""
+        wanted = self.settings.device_mac
+        if not wanted:
+            return
+        try:
+            found = parse_mac(text if isinstance(text, str) else "")
+        except UsageError:
+            raise Refused("device does not tell its MAC address, and device_mac=%s is configured"
+                          % render_mac(wanted)) from None
+        if found != wanted:
+            raise Refused("another device has this address now: its MAC is %s, configured is %s"
+                          % (render_mac(found), render_mac(wanted)))
+
+
+class KasaDevice(Device):
+    """A TP-Link Kasa plug or strip over its legacy protocol, on one connection for all requests."""
+
+    kind = "kasa"
+
+    def __init__(self, system, settings):
+        super().__init__(system, settings)
+        self.connection = None
+        self.description = None
+        self.child_id = None
+
+    def find_outlet(self, deadline):
+        return self.read_state(deadline)
+
+    def read_state(self, deadline):
+        self.describe_device(deadline)
+        outlet = select_outlet(self.description.outlets, self.settings.plug, self.label)
+        child_id = outlet.identifiers[0] if self.description.is_strip else None
+        if self.child_id not in (None, child_id):
+            raise Refused("outlet %s has become another one in the middle of the action: %s was %s"
+                          % (quote(self.settings.plug), child_id, quote(self.child_id)))
+        self.child_id = child_id
+        return outlet.state
+
+    def request_state(self, wanted, deadline):
+        state = 1 if wanted is PowerState.ON else 0
+        self._ask("system", "set_relay_state", {"state": state}, self.child_id, deadline)
+
+    def read_watts(self, deadline):
+        if not self.description.has_meter:
+            return None
+        return parse_kasa_watts(self._ask("emeter", "get_realtime", {}, self.child_id, deadline))
+
+    def list_outlets(self, deadline):
+        return self.describe_device(deadline).outlets
+
+    def describe_device(self, deadline):
+        """Ask for the device's description, alone: mixed queries have crashed devices."""
+        found = parse_kasa_description(self._ask("system", "get_sysinfo", {}, None, deadline))
+        self.check_mac(found.mac)
+        if self.description and found.device_id != self.description.device_id:
+            raise Refused("another device answered in the middle of the action: id %s was %s" % (
+                quote(found.device_id), quote(self.description.device_id)))
+        self.description = found
+        return found
+
+    def close(self):
+        if self.connection:
+            self.connection.close()
+            self.connection = None
+
+    def _ask(self, module, method, arguments, child_id, deadline):
+        request = build_kasa_request(module, method, arguments, child_id)
+        self.system.debug("%s <- %s" % (self.describe(), json.dumps(request)), level=2)
+        try:
+            if not self.connection:
+                self.connection = self.system.connect(
+                    self.settings.ip, self.settings.ipport, self.settings.family,
+                    deadline.within(self.settings.login_timeout))
+            limit = deadline.within(self.settings.shell_timeout)
+            self.connection.send(build_kasa_frame(request), limit)
+            message = self.connection.receive(
+                parse_kasa_length(self.connection.receive(4, limit)), limit)
+            self.system.debug("%s -> %s" % (self.describe(), decrypt_kasa(message).decode(
+                "utf-8", "backslashreplace")), level=2)
+            return parse_kasa_result(message, module, method)
+        except (Unreachable, ProtocolError):
+            # Replies carry no number: on a connection that missed one, the next is the wrong one.
+            self.close()
+            raise
+
+
+DEVICES = {device.kind: device for device in (KasaDevice,)}
+
+
+# ==================================================================================================
+# SECTION 10: FENCING
+# What each action means, and when success may be said. Talks to devices only through the contract
+# of Device; returns (exit code, text for stdout) or raises FenceError.
+# ==================================================================================================
+class Job:
+    """One action on one device: what it needs, and what it counts for the log."""
+
+    def __init__(self, system, device, settings):
+        self.system = system
+        self.device = device
+        self.settings = settings
+        self.attempts = 0
+        limit = settings.login_timeout + settings.shell_timeout + settings.power_timeout
+        self.deadline = system.deadline(limit)
+
+    def pause(self, deadline):
+        """Wait between two looks; return False when the deadline comes before the next one."""
+        if deadline.left() <= self.settings.stonith_status_sleep:
+            return False
+        self.system.sleep(self.settings.stonith_status_sleep)
+        return True
+
+    def retry(self, exchange, tries):
+        """Return what exchange() returns; repeat it on errors that say a repetition may help."""
+        while True:
+            self.attempts += 1
+            tries -= 1
+            try:
+                return exchange(self.deadline)
+            except FenceError as error:
+                self.system.debug("attempt %d: %s" % (self.attempts, error))
+                if not error.retryable or not tries or not self.pause(self.deadline):
+                    raise
+
+
+def change_power(job, wanted):
+    """Switch the outlet and return True if it was so before; raise unless that is confirmed.
+
+    The device and the outlet are found first: a strip that is switched without an outlet's id may
+    cut all its outlets. The command is sent whatever state was seen: OFF may be repeated, and a
+    relay's reported state may be stale.
+    """
+    before = job.retry(job.device.find_outlet, UNTIL_DEADLINE)
+    confirm_power(job, wanted)
+    return before is wanted
+
+
+def confirm_power(job, wanted):
+    """Send the command until it is acknowledged, and look until the outlet is in that state.
+
+    OFF needs OFF_READINGS in a row: the first reading after a command may be old, a pulse timer may
+    switch back, and a computer's power supply bridges the first second.
+    The acknowledgement proves nothing and is not needed: a device that breaks the connection after
+    it obeyed is read on a new one.
+    SAFETY: nothing but a reading of `wanted` leads out of here without an exception.
+    Test: test_no_fault_of_a_plug_is_ever_taken_for_a_proof
+    """
+    deadline = job.deadline
+    refusal = "not sent yet"
+    agreed = 0
+    while True:
+        if refusal:
+            refusal = request_refusal(job, wanted, deadline)
+            if not refusal:
+                deadline = job.deadline.within(job.settings.power_timeout)
+                job.system.sleep(min(job.settings.power_wait, deadline.left()))
+        doubt = reading_doubt(job, wanted, deadline, refusal)
+        agreed = 0 if doubt else agreed + 1
+        if agreed == (OFF_READINGS if wanted is PowerState.OFF else 1):
+            return
+        if not job.pause(deadline):
+            raise NotConfirmed(doubt or "%s was seen only once, and there is no time to look again"
+                               % wanted.value)
+        job.system.debug("not confirmed yet: %s" % (doubt or "one more look"))
+
+
+def request_refusal(job, wanted, deadline):
+    """Send the command; return "" when it is acknowledged, else why it is not (yet)."""
+    job.attempts += 1
+    try:
+        job.device.request_state(wanted, deadline)
+        return ""
+    except FenceError as error:
+        if not error.retryable:
+            raise
+        return str(error)
+
+
+def reading_doubt(job, wanted, deadline, refusal):
+    """Return why the outlet cannot be said to be `wanted` now, or "" when it can."""
+    try:
+        state = job.device.read_state(deadline)
+        if state is not wanted and refusal:
+            return "%s was not acknowledged: %s" % (wanted.value, refusal)
+        if state is not wanted:
+            return ("device acknowledged %s and still reports %s after %s (relay locked or stuck, "
+                    "or does something switch it back?)"
+                    % (wanted.value, state.value, render_seconds(deadline.seconds)))
+        if wanted is PowerState.OFF and job.settings.power_meter != "ignore":
+            return doubt_about_meter(read_meter(job, deadline), job.settings.power_meter)
+        return ""
+    except FenceError as error:
+        if not error.retryable:
+            raise
+        return str(error)
+
+
+def read_meter(job, deadline):
+    """Return watts or None; a meter that fails is told, and its silence is judged by the policy."""
+    try:
+        return job.device.read_watts(deadline)
+    except FenceError as error:
+        job.system.warn("power meter of %s: %s" % (job.device.describe(), error))
+        return None
+
+
+def run_off(job):
+    already = change_power(job, PowerState.OFF)
+    return EXIT_GOOD, "Success: %s OFF" % ("Already" if already else "Powered")
+
+
+def run_on(job):
+    already = switch_on(job)
+    return EXIT_GOOD, "Success: %s ON" % ("Already" if already else "Powered")
+
+
+def switch_on(job):
+    for tries_left in range(max(0, job.settings.retry_on), -1, -1):
+        try:
+            return change_power(job, PowerState.ON)
+        except NotConfirmed:
+            if not tries_left or not job.pause(job.deadline):
+                raise
+
+
+def run_reboot(job):
+    """Off with proof, then on. A failing ON is told loudly and is a success, as the fence API asks.
+
+    SAFETY: the outlet stays off for REBOOT_OFF_SECONDS. A relay that opens for a tenth of a second
+    is bridged by the capacitors of a power supply: the node would live on, reported as rebooted.
+    Test: test_reboot_keeps_the_outlet_off_long_enough_to_cut_a_power_supply
+    """
+    change_power(job, PowerState.OFF)
+    try:
+        if job.deadline.left() <= REBOOT_OFF_SECONDS:
+            raise NotConfirmed("no time left for it")
+        job.system.sleep(REBOOT_OFF_SECONDS)
+        switch_on(job)
+    except FenceError as error:
+        job.system.error("the outlet is OFF, but could not be switched back ON: %s "
+                         "(switch it on by hand)" % error)
+    return EXIT_GOOD, "Success: Rebooted"
+
+
+def run_status(job):
+    state = job.retry(job.device.read_state, READ_ATTEMPTS)
+    return (EXIT_GOOD if state is PowerState.ON else EXIT_OFF), "Status: " + state.value
+
+
+def run_monitor(job):
+    """Prove that the device could be used now, whatever its state; Pacemaker names no outlet."""
+    def look(deadline):
+        if job.settings.plug:
+            job.device.find_outlet(deadline)
+        elif len(job.device.list_outlets(deadline)) > 1:
+            return
+        if job.settings.power_meter == "require" and job.device.read_watts(deadline) is None:
+            raise Refused("the outlet has no power meter, and power_meter=require")
+    job.retry(look, READ_ATTEMPTS)
+    return EXIT_GOOD, ""
+
+
+def list_outlets(job, with_state):
+    lines = []
+    for outlet in job.retry(job.device.list_outlets, READ_ATTEMPTS):
+        fields = [str(outlet.number), one_line(outlet.alias)]
+        lines.append(job.settings.separator.join(
+            fields + [outlet.state.value] if with_state else fields))
+    return EXIT_GOOD, "\n".join(lines)
+
+
+def run_list(job):
+    return list_outlets(job, with_state=False)
+
+
+def run_list_status(job):
+    return list_outlets(job, with_state=True)
+
+
+# ==================================================================================================
+# SECTION 11: AGENTS
+# The fence agents: names, parameters, actions and texts, as rows; metadata and help from the rows.
+# ==================================================================================================
+Action = collections.namedtuple("Action", "run delayed")
+
+# What a device agent does with its device. delayed: the parameter delay holds.
+DEVICE_ACTIONS = {
+    "on": Action(run_on, False),
+    "off": Action(run_off, True),
+    "reboot": Action(run_reboot, True),
+    "status": Action(run_status, False),
+    "monitor": Action(run_monitor, False),
+    "list": Action(run_list, False),
+    "list-status": Action(run_list_status, False),
+}
+# What needs no device, and where a repeated spelling of the same action leads.
+TEXT_ACTIONS = ("metadata", "manpage", "validate-all")
+ACTION_ALIASES = {"meta-data": "metadata", "enable": "on", "disable": "off"}
+
+Agent = collections.namedtuple(
+    "Agent", "name device shortdesc longdesc params defaults required actions")
+
+COMMON_PARAMS = (
+    "action", "nodename", "delay", "login_timeout", "shell_timeout", "power_timeout", "power_wait",
+    "stonith_status_sleep", "disable_timeout", "retry_on", "separator", "quiet", "verbose",
+    "verbose_level", "debug_file", "version", "help")
+DEVICE_PARAMS = ("ip", "ipport", "device_mac", "plug", "username", "password", "password_script",
+                 "inet4_only", "inet6_only", "power_meter")
+
+AGENTS = {agent.name: agent for agent in (
+    Agent("fence_kasa", "kasa", "Fence agent for TP-Link Kasa smart plugs and power strips",
+          "fence_kasa switches the outlets of TP-Link Kasa plugs and power strips over their local "
+          "protocol on TCP port 9999. It reports success only when the device itself has "
+          "confirmed the new power state, and, where the outlet has a power meter, only when the "
+          "load is gone.",
+          DEVICE_PARAMS + COMMON_PARAMS, {"ipport": str(KASA_PORT)}, ("ip",),
+          tuple(DEVICE_ACTIONS) + TEXT_ACTIONS),
+)}
+
+
+def rows_of(agent):
+    return tuple(row for row in PARAMS if row.name in agent.params)
+
+
+def render_metadata(agent):
+    """Return the agent's description as fence-agents' lib/metadata.rng wants it."""
+    lines = ['<?xml version="1.0" encoding="utf-8"?>',
+             '<resource-agent name="%s" shortdesc="%s">' % (agent.name, escape_xml(agent.shortdesc)),
+             "<longdesc>%s</longdesc>" % escape_xml(agent.longdesc),
+             "<vendor-url></vendor-url>",
+             "<parameters>"]
+    for row in rows_of(agent):
+        if row.name == "nodename":
+            continue  # Pacemaker sets it; listed, administrators would
+        lines += render_metadata_parameter(agent, row, row.name, row.aliases)
+        for alias in row.aliases:
+            lines += render_metadata_parameter(agent, row, alias, ())
+    lines += ["</parameters>", "<actions>"]
+    for action in agent.actions:
+        automatic = ' automatic="0"' if action == "on" else ""
+        lines.append('<action name="%s"%s/>' % (action, automatic))
+    return "\n".join(lines + ["</actions>", "</resource-agent>"])
+
+
+def render_metadata_parameter(agent, row, name, obsoletes):
+    default = agent.defaults.get(row.name, row.default)
+    marks = ' obsoletes="%s"' % obsoletes[0] if obsoletes else ""
+    marks += ' deprecated="1"' if name != row.name else ""
+    required = int(row.name in agent.required or row.name == "action")
+    kind = CONTENT_TYPES.get(row.kind, row.kind)
+    shown_default = ' default="%s"' % escape_xml(default) if default else ""
+    lines = ['<parameter name="%s" unique="0" required="%d"%s>' % (name, required, marks),
+             '<getopt mixed="%s"/>' % escape_xml(render_option(row))]
+    if row.choices:
+        lines.append('<content type="select"%s>' % shown_default)
+        lines += ['<option value="%s"/>' % escape_xml(choice) for choice in row.choices]
+        lines.append("</content>")
+    else:
+        lines.append('<content type="%s"%s/>' % (kind, shown_default))
+    return lines + ['<shortdesc lang="en">%s</shortdesc>' % escape_xml(row.help), "</parameter>"]
+
+
+def render_option(row):
+    long_form = "--" + row.name.replace("_", "-")
+    if row.kind != BOOLEAN:
+        long_form += "=[%s]" % row.name.upper()
+    return "-%s, %s" % (row.letter, long_form) if row.letter else long_form
+
+
+def render_help(agent):
+    import textwrap
+    lines = ["Usage: %s [options]" % agent.name,
+             "Without options, parameters are read from stdin as lines name=value.", "",
+             agent.longdesc, "", "Actions: " + ", ".join(agent.actions), "", "Options:"]
+    lines = [piece for line in lines for piece in textwrap.wrap(line, 95) or [""]]
+    for row in rows_of(agent):
+        default = agent.defaults.get(row.name, row.default)
+        text = row.help + (" (default: %s)" % default if default else "")
+        if row.aliases:
+            text += " (old name: %s)" % ", ".join(row.aliases)
+        lines.append("  " + render_option(row))
+        lines += textwrap.wrap(text, 95, initial_indent=" " * 8, subsequent_indent=" " * 8)
+    return "\n".join(lines + [
+        "", "Example, as Pacemaker calls it:",
+        "  printf 'ip=10.20.20.202\\naction=status\\n' | %s" % agent.name])
+
+
+def run_agent(agent, pairs, system):
+    """Run one call of a fence agent; return its exit code."""
+    values, unknown = collect_values(pairs, rows_of(agent))
+    action = values.get("action", agent.defaults.get("action", "")).lower()
+    action = ACTION_ALIASES.get(action, action)
+    system.secrets.update(values[row.name] for row in PARAMS if row.secret and row.name in values)
+    if values.get("help") == "1":
+        system.write(render_help(agent))
+        return EXIT_GOOD
+    if values.get("version") == "1":
+        system.write(__version__)
+        return EXIT_GOOD
+    if action in ("metadata", "manpage"):
+        # Before the settings: asked for with nothing else, by users that may do nothing else.
+        system.write(render_metadata(agent))
+        return EXIT_GOOD
+    settings = build_settings(values, rows_of(agent), agent.defaults)
+    system.verbose_level = settings.verbose_level
+    system.quiet = settings.quiet
+    system.debug_file = settings.debug_file
+    if unknown:
+        system.debug("ignored unknown parameters: %s" % ", ".join(sorted(unknown)))
+    check_call(agent, action, settings)
+    if action == "validate-all":
+        check_password_script(settings)
+        return EXIT_GOOD
+    return run_device_action(agent, action, settings, system)
+
+
+def check_call(agent, action, settings):
+    """Raise UsageError unless the call names an action of the agent and what it needs."""
+    if not action:
+        raise UsageError("no action given (use -o status, or action=status on stdin)")
+    if action not in agent.actions:
+        raise UsageError("unsupported action %s (one of: %s)"
+                         % (quote(action), ", ".join(agent.actions)))
+    for name in agent.required:
+        if not getattr(settings, name):
+            row = PARAMS_BY_NAME[name]
+            raise UsageError("no %s given (use -%s, or %s= on stdin): %s"
+                             % (name, row.letter, name, row.help.lower()))
+
+
+def check_password_script(settings):
+    words = settings.password_script.split()
+    if words and not (os.path.isabs(words[0]) and os.access(words[0], os.X_OK)):
+        raise UsageError("password_script: %s is not the path of a program that can be run"
+                         % quote(words[0]))
+
+
+def read_password(settings, system):
+    """Replace the password by what password_script prints, as fence-agents do (through sh)."""
+    if not settings.password_script:
+        return
+    check_password_script(settings)
+    code, out, err = system.run(["/bin/sh", "-c", settings.password_script], "",
+                                system.deadline(settings.login_timeout))
+    if code != 0 or not out.strip():
+        raise UsageError("password_script ended with code %d and printed %s: %s"
+                         % (code, "a password" if out.strip() else "nothing", quote(err.strip())))
+    settings.password = out.rstrip()
+    system.secrets.add(settings.password)
+
+
+def run_device_action(agent, name, settings, system):
+    """Run one action on the agent's device; write its answer and the event's log line."""
+    action = DEVICE_ACTIONS[name]
+    read_password(settings, system)
+    if action.delayed:
+        system.sleep(settings.delay)
+    settings.family = (socket.AF_INET if settings.inet4_only
+                       else socket.AF_INET6 if settings.inet6_only else socket.AF_UNSPEC)
+    device = DEVICES[agent.device](system, settings)
+    job = Job(system, device, settings)
+    started = system.clock()
+    target = settings.nodename or settings.plug or "-"
+    failure = None
+    try:
+        code, text = action.run(job)
+        outcome = text.replace("\n", "; ") or "ok"
+    except FenceError as error:
+        failure = "%s %s: %s: %s" % (name, target, device.describe(), error)
+        outcome = "failed: %s" % error
+    finally:
+        device.close()
+    system.event("action=%s target=%s device=%s plug=%s ms=%d attempts=%d outcome=%s" % (
+        name, target, device.describe().replace(" ", "@"), settings.plug or "-",
+        (system.clock() - started) * 1000, job.attempts, outcome))
+    if failure:
+        system.tell(failure)
+        return EXIT_BAD
+    if text:
+        system.write(text)
+    return code
+
+
+# ==================================================================================================
+# SECTION 14: COMMANDS
+# What people call: one cmd_ function a subcommand; it returns the exit code.
+# ==================================================================================================
+def cmd_agents(arguments, system):
+    """Print the names of the fence agents in this file: install.sh makes a link for each."""
+    system.write("\n".join(AGENTS))
+    return EXIT_GOOD
+
+
+# The external plugin of cluster-glue: verbs in argv, parameters in the environment.
+# Source: cluster-glue 1.0.12 lib/plugins/stonith/external.c; seen: `stonith -t external/kasa`.
+PLUGIN_PARAMS = ("ip", "ipport", "plug", "device_mac", "power_timeout")
+PLUGIN_ACTIONS = {"on": "on", "off": "off", "reset": "reboot"}
+
+
+def run_plugin(agent, words, environment, system):
+    """Run one call of the cluster-glue plugin dialect; return its exit code."""
+    verb, host = words[0], words[1] if len(words) > 1 else ""
+    hosts = environment.get("hostlist", "").replace(",", " ").split()
+    texts = {
+        "getconfignames": "\n".join(("hostlist",) + PLUGIN_PARAMS),
+        "getinfo-devid": agent.name, "getinfo-devname": agent.name,
+        "getinfo-devdescr": agent.longdesc, "getinfo-devurl": "see fencetool --help",
+        "getinfo-xml": "\n".join(render_plugin_parameters(agent)), "gethosts": "\n".join(hosts)}
+    if verb in texts:
+        system.write(texts[verb])
+        return EXIT_GOOD
+    pairs = [(name, environment[name]) for name in PLUGIN_PARAMS + ("ipaddr",)
+             if name in environment]
+    if verb == "status":
+        return run_agent(agent, pairs + [("action", "monitor")], system)
+    if verb not in PLUGIN_ACTIONS:
+        raise UsageError("unsupported action %s of a cluster-glue plugin" % quote(verb))
+    if host not in hosts:
+        raise UsageError("%s is not in the hostlist (%s); nothing was switched"
+                         % (quote(host), " ".join(hosts)))
+    if len(hosts) > 1 and "plug" in environment:
+        raise UsageError("plug names one outlet, and the hostlist has %d hosts" % len(hosts))
+    if len(hosts) == 1:
+        pairs.append(("nodename", host))
+    # With several hosts the host must be the alias of an outlet: plug, not only a label.
+    pairs += [("action", PLUGIN_ACTIONS[verb])] + ([("plug", host)] if len(hosts) > 1 else [])
+    return run_agent(agent, pairs, system)
+
+
+def render_plugin_parameters(agent):
+    lines = ["<parameters>", '<parameter name="hostlist" unique="0" required="1">',
+             '<content type="string"/>', '<shortdesc lang="en">Nodes to be fenced</shortdesc>',
+             "</parameter>"]
+    for row in rows_of(agent):
+        if row.name in PLUGIN_PARAMS:
+            lines += [line for line in render_metadata_parameter(agent, row, row.name, ())
+                      if not line.startswith("<getopt")]
+    return lines + ["</parameters>"]
+
+
+# ==================================================================================================
+# SECTION 15: SIMULATOR
+# Virtual plugs on real sockets, with faults to order, and the demo that shows them. Used by no
+# agent. A virtual device keeps apart what its relay reports and what its contact does.
+# ==================================================================================================
+Fault = collections.namedtuple("Fault", "name meaning")
+
+FAULTS = {fault.name: fault for fault in (
+    Fault("refuse", "the port is closed"),
+    Fault("silent", "accepts the connection and never answers"),
+    Fault("drip", "answers one byte a second"),
+    Fault("truncated", "breaks off in the middle of every answer"),
+    Fault("oversize", "claims an answer of a gigabyte"),
+    Fault("garbage", "answers with bytes that mean nothing"),
+    Fault("wrong_type", "answers with true, null and words where numbers belong"),
+    Fault("drop", "obeys every command, and breaks the connection instead of answering it"),
+    Fault("ignore", "acknowledges every command and switches nothing"),
+    Fault("late", "acknowledges, and switches two seconds later"),
+    Fault("welded", "reports OFF while the contact stays closed"),
+    Fault("wrong_outlet", "acknowledges, and switches another outlet"),
+    Fault("dead_meter", "the power meter answers with an error"),
+)}
+LATE_SECONDS = 2.0
+
+
+class VirtualOutlet:
+    """relay: what the firmware reports; powered: whether the contact really carries power."""
+
+    def __init__(self, number, alias, watts=43.0):
+        self.number = number
+        self.alias = alias
+        self.watts = watts
+        self.relay = True
+        self.powered = True
+
+
+class VirtualDevice:
+    """A device that listens on loopback (or another address) until stop().
+
+    fault: a name of FAULTS or "". lose_every: every n-th answer is lost. on_power(number, powered)
+    is called when a contact changes. requests: every request that came, decoded.
+    """
+
+    default_port = 0
+
+    def __init__(self, aliases=("plug",), mac="CC:32:E5:00:00:01", metered=False, fault=""):
+        self.outlets = [VirtualOutlet(number, alias) for number, alias in enumerate(aliases, 1)]
+        self.mac = mac
+        self.metered = metered
+        self.fault = fault
+        self.lose_every = 0
+        self.on_power = lambda number, powered: None
+        self.requests = []
+        self.answers = 0
+        self.address = ("", 0)
+        self._sockets = []
+        self._timers = []
+        self._stopping = False
+
+    def start(self, host="127.0.0.1", port=0):
+        """Listen on TCP and return the port (0: any free one); a fault "refuse" closes it again."""
+        import threading
+        self.lock = threading.RLock()
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        self.address = (host, listener.getsockname()[1])
+        if self.fault == "refuse":
+            listener.close()
+            return self.address[1]
+        listener.listen(16)
+        self._sockets.append(listener)
+        self._thread(self._accept, listener)
+        return self.address[1]
+
+    def stop(self):
+        self._stopping = True
+        for timer in self._timers:
+            timer.cancel()
+        for handle in list(self._sockets):
+            try:
+                handle.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass
+            handle.close()
+
+    def switch(self, number, on):
+        """Obey a command for one outlet, as far as the fault lets it."""
+        import threading
+        if self.fault == "ignore":
+            return
+        if self.fault == "wrong_outlet":
+            number = number % len(self.outlets) + 1 if len(self.outlets) > 1 else 0
+        if self.fault == "late":
+            timer = threading.Timer(LATE_SECONDS, self._move, (number, on))
+            timer.daemon = True
+            self._timers.append(timer)
+            timer.start()
+        else:
+            self._move(number, on)
+
+    def _move(self, number, on):
+        if not number:
+            return
+        outlet = self.outlets[number - 1]
+        outlet.relay = on
+        powered = on or self.fault == "welded"
+        if outlet.powered is not powered:
+            outlet.powered = powered
+            self.on_power(number, powered)
+
+    def watts(self, outlet):
+        return outlet.watts if outlet.powered else 0.0
+
+    def _thread(self, run, *arguments):
+        import threading
+        threading.Thread(target=run, args=arguments, daemon=True).start()
+
+    def _accept(self, listener):
+        while not self._stopping:
+            try:
+                handle, _ = listener.accept()
+            except OSError:
+                return
+            self._sockets.append(handle)
+            self._thread(self._converse, handle)
+
+    def _converse(self, handle):
+        try:
+            with handle:
+                handle.settimeout(60)
+                self.converse(handle)
+        except OSError:
+            pass  # the client went away, or stop() closed the socket
+
+    def converse(self, handle):
+        """Serve one connection in the device's dialect."""
+        raise NotImplementedError
+
+    def send_answer(self, handle, answer):
+        """Send an answer as the fault has it; return False when the connection is to be closed."""
+        self.answers += 1
+        lost = self.lose_every and self.answers % self.lose_every == 0
+        if self.fault == "silent" or lost:
+            self._await_end(handle)
+            return False
+        if self.fault == "drip":
+            for byte in answer:
+                handle.sendall(bytes([byte]))
+                time.sleep(1)
+        elif self.fault == "truncated":
+            handle.sendall(answer[:len(answer) // 2])
+            return False
+        else:
+            handle.sendall(answer)
+        return True
+
+    @staticmethod
+    def _await_end(handle):
+        while handle.recv(4096):
+            pass
+
+
+class VirtualKasa(VirtualDevice):
+    """A Kasa plug, or a strip when it has several aliases, on TCP and UDP.
+
+    strip_ids: "long" or "short", the two forms of a child id. The list of outlets is reversed, as
+    real firmware keeps no order. old_meter: hardware 1 tells watts, later ones milliwatts.
+    """
+
+    default_port = KASA_PORT
+
+    def __init__(self, *args, strip_ids="long", old_meter=False, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.strip_ids = strip_ids
+        self.old_meter = old_meter
+        self.device_id = "8006" + "%036X" % int(parse_mac(self.mac), 16)
+
+    def start(self, host="127.0.0.1", port=0):
+        super().start(host, port)
+        if self.fault != "refuse":
+            datagrams = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET,
+                                      socket.SOCK_DGRAM)
+            datagrams.bind(self.address)
+            self._sockets.append(datagrams)
+            self._thread(self._answer_datagrams, datagrams)
+        return self.address[1]
+
+    def converse(self, handle):
+        connection = Connection(handle)
+        while not self._stopping:
+            deadline = Deadline(time.monotonic, 60)
+            try:
+                length = struct.unpack(">I", connection.receive(4, deadline))[0]
+                message = connection.receive(length, deadline)
+            except Unreachable:
+                return
+            answer = self.answer(message)
+            if answer is None or not self.send_answer(handle, self._frame(answer)):
+                return
+
+    def _frame(self, message):
+        if self.fault == "oversize":
+            return struct.pack(">I", 1 << 30) + message
+        if self.fault == "garbage":
+            message = bytes(range(7, 7 + 40))
+        return struct.pack(">I", len(message)) + message
+
+    def _answer_datagrams(self, datagrams):
+        while not self._stopping:
+            try:
+                message, sender = datagrams.recvfrom(4096)
+                answer = self.answer(message)
+                if answer and not self.fault:
+                    datagrams.sendto(answer, sender)
+            except (OSError, ValueError):
+                if self._stopping:
+                    return
+
+    def answer(self, message):
+        """Return the reply to one message, or None when the connection breaks instead."""
+        request = json.loads(decrypt_kasa(message).decode("utf-8"))
+        with self.lock:
+            self.requests.append(request)
+            chosen = request.pop("context", {}).get("child_ids", [])
+            reply = {module: {method: self._call(module, method, arguments or {}, chosen)
+                              for method, arguments in methods.items()}
+                     for module, methods in request.items()}
+        if self.fault == "drop" and "set_relay_state" in request.get("system", {}):
+            return None
+        return build_kasa_message(reply)
+
+    def _call(self, module, method, arguments, chosen):
+        handler = getattr(self, "_%s_%s" % (module, method), None)
+        if handler is None:
+            return {"err_code": -1, "err_msg": "module not support"}
+        return handler(arguments, chosen)
+
+    def _system_get_sysinfo(self, arguments, chosen):
+        info = {
+            "sw_ver": "1.0.21 Build 210524 Rel.161309", "hw_ver": "1.0", "deviceId": self.device_id,
+            "model": self._model(), "oemId": "0" * 32, "hwId": "0" * 32, "rssi": -53,
+            "latitude_i": 0, "longitude_i": 0, "alias": "fencetool virtual strip",
+            "mic_type": "IOT.SMARTPLUGSWITCH", "mac": self.mac, "updating": 0, "led_off": 0,
+            "feature": "TIM:ENE" if self.metered else "TIM", "status": "new", "ntc_state": 0,
+            "obd_src": "tplink", "err_code": 0}
+        states = {outlet.number: int(outlet.relay) for outlet in self.outlets}
+        if self.fault == "wrong_type":
+            states = {number: bool(state) for number, state in states.items()}
+        if len(self.outlets) == 1:
+            info.update(alias=self.outlets[0].alias, relay_state=states[1], on_time=7 * states[1],
+                        active_mode="none", next_action={"type": -1},
+                        dev_name="Smart Wi-Fi Plug Mini", icon_hash="")
+        else:
+            info.update(child_num=len(self.outlets), children=[
+                {"id": self._child_id(outlet), "alias": outlet.alias,
+                 "state": states[outlet.number], "on_time": 7 * states[outlet.number],
+                 "next_action": {"type": -1}} for outlet in reversed(self.outlets)])
+        return info
+
+    def _model(self):
+        if len(self.outlets) > 1:
+            return "HS300(US)" if self.metered else "KP303(UK)"
+        return "KP115(EU)" if self.metered else "HS103(US)"
+
+    def _child_id(self, outlet):
+        suffix = "%02d" % (outlet.number - 1)
+        return suffix if self.strip_ids == "short" else self.device_id + suffix
+
+    def _chosen_outlet(self, chosen):
+        """Return the outlet a request means: without an id, a strip takes its first one."""
+        for outlet in self.outlets:
+            if self._child_id(outlet) in chosen[:1]:
+                return outlet
+        return None if chosen else self.outlets[0]
+
+    def _system_set_relay_state(self, arguments, chosen):
+        outlet = self._chosen_outlet(chosen)
+        if outlet is None or arguments.get("state") not in (0, 1):
+            return {"err_code": -3, "err_msg": "invalid argument"}
+        self.switch(outlet.number, bool(arguments["state"]))
+        return {"err_code": 0}
+
+    def _emeter_get_realtime(self, arguments, chosen):
+        outlet = self._chosen_outlet(chosen)
+        if not self.metered or outlet is None or self.fault == "dead_meter":
+            return {"err_code": -1, "err_msg": "module not support"}
+        watts = self.watts(outlet)
+        if self.old_meter:
+            return {"current": watts / 230, "power": watts, "total": 30.4, "voltage": 230.0,
+                    "err_code": 0}
+        return {"current_ma": int(watts / 0.23), "power_mw": int(watts * 1000), "total_wh": 26889,
+                "voltage_mv": 230000, "err_code": 0}
+
+    def _time_get_time(self, arguments, chosen):
+        now = time.gmtime()
+        return {"year": now.tm_year, "month": now.tm_mon, "mday": now.tm_mday,
+                "hour": now.tm_hour, "min": now.tm_min, "sec": now.tm_sec, "err_code": 0}
+
+    def _time_get_timezone(self, arguments, chosen):
+        return {"index": 38, "err_code": 0}
+
+    def _schedule_get_rules(self, arguments, chosen):
+        return {"rule_list": [], "version": 2, "enable": 0, "err_code": 0}
+
+    _count_down_get_rules = _anti_theft_get_rules = _schedule_get_rules
+
+    def _schedule_get_next_action(self, arguments, chosen):
+        return {"type": -1, "err_code": 0}
+
+    def _cnCloud_get_info(self, arguments, chosen):
+        return {"username": "", "server": "devs.tplinkcloud.com", "binded": 0,
+                "cld_connection": 0, "illegalType": -1, "tcspStatus": -1, "err_code": 0}
+
+
+# One step of the demo. device: key of a virtual device; expected: exit code; shows: what the output
+# must hold; lesson: what the reader should take from it.
+DemoStep = collections.namedtuple("DemoStep", "device parameters expected shows lesson")
+
+DEMO_LIMITS = "login_timeout=1\nshell_timeout=1\npower_timeout=3\n"
+DEMO_STEPS = (
+    DemoStep("plug", "action=status", 0, "Status: ON", "a node runs on this plug"),
+    DemoStep("plug", "action=off\nnodename=storage-b", 0, "Success: Powered OFF",
+             "off: commanded, and then seen OFF twice in the device's own readings"),
+    DemoStep("plug", "action=status", 2, "Status: OFF", "exit code 2 means OFF, and nothing else"),
+    DemoStep("plug", "action=reboot\nnodename=storage-b", 0, "Success: Rebooted",
+             "off with proof, a pause that no power supply bridges, on again"),
+    DemoStep("strip", "action=off\nplug=2\nnodename=storage-b", 0, "Success: Powered OFF",
+             "one outlet of a strip, by the number on its case"),
+    DemoStep("strip", "action=list-status", 0, "3,spare,ON", "the other outlets were left alone"),
+    DemoStep("liar", "action=off\nnodename=storage-b", 1, "still reports ON",
+             "a plug that acknowledges and does not switch: NOT fenced"),
+    DemoStep("welded", "action=off\nnodename=storage-b", 1, "still draws 43 W",
+             "a relay that reports OFF with its contact welded: NOT fenced"),
+)
+
+
+def build_demo_devices():
+    return {"plug": VirtualKasa(["storage-b"]),
+            "strip": VirtualKasa(["storage-a", "storage-b", "spare"], mac="CC:32:E5:00:00:02"),
+            "liar": VirtualKasa(["storage-b"], fault="ignore"),
+            "welded": VirtualKasa(["storage-b"], metered=True, fault="welded")}
+
+
+def cmd_demo(arguments, system):
+    """Fence virtual nodes on this machine: no hardware, no root, nothing leaves loopback."""
+    system.write("What is simulated: the plugs (threads of this process on 127.0.0.1). What is "
+                 "real: the agent,\nrun as a process of its own with its parameters on stdin, as "
+                 "Pacemaker does.\n")
+    devices = build_demo_devices()
+    wrong = 0
+    try:
+        for device in devices.values():
+            device.start()
+        for number, step in enumerate(DEMO_STEPS, 1):
+            wrong += not run_demo_step(number, step, devices[step.device], system)
+    finally:
+        for device in devices.values():
+            device.stop()
+    if wrong:
+        system.write("%d of %d steps did not go as told." % (wrong, len(DEMO_STEPS)))
+        return EXIT_BAD
+    system.write("All %d steps went as told. Next, with a real plug (give it a fixed address):\n"
+                 "  sh install.sh\n  fence_kasa -a ADDRESS -o status\n  fence_kasa --help"
+                 % len(DEMO_STEPS))
+    return EXIT_GOOD
+
+
+def run_demo_step(number, step, device, system):
+    """Run one step and show it; return whether it went as told."""
+    parameters = "ip=%s\nipport=%d\n%s%s\n" % (device.address + (DEMO_LIMITS, step.parameters))
+    system.write("%d. %s\n   $ printf '%s' | fence_kasa" % (
+        number, step.lesson, parameters.replace("\n", "\\n")))
+    code, out, err = system.run(
+        [sys.executable, "-IS", os.path.abspath(__file__), "fence_kasa"], parameters,
+        system.deadline(20))
+    for line in (out + err).splitlines():
+        system.write("   " + line)
+    good = code == step.expected and step.shows in out + err
+    system.write("   exit code %d: %s\n" % (code, "as told" if good else "NOT as told (%d, %s)"
+                                            % (step.expected, step.shows)))
+    return good
+
+
+# ==================================================================================================
+# SECTION 16: ENTRY
+# From the name and the arguments that the program was started with to one exit code.
+# ==================================================================================================
+Command = collections.namedtuple("Command", "run help")
+
+COMMANDS = {
+    "demo": Command(cmd_demo, "fence virtual nodes on this machine, to see how it works"),
+    "agents": Command(cmd_agents, "print the names of the fence agents in this file"),
+}
+
+
+def main(argv, environment):
+    """Run the program and return its exit code; nothing but exit codes and lines leaves here."""
+    name, arguments = os.path.basename(argv[0]), argv[1:]
+    if name not in AGENTS and arguments and arguments[0] in AGENTS:
+        name, arguments = arguments[0], arguments[1:]
+    is_agent = name in AGENTS or name == "kasa"
+    system = System(name if is_agent else "fencetool")
+    try:
+        if name == "kasa":
+            if not arguments:
+                raise UsageError("no action given (this is the cluster-glue plugin)")
+            return run_plugin(AGENTS["fence_kasa"], arguments, environment, system)
+        if is_agent:
+            rows = rows_of(AGENTS[name])
+            pairs = (parse_argv(arguments, rows) if arguments
+                     else parse_stdin(system.read_stdin()))
+            return run_agent(AGENTS[name], pairs, system)
+        return run_command(arguments, system)
+    except FenceError as error:
+        system.error(str(error))
+        return EXIT_USAGE if isinstance(error, UsageError) and not is_agent else EXIT_BAD
+    except KeyboardInterrupt:
+        system.error("interrupted; what was under way is not confirmed")
+        return EXIT_BAD
+    except BrokenPipeError:
+        return EXIT_BAD
+    except Exception as error:  # a defect of ours: still one line, and no exit code of success
+        system.error(describe_defect(error))
+        return EXIT_BAD
+
+
+def describe_defect(error):
+    """Return one line for an exception that should not have come, with the place it came from."""
+    trace = error.__traceback__
+    while trace.tb_next:
+        trace = trace.tb_next
+    return "internal error, please report it: %s: %s (%s line %d)" % (
+        type(error).__name__, error, trace.tb_frame.f_code.co_name, trace.tb_lineno)
+
+
+def run_command(arguments, system):
+    import argparse
+    parser = argparse.ArgumentParser(
+        prog="fencetool", allow_abbrev=False,
+        description=__doc__.split("\n\n")[0] + "\n\nAgents: " + ", ".join(AGENTS)
+        + " (fencetool.py AGENT --help tells their options).",
+        formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--version", action="version", version="fencetool " + __version__)
+    subparsers = parser.add_subparsers(dest="command", metavar="SUBCOMMAND")
+    for name, command in COMMANDS.items():
+        subparsers.add_parser(name, help=command.help, description=command.run.__doc__)
+    try:
+        options = parser.parse_args(arguments)
+    except SystemExit as stop:
+        return stop.code
+    if not options.command:
+        parser.print_help(sys.stderr)
+        return EXIT_USAGE
+    return COMMANDS[options.command].run(options, system)
+
+
+def leave(code):
+    """End the process with the code; a reader of stdout that went away must not add a traceback."""
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError, AttributeError):
+        code = code or EXIT_BAD
+    # Not sys.exit: a name server that never answers must not hold the process in its thread, and
+    # nothing is left to clean up.
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    leave(main(sys.argv, os.environ))

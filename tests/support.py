@@ -1,0 +1,107 @@
+"""What the tests share: running the real script as Pacemaker does, and saying what is missing."""
+import collections
+import concurrent.futures
+import os
+import shutil
+import subprocess
+import sys
+import time
+import unittest
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+SCRIPT = os.path.join(ROOT, "fencetool.py")
+# Limits that keep a fault's test short; all of them together are the most an action may take.
+SHORT_LIMITS = {"login_timeout": "1", "shell_timeout": "1", "power_timeout": "3",
+                "stonith_status_sleep": "200ms"}
+
+Result = collections.namedtuple("Result", "code out err seconds")
+
+
+def require(condition, reason):
+    """Skip the test for this reason unless condition; with FENCETOOL_TEST_ALL=1 fail instead."""
+    if condition:
+        return
+    if os.environ.get("FENCETOOL_TEST_ALL") == "1":
+        raise AssertionError("must not be skipped here: " + reason)
+    raise unittest.SkipTest(reason)
+
+
+def require_program(name):
+    """Return the path of a program, or skip the test that needs it."""
+    path = shutil.which(name, path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin")
+    require(path, "%s is not installed" % name)
+    return path
+
+
+def require_root():
+    require(os.geteuid() == 0, "needs root")
+
+
+def run(argv, stdin="", environment=None, cwd=None, timeout=90, **options):
+    """Run a program to its end and return its Result; stdin is text or bytes."""
+    data = stdin if isinstance(stdin, bytes) else stdin.encode("utf-8")
+    started = time.monotonic()
+    child = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                             stderr=subprocess.PIPE, cwd=cwd,
+                             env={} if environment is None else environment, **options)
+    try:
+        out, err = child.communicate(data, timeout=timeout)
+    finally:
+        if child.poll() is None:
+            child.kill()
+            child.communicate()
+    return Result(child.returncode, out.decode("utf-8", "surrogateescape"),
+                  err.decode("utf-8", "surrogateescape"), time.monotonic() - started)
+
+
+def fencetool(*arguments, **options):
+    """Run the script with arguments, in an empty environment."""
+    return run([sys.executable, "-IS", SCRIPT] + list(arguments), **options)
+
+
+def on_stdin(agent, parameters, **options):
+    """Run an agent with its parameters on stdin, as Pacemaker does."""
+    lines = "".join("%s=%s\n" % item for item in parameters.items())
+    return fencetool(agent, stdin=lines, **options)
+
+
+def in_argv(agent, parameters, **options):
+    """Run an agent with the same parameters as options, as a person does."""
+    arguments = ["--%s=%s" % (name.replace("_", "-"), value)
+                 for name, value in parameters.items()]
+    return fencetool(agent, *arguments, **options)
+
+
+def at_once(calls, workers=16):
+    """Run functions without arguments in parallel; return their results in order."""
+    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+        return list(pool.map(lambda call: call(), calls))
+
+
+class AgentTest(unittest.TestCase):
+    """What holds for every call of an agent."""
+
+    def start(self, device, *arguments, **options):
+        """Start a virtual device that ends with the test; return it."""
+        device.start(*arguments, **options)
+        self.addCleanup(device.stop)
+        return device
+
+    def address(self, device, **parameters):
+        """Return the parameters that reach a virtual device, and more of them."""
+        found = {"ip": device.address[0], "ipport": str(device.address[1])}
+        found.update(SHORT_LIMITS)
+        found.update(parameters)
+        return found
+
+    def assert_success(self, result, code=0):
+        self.assertEqual((result.code, result.err), (code, ""), result)
+
+    def assert_failure(self, result, *words):
+        """Exit 1, nothing on stdout, and exactly one line with the reason on stderr."""
+        self.assertEqual((result.code, result.out), (1, ""), result)
+        self.assertEqual(result.err.count("\n"), 1, result.err)
+        self.assertNotIn("Traceback", result.err)
+        self.assertNotIn("internal error", result.err)
+        for word in words:
+            self.assertIn(word, result.err)
