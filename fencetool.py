@@ -281,7 +281,8 @@ def doubt_about_meter(watts, policy):
 
 # ==================================================================================================
 # SECTION 5: PARAMETERS
-# Every parameter is one row; stdin names, options, defaults, metadata and help follow from it. Pure.
+# Every parameter is one row: stdin names, options, defaults, metadata and help follow from it.
+# Pure.
 # ==================================================================================================
 STRING = "string"
 INTEGER = "integer"
@@ -495,7 +496,7 @@ def decrypt_kasa(cipher):
 
 
 def build_kasa_message(request):
-    """Return a request (dict) as the payload of one datagram, and of one frame behind its length."""
+    """Return a request (dict) as one datagram; a frame has its length before it."""
     return encrypt_kasa(json.dumps(request, separators=(",", ":")).encode("utf-8"))
 
 
@@ -771,7 +772,7 @@ class System:
         raise failure
 
     def run(self, argv, stdin_text, deadline):
-        """Run a program and return (exit code, stdout, stderr); Unreachable when it cannot or hangs.
+        """Run a program and return (exit code, stdout, stderr); raise Unreachable if it hangs.
 
         The environment is a clean one: a child that inherited PCMK_service would run without its
         time limits. The child stays in our process group, where Pacemaker's SIGKILL reaches it.
@@ -857,7 +858,8 @@ def explain_connect_error(error, deadline):
         return "no connection within %s (is the plug powered, is a firewall between?)" % (
             render_seconds(deadline.seconds))
     hint = CONNECT_HINTS.get(error.errno)
-    return "no connection: %s%s" % (explain_os_error(error, deadline), " (%s)" % hint if hint else "")
+    return "no connection: %s%s" % (explain_os_error(error, deadline),
+                                    " (%s)" % hint if hint else "")
 
 
 # ==================================================================================================
@@ -1233,7 +1235,8 @@ def rows_of(agent):
 def render_metadata(agent):
     """Return the agent's description as fence-agents' lib/metadata.rng wants it."""
     lines = ['<?xml version="1.0" encoding="utf-8"?>',
-             '<resource-agent name="%s" shortdesc="%s">' % (agent.name, escape_xml(agent.shortdesc)),
+             '<resource-agent name="%s" shortdesc="%s">'
+             % (agent.name, escape_xml(agent.shortdesc)),
              "<longdesc>%s</longdesc>" % escape_xml(agent.longdesc),
              "<vendor-url></vendor-url>",
              "<parameters>"]
@@ -1741,6 +1744,12 @@ class VirtualKasa(VirtualDevice):
         return {"current_ma": int(watts / 0.23), "power_mw": int(watts * 1000), "total_wh": 26889,
                 "voltage_mv": 230000, "err_code": 0}
 
+    def _emeter_get_daystat(self, arguments, chosen):
+        return {"day_list": [], "err_code": 0}
+
+    def _emeter_get_monthstat(self, arguments, chosen):
+        return {"month_list": [], "err_code": 0}
+
     def _time_get_time(self, arguments, chosen):
         now = time.gmtime()
         return {"year": now.tm_year, "month": now.tm_mon, "mday": now.tm_mday,
@@ -1758,8 +1767,9 @@ class VirtualKasa(VirtualDevice):
         return {"type": -1, "err_code": 0}
 
     def _cnCloud_get_info(self, arguments, chosen):
-        return {"username": "", "server": "devs.tplinkcloud.com", "binded": 0,
-                "cld_connection": 0, "illegalType": -1, "tcspStatus": -1, "err_code": 0}
+        return {"username": "", "server": "devs.tplinkcloud.com", "binded": 0, "cld_connection": 0,
+                "illegalType": -1, "stopConnect": 0, "tcspStatus": -1, "fwDlPage": "",
+                "tcspInfo": "", "fwNotifyType": 0, "err_code": 0}
 
 
 # One step of the demo. device: key of a virtual device; expected: exit code; shows: what the output

@@ -1,0 +1,27 @@
+"""The demo is the first thing that a stranger runs: it must go as told, without root or network."""
+import sys
+import unittest
+
+from tests import support
+
+
+class Demo(unittest.TestCase):
+    def test_the_demo_goes_as_told_without_root_and_network(self):
+        support.require_root()
+        # A network namespace of its own has nothing but loopback; nobody may do nothing special.
+        script = ("ip link set lo up && exec setpriv --reuid 65534 --regid 65534 --clear-groups "
+                  "/usr/bin/python3 -IS %s demo" % support.SCRIPT)
+        result = support.run(["unshare", "-n", "sh", "-c", script],
+                             environment={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"})
+        self.assertEqual((result.code, result.err), (0, ""), result.out)
+        self.assertIn("What is simulated", result.out)
+        self.assertIn("NOT fenced", result.out)
+        self.assertNotIn("NOT as told", result.out)
+
+    def test_a_step_that_does_not_go_as_told_fails_the_demo(self):
+        code = ("import sys; sys.path.insert(0, %r); import fencetool; "
+                "fencetool.DEMO_STEPS = (fencetool.DEMO_STEPS[0]._replace(expected=1),); "
+                "sys.exit(fencetool.main(['fencetool', 'demo'], {}))" % support.ROOT)
+        result = support.run([sys.executable, "-B", "-c", code])
+        self.assertEqual(result.code, 1, result)
+        self.assertIn("1 of 1 steps did not go as told", result.out)

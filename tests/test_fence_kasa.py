@@ -1,0 +1,493 @@
+"""fence_kasa as a process against virtual plugs on real sockets."""
+import functools
+import os
+import signal
+import stat
+import subprocess
+import sys
+import tempfile
+import threading
+import unittest
+
+import fencetool
+from tests import support
+from tests.support import AgentTest, at_once, in_argv, on_stdin
+
+BOTH_WAYS = (on_stdin, in_argv)
+# The most that the limits of support.SHORT_LIMITS allow, and the second that the contract adds.
+MOST_SECONDS = 1 + 1 + 3 + 1
+SENT = [{"system": {"set_relay_state": {"state": 0}}}]
+
+
+def call(way, parameters, **more):
+    return functools.partial(way, "fence_kasa", dict(parameters, **more))
+
+
+def switched(device):
+    """Return whether any command to switch has reached the device."""
+    return any("set_relay_state" in request.get("system", {}) for request in device.requests)
+
+
+class Actions(AgentTest):
+    def test_every_action_gives_the_same_from_stdin_and_argv(self):
+        expected = (
+            ("status", 0, "Status: ON\n"), ("off", 0, "Success: Powered OFF\n"),
+            ("status", 2, "Status: OFF\n"), ("off", 0, "Success: Already OFF\n"),
+            ("monitor", 0, ""), ("list-status", 0, "1,node,OFF\n"),
+            ("on", 0, "Success: Powered ON\n"), ("on", 0, "Success: Already ON\n"),
+            ("list", 0, "1,node\n"), ("monitor", 0, ""), ("disable", 0, "Success: Powered OFF\n"),
+            ("enable", 0, "Success: Powered ON\n"), ("validate-all", 0, ""))
+
+        def run_all(way):
+            device = self.start(fencetool.VirtualKasa(["node"]))
+            return [way("fence_kasa", self.address(device, action=action, nodename="node"))
+                    for action, _, _ in expected]
+        for results in at_once([functools.partial(run_all, way) for way in BOTH_WAYS]):
+            for (action, code, out), result in zip(expected, results):
+                with self.subTest(action):
+                    self.assertEqual((result.code, result.out, result.err), (code, out, ""))
+
+    def test_every_kind_of_device_is_switched_and_read(self):
+        kinds = {"plug": {}, "metered": {"metered": True},
+                 "old meter": {"metered": True, "old_meter": True},
+                 "strip": {"aliases": ("a", "b", "c")},
+                 "short ids": {"aliases": ("a", "b"), "strip_ids": "short"},
+                 "metered strip": {"aliases": tuple("abcdef"), "metered": True}}
+
+        def run_one(options):
+            device = self.start(fencetool.VirtualKasa(**options))
+            plug = {"plug": "2"} if "aliases" in options else {}
+            results = [on_stdin("fence_kasa", self.address(device, action=action, **plug))
+                       for action in ("status", "off", "status", "on", "status")]
+            return device, results
+        for kind, (device, results) in zip(kinds, at_once(
+                [functools.partial(run_one, options) for options in kinds.values()])):
+            with self.subTest(kind):
+                self.assertEqual([(result.code, result.err) for result in results],
+                                 [(0, ""), (0, ""), (2, ""), (0, ""), (0, "")])
+                self.assertTrue(all(outlet.relay for outlet in device.outlets))
+
+    def test_an_outlet_of_a_strip_is_found_by_number_alias_and_both_forms_of_id(self):
+        device = self.start(fencetool.VirtualKasa(["a", "b", "storage-b"]))
+        for plug in ("3", "storage-b", "02", device.device_id + "02"):
+            device.outlets[2].relay = True
+            result = on_stdin("fence_kasa", self.address(device, action="off", plug=plug,
+                                                         stonith_status_sleep="50ms"))
+            with self.subTest(plug):
+                self.assert_success(result)
+                self.assertEqual([outlet.relay for outlet in device.outlets], [True, True, False])
+
+    def test_one_connection_serves_all_requests_of_an_action(self):
+        device = self.start(fencetool.VirtualKasa(metered=True))
+        accepted = []
+        converse = device.converse
+        device.converse = lambda handle: (accepted.append(1), converse(handle))
+        self.assert_success(on_stdin("fence_kasa", self.address(device, action="off")))
+        self.assertEqual(len(accepted), 1)
+        self.assertGreaterEqual(len(device.requests), 6)
+
+    def test_off_is_commanded_even_when_the_device_says_off_already(self):
+        device = self.start(fencetool.VirtualKasa())
+        device.outlets[0].relay = False
+        result = on_stdin("fence_kasa", self.address(device, action="off"))
+        self.assertEqual(result.out, "Success: Already OFF\n")
+        self.assertTrue(switched(device))
+
+    def test_sysinfo_is_asked_alone(self):
+        device = self.start(fencetool.VirtualKasa(["a", "b"], metered=True))
+        on_stdin("fence_kasa", self.address(device, action="off", plug="1"))
+        for request in device.requests:
+            self.assertEqual(len(request), 1)
+            self.assertEqual(len(list(request.values())[0]), 1)
+
+    def test_monitor_succeeds_with_the_plug_off_and_without_an_outlet_named(self):
+        device = self.start(fencetool.VirtualKasa(["a", "b"]))
+        device.outlets[0].relay = device.outlets[1].relay = False
+        self.assert_success(on_stdin("fence_kasa", self.address(device, action="monitor")))
+
+    def test_monitor_tells_that_a_required_meter_is_missing(self):
+        device = self.start(fencetool.VirtualKasa())
+        self.assert_failure(on_stdin("fence_kasa", self.address(
+            device, action="monitor", power_meter="require")), "power meter")
+
+    def test_reboot_keeps_the_outlet_off_long_enough_to_cut_a_power_supply(self):
+        device = self.start(fencetool.VirtualKasa())
+        changes = []
+        device.on_power = lambda number, powered: changes.append(
+            (powered, fencetool.System.clock()))
+        self.assert_success(on_stdin("fence_kasa", self.address(device, action="reboot",
+                                                                power_timeout="10")))
+        self.assertEqual([powered for powered, _ in changes], [False, True])
+        self.assertGreaterEqual(changes[1][1] - changes[0][1], fencetool.REBOOT_OFF_SECONDS)
+
+    def test_a_reboot_that_cannot_switch_on_again_succeeds_loudly(self):
+        device = self.start(fencetool.VirtualKasa())
+
+        def stay_off(number, powered):
+            device.fault = "ignore"
+        device.on_power = stay_off
+        result = on_stdin("fence_kasa", self.address(device, action="reboot", power_timeout="8"))
+        self.assertEqual((result.code, result.out), (0, "Success: Rebooted\n"))
+        self.assertIn("could not be switched back ON", result.err)
+        self.assertEqual(result.err.count("\n"), 1)
+
+    def test_a_reboot_without_proof_of_off_never_switches_on(self):
+        device = self.start(fencetool.VirtualKasa(fault="ignore"))
+        self.assert_failure(on_stdin("fence_kasa", self.address(device, action="reboot")))
+        self.assertNotIn({"system": {"set_relay_state": {"state": 1}}}, device.requests)
+
+    def test_delay_waits_before_off_and_not_before_status(self):
+        device = self.start(fencetool.VirtualKasa())
+        off, status = at_once([call(on_stdin, self.address(device, action=action, delay="1"))
+                               for action in ("off", "status")])
+        self.assertGreater(off.seconds, 1)
+        self.assertLess(status.seconds, off.seconds)
+
+    def test_two_runs_at_once_on_one_plug_both_end_right(self):
+        device = self.start(fencetool.VirtualKasa(["a", "b"], metered=True))
+        actions = ("off", "monitor", "off", "status", "list", "off", "monitor", "off")
+        results = at_once([call(on_stdin, self.address(device, action=action, plug="2"))
+                           for action in actions])
+        for action, result in zip(actions, results):
+            self.assertEqual(result.err, "")
+            self.assertIn(result.code, (0, 2) if action == "status" else (0,))
+        self.assertEqual([outlet.relay for outlet in device.outlets], [True, False])
+
+    def test_lost_replies_now_and_then_do_not_fail_a_monitor(self):
+        device = self.start(fencetool.VirtualKasa())
+        device.lose_every = 3
+        for result in at_once([call(on_stdin, self.address(device, action="monitor"))] * 12, 1):
+            self.assert_success(result)
+
+    def test_ipv6_works(self):
+        device = self.start(fencetool.VirtualKasa(), host="::1")
+        self.assert_success(on_stdin("fence_kasa", self.address(device, action="status")))
+        address = "[::1]:%d" % device.address[1]
+        self.assert_success(on_stdin("fence_kasa", dict(support.SHORT_LIMITS, ip=address,
+                                                        action="status")))
+
+
+class Faults(AgentTest):
+    """Each fault times off and status: no exit 0 or 2 without proof."""
+
+    # fault: (devices options, words in the reason of off, words in the reason of status)
+    CASES = {
+        "refuse": ({}, "Connection refused", "Connection refused"),
+        "silent": ({}, "nothing came within", "nothing came within 1 s"),
+        "drip": ({}, "nothing came within", "nothing came within 1 s"),
+        "truncated": ({}, "closed the connection after", "closed the connection after"),
+        "oversize": ({}, "claims a length of", "claims a length of"),
+        "garbage": ({}, "not Kasa's protocol", "not Kasa's protocol"),
+        "wrong_type": ({}, "neither 0 nor 1: 'true'", "neither 0 nor 1: 'true'"),
+        "ignore": ({}, "acknowledged OFF and still reports ON after 3 s", None),
+        "welded": ({"metered": True}, "relay reports OFF but the outlet still draws 43 W", None),
+        "wrong_outlet": ({"aliases": ("a", "b")}, "still reports ON", None),
+    }
+
+    def test_no_fault_of_a_plug_is_ever_taken_for_a_proof(self):
+        calls, expected = [], []
+        for fault, (options, off_words, status_words) in self.CASES.items():
+            plug = {"plug": "1"} if "aliases" in options else {}
+            for action, words in (("off", off_words), ("status", status_words)):
+                for way in BOTH_WAYS:
+                    device = self.start(fencetool.VirtualKasa(fault=fault, **options))
+                    calls.append(call(way, self.address(device, action=action, **plug)))
+                    expected.append((fault, action, words))
+        for (fault, action, words), result in zip(expected, at_once(calls)):
+            with self.subTest(fault=fault, action=action):
+                if words is None:
+                    self.assertEqual((result.code, result.out), (0, "Status: ON\n"))
+                else:
+                    self.assert_failure(result, words)
+                    self.assertNotIn("timeout", result.err)
+                    self.assertNotIn("timed out", result.err)
+                self.assertLess(result.seconds, MOST_SECONDS)
+
+    def test_a_device_that_breaks_the_connection_after_it_obeyed_is_read_on_a_new_one(self):
+        device = self.start(fencetool.VirtualKasa(fault="drop"))
+        self.assert_success(on_stdin("fence_kasa", self.address(device, action="off")))
+        self.assertFalse(device.outlets[0].powered)
+
+    def test_a_plug_that_switches_late_is_waited_for(self):
+        device = self.start(fencetool.VirtualKasa(fault="late", metered=True))
+        result = on_stdin("fence_kasa", self.address(device, action="off", power_timeout="8"))
+        self.assert_success(result)
+        self.assertGreater(result.seconds, fencetool.LATE_SECONDS)
+
+    def test_one_reading_of_off_is_not_yet_a_proof(self):
+        device = self.start(fencetool.VirtualKasa())
+        flips = []
+        describe = device._system_get_sysinfo
+
+        def flicker(arguments, chosen):
+            flips.append(1)
+            device.outlets[0].relay = len(flips) % 2 == 1
+            return describe(arguments, chosen)
+        device._system_get_sysinfo = flicker
+        self.assert_failure(on_stdin("fence_kasa", self.address(device, action="off")))
+
+    def test_a_dead_meter_is_told_and_ignored_or_fails_as_power_meter_says(self):
+        device = self.start(fencetool.VirtualKasa(metered=True, fault="dead_meter"))
+        results = at_once([call(on_stdin, self.address(device, action="off", power_meter=policy))
+                           for policy in ("auto", "ignore", "require")])
+        self.assert_success(results[0])
+        self.assert_success(results[1])
+        self.assert_failure(results[2], "power_meter=require")
+        told = on_stdin("fence_kasa", self.address(device, action="off", verbose="1"))
+        self.assertIn("warning: power meter", told.err)
+
+    def test_a_welded_relay_passes_only_where_the_meter_is_to_be_ignored(self):
+        device = self.start(fencetool.VirtualKasa(metered=True, fault="welded"))
+        self.assert_success(on_stdin("fence_kasa", self.address(
+            device, action="off", power_meter="ignore")))
+
+    def test_another_device_at_the_address_is_refused_before_anything_is_switched(self):
+        device = self.start(fencetool.VirtualKasa(mac="CC:32:E5:00:00:99"))
+        result = on_stdin("fence_kasa", self.address(
+            device, action="off", device_mac="CC:32:E5:00:00:01"))
+        self.assert_failure(result, "CC:32:E5:00:00:99", "CC:32:E5:00:00:01")
+        self.assertFalse(switched(device))
+        right = on_stdin("fence_kasa", self.address(device, action="status",
+                                                    device_mac="cc-32-e5-00-00-99"))
+        self.assert_success(right)
+
+    def test_a_device_that_does_not_tell_its_mac_is_refused_when_one_is_configured(self):
+        device = self.start(fencetool.VirtualKasa())
+        describe = device._system_get_sysinfo
+        device._system_get_sysinfo = lambda *call: {
+            name: value for name, value in describe(*call).items() if name != "mac"}
+        self.assert_failure(on_stdin("fence_kasa", self.address(
+            device, action="off", device_mac="CC:32:E5:00:00:01")), "does not tell its MAC")
+        self.assertFalse(switched(device))
+
+    def test_outlets_that_are_not_exactly_named_are_never_switched(self):
+        device = self.start(fencetool.VirtualKasa(["a", "b", "b"]))
+        cases = ({}, {"plug": "9"}, {"plug": "b"}, {"plug": "nothing"},
+                 {"plug": "storage-b", "nodename": "storage-b"}, {"plug": "1,2"})
+        for case, result in zip(cases, at_once([
+                call(on_stdin, self.address(device, action="off", **case)) for case in cases])):
+            with self.subTest(case):
+                self.assert_failure(result, "outlet")
+        self.assertFalse(switched(device))
+
+    def test_the_message_to_every_failure_names_action_target_and_device(self):
+        device = self.start(fencetool.VirtualKasa(fault="refuse"))
+        result = on_stdin("fence_kasa", self.address(device, action="off", nodename="storage-b"))
+        self.assert_failure(result, "fence_kasa: off storage-b: kasa 127.0.0.1:%d: "
+                            % device.address[1])
+
+
+class BadInput(AgentTest):
+    def test_bad_input_ends_with_one_clear_line_and_sends_nothing(self):
+        device = self.start(fencetool.VirtualKasa())
+        good = self.address(device, action="off")
+        cases = (
+            ({"ip": ""}, "no ip given"), ({"ipport": "abc"}, "ipport: 'abc'"),
+            ({"ipport": "70000"}, "port"), ({"power_timeout": "never"}, "power_timeout"),
+            ({"action": "explode"}, "unsupported action 'explode'"), ({"action": ""}, "no action"),
+            ({"password_script": "/nonexistent/script"}, "/nonexistent/script"),
+            ({"password_script": "/etc/passwd"}, "/etc/passwd"),
+            ({"password_script": "/bin/false"}, "password_script ended with code 1"),
+            ({"device_mac": "12"}, "device_mac"), ({"power_meter": "yes"}, "power_meter"),
+            ({"quiet": "perhaps"}, "quiet"))
+        calls = [call(on_stdin, dict(good, **case)) for case, _ in cases]
+        in_both = cases[:-1]  # an option without a value cannot have a bad one
+        calls += [call(in_argv, dict(good, **case)) for case, _ in in_both]
+        for (case, words), result in zip(cases + in_both, at_once(calls)):
+            with self.subTest(case):
+                self.assert_failure(result, words)
+        self.assertEqual(device.requests, [])
+
+    def test_stray_words_and_unknown_options_are_usage_errors_and_send_nothing(self):
+        device = self.start(fencetool.VirtualKasa())
+        address = ["-a", "127.0.0.1", "-u", str(device.address[1])]
+        for words in (["off"], ["-o", "off", "storage-b"], ["--nosuch=1"], ["getconfignames"],
+                      ["off", "storage-b"]):
+            with self.subTest(words):
+                self.assert_failure(support.fencetool("fence_kasa", *(address + words)))
+        self.assertEqual(device.requests, [])
+
+    def test_unknown_names_on_stdin_are_ignored_and_told_when_verbose(self):
+        device = self.start(fencetool.VirtualKasa())
+        parameters = self.address(device, action="status", nodeid="2", crm_feature_set="3.16")
+        self.assert_success(on_stdin("fence_kasa", parameters))
+        told = on_stdin("fence_kasa", dict(parameters, verbose="1"))
+        self.assertIn("ignored unknown parameters: crm_feature_set, nodeid", told.err)
+
+    def test_unknown_subcommands_are_usage_errors_with_exit_code_2(self):
+        for words in (["nosuch"], ["--nosuch"], []):
+            result = support.fencetool(*words)
+            self.assertEqual((result.code, result.out), (2, ""))
+            self.assertNotIn("Traceback", result.err)
+
+
+class AsPacemakerRunsIt(AgentTest):
+    def test_stdin_in_every_form_that_is_seen(self):
+        device = self.start(fencetool.VirtualKasa(["Küche"]))
+        ip = "ip=127.0.0.1\nipport=%d\n" % device.address[1]
+        forms = {
+            "no final newline": ip + "action=status",
+            "crlf": (ip + "action=status\n").replace("\n", "\r\n"),
+            "old names": ip.replace("ip=", "ipaddr=") + "option=status\nport=node\nnodename=node\n",
+            "dashes": ip + "action=status\nlogin-timeout=3\n",
+            "utf-8": ip + "action=status\nplug=Küche\n",
+            "blank lines and comments": "\n# c\n" + ip + "\n\naction=status\n",
+            "upper case action": ip + "action=STATUS\n",
+            "odd values": ip + "action=status\npassword= =#'\"\\ \nusername=a=b#c \n"}
+        results = at_once([functools.partial(
+            support.fencetool, "fence_kasa", stdin=text, environment={"LC_ALL": "C"})
+            for text in forms.values()])
+        for form, result in zip(forms, results):
+            with self.subTest(form):
+                self.assertEqual((result.code, result.out, result.err), (0, "Status: ON\n", ""))
+
+    def test_metadata_for_a_stranger_in_a_folder_he_cannot_write(self):
+        support.require_root()
+        with tempfile.TemporaryDirectory() as folder:
+            os.chmod(folder, 0o555)
+            # The interpreter of a version manager may live where strangers cannot read.
+            argv = ["/usr/bin/python3", "-IS", "-", "fence_kasa"]
+            with open(support.SCRIPT, "rb") as script:
+                source = script.read()
+            code = ("import sys\nsys.argv = ['fence_kasa', '-o', 'metadata']\n"
+                    "exec(compile(%r, 'fencetool.py', 'exec'))" % source.decode("utf-8"))
+            result = support.run(argv[:3] + ["x"], stdin=code, cwd=folder,
+                                 preexec_fn=lambda: (os.setgid(65534), os.setuid(65534)))
+        self.assertEqual((result.code, result.err), (0, ""))
+        self.assertIn('<resource-agent name="fence_kasa"', result.out)
+
+    def test_the_script_runs_without_path_and_from_an_unwritable_folder(self):
+        device = self.start(fencetool.VirtualKasa())
+        text = "ip=127.0.0.1\nipport=%d\naction=monitor\n" % device.address[1]
+        result = support.run([support.SCRIPT, "fence_kasa"], stdin=text, environment={},
+                             cwd="/proc")
+        self.assert_success(result)
+
+    def test_a_success_is_silent_on_stderr(self):
+        device = self.start(fencetool.VirtualKasa(metered=True))
+        for action in ("metadata", "validate-all", "monitor", "list", "status", "off", "on"):
+            with self.subTest(action):
+                self.assertEqual(on_stdin("fence_kasa", self.address(
+                    device, action=action)).err, "")
+
+    def test_killed_at_any_point_the_next_run_works(self):
+        device = self.start(fencetool.VirtualKasa(["a", "b"]))
+        text = "".join("%s=%s\n" % item for item in self.address(
+            device, action="off", plug="2").items()).encode("utf-8")
+        for point in range(1, 5):
+            self.kill_at_request(device, text, point)
+            self.assert_success(on_stdin("fence_kasa", self.address(
+                device, action="off", plug="2")))
+
+    def kill_at_request(self, device, text, point):
+        """Run the agent and kill it when its request number `point` has reached the device."""
+        arrived = threading.Event()
+        answer = device.answer
+        before = len(device.requests)
+
+        def watch(message):
+            if len(device.requests) - before + 1 == point:
+                arrived.set()
+            return answer(message)
+        device.answer = watch
+        child = subprocess.Popen([sys.executable, "-IS", support.SCRIPT, "fence_kasa"],
+                                 stdin=subprocess.PIPE)
+        child.stdin.write(text)
+        child.stdin.close()
+        self.assertTrue(arrived.wait(20), "request %d never came" % point)
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+        device.answer = answer
+
+    def test_validate_all_sends_nothing_and_takes_what_pcs_adds(self):
+        device = self.start(fencetool.VirtualKasa())
+        result = on_stdin("fence_kasa", self.address(
+            device, action="validate-all", nodename="node1", port="node1"))
+        self.assert_success(result)
+        self.assertEqual(device.requests, [])
+
+    def test_a_reader_that_went_away_gets_no_success(self):
+        device = self.start(fencetool.VirtualKasa())
+        reader, writer = os.pipe()
+        os.close(reader)
+        child = subprocess.Popen([sys.executable, "-IS", support.SCRIPT, "fence_kasa"],
+                                 stdin=subprocess.PIPE, stdout=writer, stderr=subprocess.PIPE)
+        os.close(writer)
+        text = "ip=127.0.0.1\nipport=%d\naction=status\n" % device.address[1]
+        _, err = child.communicate(text.encode("utf-8"), timeout=60)
+        self.assertEqual((child.returncode, err), (1, b""))
+
+    def test_a_closed_stdin_is_told_in_one_line(self):
+        child = subprocess.Popen([sys.executable, "-IS", support.SCRIPT, "fence_kasa"],
+                                 stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                                 preexec_fn=lambda: os.close(0))
+        out, err = child.communicate(timeout=60)
+        self.assertEqual((child.returncode, out), (1, b""))
+        self.assertEqual(err.count(b"\n"), 1, err)
+
+    def test_version_and_help(self):
+        version = support.fencetool("fence_kasa", "-V")
+        self.assertEqual((version.code, version.out), (0, fencetool.__version__ + "\n"))
+        shown = support.fencetool("fence_kasa", "--help")
+        self.assertEqual((shown.code, shown.err), (0, ""))
+        for row in fencetool.rows_of(fencetool.AGENTS["fence_kasa"]):
+            self.assertIn("--" + row.name.replace("_", "-"), shown.out)
+        self.assertEqual(support.fencetool("--version").out,
+                         "fencetool %s\n" % fencetool.__version__)
+
+
+class Secrets(AgentTest):
+    def test_a_password_is_in_no_output_no_file_and_no_argv(self):
+        device = self.start(fencetool.VirtualKasa(fault="garbage"))
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        log = os.path.join(folder.name, "debug.log")
+        script = os.path.join(folder.name, "secret.sh")
+        with open(script, "w") as handle:
+            handle.write("#!/bin/sh\necho ps-hush-1\n")
+        os.chmod(script, 0o700)
+        for more in ({"password": "hush-hush"}, {"password_script": script}):
+            result = on_stdin("fence_kasa", self.address(
+                device, action="status", verbose_level="2", debug_file=log, **more))
+            self.assertEqual(result.code, 1)
+            with open(log) as handle:
+                told = result.out + result.err + handle.read()
+            self.assertNotIn("hush", told)
+        self.assertEqual(stat.S_IMODE(os.stat(log).st_mode), 0o600)
+
+    def test_quiet_writes_nothing_to_stderr(self):
+        device = self.start(fencetool.VirtualKasa(fault="refuse"))
+        result = on_stdin("fence_kasa", self.address(device, action="status", quiet="1"))
+        self.assertEqual((result.code, result.out, result.err), (1, "", ""))
+
+    def test_a_debug_file_that_cannot_be_written_does_not_stop_a_fence(self):
+        device = self.start(fencetool.VirtualKasa())
+        self.assert_success(on_stdin("fence_kasa", self.address(
+            device, action="off", debug_file="/nonexistent/folder/log")))
+
+
+class NameResolution(unittest.TestCase):
+    def test_a_name_with_two_addresses_of_a_family_is_refused(self):
+        system = fencetool.System("test")
+        answer = [(2, 1, 6, "", ("10.0.0.1", 1)), (2, 1, 6, "", ("10.0.0.2", 1))]
+        system._resolve_name = lambda *arguments: answer
+        with self.assertRaises(fencetool.Refused) as caught:
+            system.resolve("plug.lan", 1, 0, system.deadline(1))
+        self.assertIn("10.0.0.1, 10.0.0.2", str(caught.exception))
+
+    def test_a_name_without_an_address_is_told(self):
+        support.require_root()
+        # In an empty network namespace: no name server is asked.
+        result = support.run(["unshare", "-n", sys.executable, "-IS", support.SCRIPT, "fence_kasa"],
+                             stdin="ip=plug.invalid\naction=status\nlogin_timeout=1\n",
+                             environment={"PATH": "/usr/bin:/bin"})
+        self.assertEqual((result.code, result.out), (1, ""))
+        self.assertIn("use an address instead", result.err)
+
+    def test_a_name_of_this_machine_works(self):
+        device = fencetool.VirtualKasa()
+        self.addCleanup(device.stop)
+        device.start()
+        result = on_stdin("fence_kasa", {"ip": "localhost", "ipport": str(device.address[1]),
+                                         "action": "status", "inet4_only": "1"})
+        self.assertEqual((result.code, result.err), (0, ""))

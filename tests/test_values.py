@@ -1,0 +1,110 @@
+"""Conversions between the words of the field and text."""
+import unittest
+
+import fencetool
+from fencetool import Outlet, PowerState, Refused, UsageError
+
+
+class Conversions(unittest.TestCase):
+    def test_seconds_take_units(self):
+        for text, seconds in (("5", 5), ("5s", 5), ("1500ms", 1.5), ("1m", 60), ("1min", 60),
+                              ("0", 0), ("2.5", 2.5), (" 7 ", 7)):
+            with self.subTest(text):
+                self.assertEqual(fencetool.parse_seconds(text), seconds)
+
+    def test_anything_else_is_no_time(self):
+        for text in ("", "abc", "-1", "5 s", "1h", "1e3", "nan", "inf", "٥", "5\n5"):
+            with self.subTest(text), self.assertRaises(UsageError):
+                fencetool.parse_seconds(text)
+
+    def test_booleans_are_the_words_of_fence_agents_and_no_others(self):
+        for word in ("1", "yes", "ON", "True"):
+            self.assertIs(fencetool.parse_boolean(word), True)
+        for word in ("0", "no", "Off", "FALSE"):
+            self.assertIs(fencetool.parse_boolean(word), False)
+        for word in ("", "2", "y", "enabled"):
+            with self.subTest(word), self.assertRaises(UsageError):
+                fencetool.parse_boolean(word)
+
+    def test_a_mac_address_is_the_same_with_any_separators(self):
+        for text in ("CC:32:E5:00:00:01", "cc-32-e5-00-00-01", "CC32E5000001", "cc32.e500.0001"):
+            self.assertEqual(fencetool.parse_mac(text), "cc32e5000001")
+        for text in ("", "CC:32:E5:00:00", "CC:32:E5:00:00:0G", "CC:32:E5:00:00:01:02"):
+            with self.subTest(text), self.assertRaises(UsageError):
+                fencetool.parse_mac(text)
+
+    def test_foreign_text_becomes_one_printable_line(self):
+        self.assertEqual(fencetool.quote("a\nb\x1b[31m\0"), "'a\\nb\\x1b[31m\\x00'")
+        self.assertEqual(len(fencetool.quote("x" * 1000)), 85)
+
+    def test_secrets_are_redacted_the_longest_first(self):
+        self.assertEqual(fencetool.redact("pw=secret2 secret", {"secret", "secret2"}),
+                         "pw=*** ***")
+
+    def test_a_name_twice_with_two_values_is_an_error_even_if_python_calls_them_equal(self):
+        for text in ('{"a": 0, "a": 1}', '{"a": 0, "a": false}', '{"a": {"b": 1, "b": 2}}'):
+            with self.subTest(text), self.assertRaises(fencetool.ProtocolError):
+                fencetool.parse_json_object(text)
+        self.assertEqual(fencetool.parse_json_object('{"a": 1, "a": 1}'), {"a": 1})
+
+    def test_what_is_no_json_object_is_a_protocol_error(self):
+        for text in ("", "[]", "null", "1", "{", '{"a": NaN}', '{"a": Infinity}', "[" * 100000):
+            with self.subTest(text[:20]), self.assertRaises(fencetool.ProtocolError):
+                fencetool.parse_json_object(text)
+
+
+def strip(*aliases):
+    return [Outlet(number, alias, ("id0%d" % (number - 1), "0%d" % (number - 1)), PowerState.ON)
+            for number, alias in enumerate(aliases, 1)]
+
+
+class OutletSelection(unittest.TestCase):
+    def number(self, outlets, wanted, label=""):
+        return fencetool.select_outlet(outlets, wanted, label).number
+
+    def test_one_outlet_needs_no_name_and_takes_the_label(self):
+        for wanted, label in (("", ""), ("storage-b", "storage-b"), ("1", "storage-b"),
+                              ("plug", "storage-b"), ("id00", "x")):
+            with self.subTest(wanted):
+                self.assertEqual(self.number(strip("plug"), wanted, label), 1)
+
+    def test_one_outlet_refuses_any_other_name(self):
+        for wanted in ("2", "0", "other", "01", "Plug"):
+            with self.subTest(wanted), self.assertRaises(Refused):
+                self.number(strip("plug"), wanted, "storage-b")
+
+    def test_of_several_outlets_exactly_one_must_be_named(self):
+        outlets = strip("a", "b", "storage-b")
+        for wanted, number in (("2", 2), ("b", 2), ("01", 2), ("id02", 3), ("ID02", 3)):
+            with self.subTest(wanted):
+                self.assertEqual(self.number(outlets, wanted, "storage-b"), number)
+        for wanted in ("", "4", "0", "c", "storage-a"):
+            with self.subTest(wanted), self.assertRaises(Refused):
+                self.number(outlets, wanted, "storage-a")
+
+    def test_the_label_selects_only_an_outlet_that_carries_it(self):
+        self.assertEqual(self.number(strip("a", "storage-b"), "storage-b", "storage-b"), 2)
+        with self.assertRaises(Refused):
+            self.number(strip("a", "b"), "2", "2")
+
+    def test_two_outlets_of_one_name_are_never_guessed(self):
+        with self.assertRaises(Refused):
+            self.number(strip("same", "same"), "same")
+
+    def test_an_alias_that_is_the_number_of_another_outlet_is_never_guessed(self):
+        with self.assertRaises(Refused):
+            self.number(strip("2", "b"), "2")
+        self.assertEqual(self.number(strip("a", "2"), "2"), 2)
+
+
+class MeterDoubts(unittest.TestCase):
+    def test_a_load_is_a_doubt_under_every_policy(self):
+        for policy in ("auto", "require"):
+            self.assertEqual(fencetool.doubt_about_meter(43.2, policy),
+                             "relay reports OFF but the outlet still draws 43 W")
+            self.assertTrue(fencetool.doubt_about_meter(-43.2, policy))
+            self.assertFalse(fencetool.doubt_about_meter(0.93, policy))
+
+    def test_no_reading_is_a_doubt_only_when_one_is_required(self):
+        self.assertFalse(fencetool.doubt_about_meter(None, "auto"))
+        self.assertTrue(fencetool.doubt_about_meter(None, "require"))
