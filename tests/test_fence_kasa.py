@@ -1,6 +1,7 @@
 """fence_kasa as a process against virtual plugs on real sockets."""
 import functools
 import os
+import re
 import signal
 import stat
 import subprocess
@@ -15,8 +16,7 @@ from tests.support import AgentTest, at_once, in_argv, on_stdin
 
 BOTH_WAYS = (on_stdin, in_argv)
 # The most that the limits of support.SHORT_LIMITS allow, and the second that the contract adds.
-MOST_SECONDS = 1 + 1 + 3 + 1
-SENT = [{"system": {"set_relay_state": {"state": 0}}}]
+MOST_MILLISECONDS = 1000 * (1 + 1 + 3 + 1)
 
 
 def call(way, parameters, **more):
@@ -126,7 +126,8 @@ class Actions(AgentTest):
         def stay_off(number, powered):
             device.fault = "ignore"
         device.on_power = stay_off
-        result = on_stdin("fence_kasa", self.address(device, action="reboot", power_timeout="8"))
+        result = on_stdin("fence_kasa", self.address(device, action="reboot", power_timeout="4",
+                                                     retry_on="0"))
         self.assertEqual((result.code, result.out), (0, "Success: Rebooted\n"))
         self.assertIn("could not be switched back ON", result.err)
         self.assertEqual(result.err.count("\n"), 1)
@@ -156,8 +157,9 @@ class Actions(AgentTest):
     def test_lost_replies_now_and_then_do_not_fail_a_monitor(self):
         device = self.start(fencetool.VirtualKasa())
         device.lose_every = 3
-        for result in at_once([call(on_stdin, self.address(device, action="monitor"))] * 12, 1):
+        for result in at_once([call(on_stdin, self.address(device, action="monitor"))] * 7, 1):
             self.assert_success(result)
+        self.assertGreater(len(device.requests), 7)
 
     def test_ipv6_works(self):
         device = self.start(fencetool.VirtualKasa(), host="::1")
@@ -186,14 +188,18 @@ class Faults(AgentTest):
 
     def test_no_fault_of_a_plug_is_ever_taken_for_a_proof(self):
         calls, expected = [], []
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
         for fault, (options, off_words, status_words) in self.CASES.items():
             plug = {"plug": "1"} if "aliases" in options else {}
             for action, words in (("off", off_words), ("status", status_words)):
                 for way in BOTH_WAYS:
                     device = self.start(fencetool.VirtualKasa(fault=fault, **options))
-                    calls.append(call(way, self.address(device, action=action, **plug)))
-                    expected.append((fault, action, words))
-        for (fault, action, words), result in zip(expected, at_once(calls)):
+                    log = os.path.join(folder.name, str(len(calls)))
+                    calls.append(call(way, self.address(device, action=action, debug_file=log,
+                                                        **plug)))
+                    expected.append((fault, action, words, log))
+        for (fault, action, words, log), result in zip(expected, at_once(calls)):
             with self.subTest(fault=fault, action=action):
                 if words is None:
                     self.assertEqual((result.code, result.out), (0, "Status: ON\n"))
@@ -201,7 +207,10 @@ class Faults(AgentTest):
                     self.assert_failure(result, words)
                     self.assertNotIn("timeout", result.err)
                     self.assertNotIn("timed out", result.err)
-                self.assertLess(result.seconds, MOST_SECONDS)
+                # The agent's own clock: a loaded machine takes its time to start an interpreter.
+                with open(log) as handle:
+                    took = int(re.search(r" ms=(\d+) ", handle.read()).group(1))
+                self.assertLess(took, MOST_MILLISECONDS)
 
     def test_a_device_that_breaks_the_connection_after_it_obeyed_is_read_on_a_new_one(self):
         device = self.start(fencetool.VirtualKasa(fault="drop"))
@@ -272,8 +281,9 @@ class Faults(AgentTest):
 
     def test_the_message_to_every_failure_names_action_target_and_device(self):
         device = self.start(fencetool.VirtualKasa(fault="refuse"))
-        result = on_stdin("fence_kasa", self.address(device, action="off", nodename="storage-b"))
-        self.assert_failure(result, "fence_kasa: off storage-b: kasa 127.0.0.1:%d: "
+        result = on_stdin("fence_kasa", self.address(device, action="status",
+                                                     nodename="storage-b"))
+        self.assert_failure(result, "fence_kasa: status storage-b: kasa 127.0.0.1:%d: "
                             % device.address[1])
 
 
@@ -391,7 +401,7 @@ class AsPacemakerRunsIt(AgentTest):
             return answer(message)
         device.answer = watch
         child = subprocess.Popen([sys.executable, "-IS", support.SCRIPT, "fence_kasa"],
-                                 stdin=subprocess.PIPE)
+                                 stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
         child.stdin.write(text)
         child.stdin.close()
         self.assertTrue(arrived.wait(20), "request %d never came" % point)

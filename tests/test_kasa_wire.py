@@ -10,9 +10,11 @@ VECTORS = (
     ({"system": {"get_sysinfo": {}}},
      "0000001dd0f281f88bff9af7d5ef94b6d1b4c09fec95e68fe187e8caf08bf68bf6"),
     ({"system": {"set_relay_state": {"state": 0}}},
-     "0000002ad0f281f88bff9af7d5ef94b6c5a0d48bf99cf091e8b7c4b0d1a5c0e2d8a381f286e793f6d4eedea3dea3"),
+     "0000002ad0f281f88bff9af7d5ef94b6c5a0d48bf99cf091e8b7c4b0d1a5c0e2d8a381f286"
+     "e793f6d4eedea3dea3"),
     ({"system": {"set_relay_state": {"state": 1}}},
-     "0000002ad0f281f88bff9af7d5ef94b6c5a0d48bf99cf091e8b7c4b0d1a5c0e2d8a381f286e793f6d4eedfa2dfa2"),
+     "0000002ad0f281f88bff9af7d5ef94b6c5a0d48bf99cf091e8b7c4b0d1a5c0e2d8a381f286"
+     "e793f6d4eedfa2dfa2"),
     ({"context": {"child_ids": ["00"]}, "system": {"set_relay_state": {"state": 0}}},
      "00000049d0f291fe90e481f98daf95eeccafc7aec2a6f990f487a59fc4e6d6e6c499e4c8ea99e093e782efcdf78c"
      "aeddb8cc93e184e889f0afdca8c9bdd8fac0bb99ea9eff8beeccf6c6bbc6bb"),

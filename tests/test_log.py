@@ -67,7 +67,7 @@ class Syslog(AgentTest):
         device = self.start(fencetool.VirtualKasa())
         device.on_power = lambda number, powered: setattr(device, "fault", "ignore")
         result, lines = self.run_with_syslog(self.address(
-            device, action="reboot", power_timeout="8"))
+            device, action="reboot", power_timeout="4", retry_on="0"))
         self.assertEqual(result.code, 0)
         self.assertTrue(any("could not be switched back ON" in line for line in lines), lines)
 
