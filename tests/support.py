@@ -28,7 +28,8 @@ def require(condition, reason):
 
 def require_program(name):
     """Return the path of a program, or skip the test that needs it."""
-    path = shutil.which(name, path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin")
+    # The system's own directories first: a version manager's python3 is a script that needs bash.
+    path = shutil.which(name, path="/usr/sbin:/usr/bin:/sbin:/bin:" + os.environ.get("PATH", ""))
     require(path, "%s is not installed" % name)
     return path
 

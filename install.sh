@@ -1,0 +1,765 @@
+#!/bin/sh
+# Installs fencetool and the links under which Pacemaker and cluster-glue start it as an agent.
+#
+# Nothing is edited on the way: the installed file has the hash of the released one. Everything is
+# checked on a private copy first; what is put in place was written and run beside its target, and
+# gets there by a rename. So the old version works until the new one does, whatever happens between.
+# `sh install.sh --help` tells the options.
+set -eu
+
+SYSTEM_BIN=/usr/sbin                                  # the only place where Pacemaker looks
+PLUGIN_DIR=/usr/lib/stonith/plugins/external          # cluster-glue's, where it is installed
+COMMANDS='cat chmod cmp cp cut date find grep ln mkdir mktemp mv readlink rm sed tail tr'
+
+usage() {
+    cat <<'END'
+usage: sh install.sh [--check | --uninstall] [options]
+
+Installs fencetool.py as /usr/sbin/fencetool, and a link to it for each fence agent in it.
+Where cluster-glue is installed, also its plugin external/kasa.
+
+  --from WHERE    what to install: a directory that holds fencetool.py, the file itself, or the
+                  http(s) URL of either (a URL that ends in .py or has a ? is the file itself).
+                  Default: the directory of install.sh
+  --sha256 HEX    refuse any file that has another hash
+  --prefix DIR    the directory for the programs (default: /usr/sbin, where Pacemaker looks)
+  --force         replace files that are not fencetool's, and keep a copy of each
+  --check         tell what is installed, whether every link is right, and whether it is the
+                  same file as the one at hand; changes nothing
+  --uninstall     remove what is fencetool's, and nothing else
+  --dry-run       run every check and tell what would be done; changes nothing
+  --help          this text
+
+DESTDIR=DIR in the environment puts everything under DIR, links as they must be without it.
+The Python to be used is the one in the first line of fencetool.py: /usr/bin/python3.
+wget, curl or python3 fetches a URL, whichever is there.
+Exit code: 0 good, 1 bad, 2 usage error.
+
+examples:
+  sh install.sh
+  sh install.sh --from https://example.org/fencetool-1.0.0/ --sha256 0123...
+  sh install.sh --check
+END
+}
+
+# --- words -------------------------------------------------------------------------------------
+
+say() {
+    printf '%s\n' "$*"
+}
+
+note() {
+    printf 'install.sh: %s\n' "$*" >&2
+}
+
+die() {
+    note "$*"
+    exit 1
+}
+
+usage_error() {
+    note "$* (sh install.sh --help tells the options)"
+    exit 2
+}
+
+# --- the command line --------------------------------------------------------------------------
+
+parse_options() {
+    mode=install from='' sha256='' prefix=$SYSTEM_BIN force=no dry_run=no
+    while [ $# -gt 0 ]; do
+        case $1 in
+            --from=* | --sha256=* | --prefix=*) take_value "${1%%=*}" "${1#*=}" ;;
+            --from | --sha256 | --prefix)
+                [ $# -ge 2 ] || usage_error "$1 needs a value"
+                take_value "$1" "$2"
+                shift ;;
+            --check | --uninstall) take_mode "${1#--}" ;;
+            --force) force=yes ;;
+            --dry-run) dry_run=yes ;;
+            -h | --help) usage; exit 0 ;;
+            *) usage_error "unknown option $1" ;;
+        esac
+        shift
+    done
+    if [ "$mode" = uninstall ] && [ -n "$from$sha256" ]; then
+        usage_error "--uninstall takes neither --from nor --sha256"
+    fi
+}
+
+take_value() {
+    [ -n "$2" ] || usage_error "$1 needs a value"
+    case $1 in
+        --from) from=$2 ;;
+        --sha256) sha256=$2 ;;
+        --prefix) prefix=$2 ;;
+    esac
+}
+
+take_mode() {
+    case $mode in
+        install | "$1") mode=$1 ;;
+        *) usage_error "--check and --uninstall exclude each other" ;;
+    esac
+}
+
+check_options() {
+    sha256=$(printf '%s' "$sha256" | tr 'A-F' 'a-f')
+    if [ -n "$sha256" ] && ! printf '%s\n' "$sha256" | grep -Eqx '[0-9a-f]{64}'; then
+        usage_error "--sha256 needs 64 hexadecimal digits, not '$sha256'"
+    fi
+    check_absolute --prefix "$prefix"
+    destdir=${DESTDIR:-}
+    [ -z "$destdir" ] || check_absolute DESTDIR "$destdir"
+    prefix=${prefix%/}
+    destdir=${destdir%/}
+    bin_dir=$destdir$prefix
+    plugin_dir=$destdir$PLUGIN_DIR
+    program=$bin_dir/fencetool
+}
+
+check_absolute() {
+    case $2 in
+        *'
+'*) usage_error "$1 must not contain a newline" ;;
+        /?*) ;;
+        *) usage_error "$1 must be an absolute path below /, not '$2'" ;;
+    esac
+}
+
+check_commands() {
+    for command in $COMMANDS; do
+        command -v "$command" >/dev/null || die "$command is missing: install it first"
+    done
+}
+
+# --- the file to install -----------------------------------------------------------------------
+
+# Everything up to the first change happens on a private copy, so that what was checked is what
+# gets installed, even if the original changes meanwhile.
+take_source() {
+    new=$work/fencetool.py
+    [ -n "$from" ] || from=$(script_dir)
+    case $from in
+        http://* | https://*) fetch "$(file_url "$from")" ;;
+        *://*) die "cannot fetch $from: only http and https are known" ;;
+        *) copy_source ;;
+    esac
+    check_hash "$new" "$source"
+    check_file "$new" "$source"
+    version=$found_version agents=$found_agents
+}
+
+script_dir() {
+    case $0 in
+        */*) printf '%s\n' "${0%/*}" ;;
+        *) printf '.\n' ;;
+    esac
+}
+
+copy_source() {
+    source=$from
+    if [ -d "$from" ]; then
+        source=$from/fencetool.py
+    fi
+    [ -f "$source" ] || die "no fencetool.py at $source: name its place with --from"
+    [ -r "$source" ] || die "cannot read $source: mend its mode"
+    cat <"$source" >"$new" || die "cannot copy $source to $work: is there space?"
+}
+
+file_url() {
+    case $1 in
+        *.py | *\?*) printf '%s\n' "$1" ;;
+        */) printf '%sfencetool.py\n' "$1" ;;
+        *) printf '%s/fencetool.py\n' "$1" ;;
+    esac
+}
+
+fetch() {
+    source=$1
+    tried=
+    for tool in curl wget python3; do
+        command -v "$tool" >/dev/null || continue
+        if [ "$tool" = wget ] && is_unproven_wget; then
+            tried="$tried (busybox wget checks no certificates: give --sha256, or install curl)"
+            continue
+        fi
+        if fetch_with "$tool" </dev/null 2>"$work/stderr"; then
+            [ -n "$sha256" ] || warn_unproven
+            return 0
+        fi
+        tried="$tried ($tool: $(reason))"
+    done
+    [ -n "$tried" ] || die "cannot fetch $source: install wget, curl or python3"
+    die "cannot fetch $source:$tried"
+}
+
+# Over https nothing but the certificate says whose file it is, unless the hash was given.
+is_unproven_wget() {
+    case $source in http://*) return 1 ;; esac
+    [ -z "$sha256" ] && ! is_gnu_wget
+}
+
+is_gnu_wget() {
+    wget --version 2>/dev/null </dev/null | grep -q '^GNU Wget'
+}
+
+warn_unproven() {
+    case $source in
+        http://*) note "note: nothing proves who sent $source; --sha256 would" ;;
+    esac
+}
+
+fetch_with() {
+    case $1 in
+        curl) curl -fsSL --connect-timeout 20 --max-time 300 -o "$new" "$source" ;;
+        wget) fetch_with_wget ;;
+        python3) fetch_with_python ;;
+    esac
+}
+
+# The one of busybox 1.35 crashes when it is given -T.
+fetch_with_wget() {
+    if is_gnu_wget; then
+        wget -T 20 -O "$new" "$source"
+    else
+        wget -O "$new" "$source"
+    fi
+}
+
+# read() without a size is the form that notices a connection that ended too early.
+fetch_with_python() {
+    python3 -IS -c '
+import sys, urllib.request
+try:
+    with urllib.request.urlopen(sys.argv[1], timeout=20) as reply:
+        body = reply.read()
+    with open(sys.argv[2], "wb") as target:
+        target.write(body)
+except Exception as error:
+    sys.exit(str(error) or type(error).__name__)
+' "$source" "$new"
+}
+
+check_hash() {
+    [ -n "$sha256" ] || return 0
+    hash=$(hash_of "$1")
+    [ "$hash" = "$sha256" ] || die "$2 has the sha256 $hash, not the one of --sha256: do not use it"
+}
+
+hash_of() {
+    if command -v sha256sum >/dev/null; then
+        sha256sum <"$1" | cut -c 1-64
+    else
+        hash_python=$(command -v python3 || printf '/usr/bin/python3\n')
+        [ -x "$hash_python" ] || die "cannot tell a sha256: install sha256sum or python3"
+        "$hash_python" -IS -c '
+import hashlib, sys
+print(hashlib.sha256(sys.stdin.buffer.read()).hexdigest())' <"$1"
+    fi
+}
+
+# Sets python, found_version and found_agents. $2 is what to call the file in messages.
+check_file() {
+    is_fencetool "$1" || die "$2 is not fencetool.py: is the place right?"
+    python=$(sed -n '1s/^#! *\(\/[^[:space:]]*\).*$/\1/p' "$1")
+    check_python "$2"
+    ask "$python" -IS "$1" --version || die "$2 --version failed: $(reason)"
+    case $answer in
+        'fencetool '[0-9]*) found_version=${answer#fencetool } ;;
+        *) die "$2 does not tell its version: it is damaged, fetch it again" ;;
+    esac
+    ask "$python" -IS "$1" agents || die "$2 agents failed: $(reason)"
+    take_agents "$answer" || die "$2 does not name its agents: it is damaged, fetch it again"
+}
+
+# The names become paths: one with a slash in it could make a link anywhere.
+take_agents() {
+    case $1 in
+        *[!a-z0-9_'
+']*) return 1 ;;
+    esac
+    found_agents=
+    for name in $1; do
+        case $name in
+            fence_?*) found_agents="$found_agents$name " ;;
+            *) return 1 ;;
+        esac
+    done
+    [ -n "$found_agents" ]
+}
+
+# The first line of its description is what tells every fencetool.py from other files.
+is_fencetool() {
+    [ -r "$1" ] || return 1
+    lines=0
+    while [ "$lines" -lt 10 ] && read -r line; do
+        case $line in
+            '"""fencetool: '*) return 0 ;;
+        esac
+        lines=$((lines + 1))
+    done <"$1"
+    return 1
+}
+
+# -I is unknown to a Python that is too old to tell so; -E and -S every Python knows.
+check_python() {
+    case $python in
+        */python3*) ;;
+        *) die "the first line of $1 names no python3: it is damaged, fetch it again" ;;
+    esac
+    [ -x "$python" ] ||
+        die "$python is missing: install Python 3.6 or newer with the system's package manager"
+    "$python" -ES -c 'import sys; sys.exit(sys.version_info < (3, 6))' </dev/null 2>/dev/null ||
+        die "$python is $("$python" -V </dev/null 2>&1 || :), fencetool needs Python 3.6 or newer"
+}
+
+# Runs a program away from our own stdin: an agent may wait there for its parameters.
+ask() {
+    answer=$("$@" </dev/null 2>"$work/stderr")
+}
+
+reason() {
+    said=$(sed '/^[[:space:]]*$/d' "$work/stderr" | tail -n 1)
+    printf '%s\n' "${said:-it did not tell why}"
+}
+
+# --- what is there already ---------------------------------------------------------------------
+
+is_there() {
+    [ -e "$1" ] || [ -L "$1" ]
+}
+
+is_own() {
+    if [ -L "$1" ]; then
+        is_own_link "$1"
+    else
+        [ -f "$1" ] && is_fencetool "$1"
+    fi
+}
+
+is_own_link() {
+    [ -L "$1" ] || return 1
+    case $(readlink "$1") in
+        fencetool | "$prefix/fencetool") return 0 ;;
+    esac
+    return 1
+}
+
+is_link_to() {
+    [ -L "$1" ] && [ "$(readlink "$1")" = "$2" ]
+}
+
+is_program_right() {
+    [ ! -L "$program" ] && [ -f "$program" ] && cmp -s "$new" "$program" &&
+        [ -n "$(find "$program" -perm 755)" ]
+}
+
+is_agent() {
+    case " $agents " in
+        *" $1 "*) return 0 ;;
+    esac
+    return 1
+}
+
+# Links of an earlier version to agents that this one does not have.
+is_stale() {
+    is_own_link "$1" && ! is_agent "${1##*/}"
+}
+
+is_all_right() {
+    is_program_right || return 1
+    for name in $agents; do
+        is_link_to "$bin_dir/$name" fencetool || return 1
+    done
+    for path in "$bin_dir"/fence_*; do
+        ! is_stale "$path" || return 1
+    done
+    [ ! -d "$plugin_dir" ] || is_link_to "$plugin_dir/kasa" "$prefix/fencetool"
+}
+
+check_targets() {
+    check_target "$program"
+    for name in $agents; do
+        check_target "$bin_dir/$name"
+    done
+    if [ -d "$plugin_dir" ]; then
+        check_target "$plugin_dir/kasa"
+    fi
+}
+
+check_target() {
+    if ! is_there "$1" || is_own "$1"; then
+        return 0
+    fi
+    if [ -d "$1" ] && [ ! -L "$1" ]; then
+        die "$1 is a directory: move it away first"
+    fi
+    [ "$force" = yes ] ||
+        die "$1 is not fencetool's: move it away, or use --force, which keeps a copy"
+}
+
+check_writable() {
+    for dir in "$bin_dir" "$plugin_dir"; do
+        if [ -d "$dir" ] && [ ! -w "$dir" ]; then
+            die "cannot write to $dir: run this as root"
+        fi
+    done
+}
+
+# --- changes that can be taken back ------------------------------------------------------------
+
+# A directory of our own beside each target: a rename out of it is atomic, and neither Pacemaker
+# nor cluster-glue (which lists even hidden files as plugins) takes anything in it for an agent.
+make_stages() {
+    mkdir -p "$bin_dir" || die "cannot make the directory $bin_dir: run this as root"
+    remove_leftovers
+    stage=$bin_dir/.fencetool-new.$$
+    mkdir "$stage" || die "cannot write to $bin_dir: run this as root"
+    if [ -d "$plugin_dir" ]; then
+        plugin_stage=$plugin_dir/.fencetool-new.$$
+        mkdir "$plugin_stage" || die "cannot write to $plugin_dir: run this as root"
+    fi
+}
+
+# A run that was killed could not clean up; a run that is still going on is left alone.
+remove_leftovers() {
+    for leftover in "$bin_dir"/.fencetool-new.* "$plugin_dir"/.fencetool-new.*; do
+        if [ -d "$leftover" ] && ! kill -0 "${leftover##*.}" 2>/dev/null; then
+            rm -rf "$leftover" || die "cannot remove $leftover: run this as root"
+        fi
+    done
+}
+
+# replace TARGET NEW: the rename; what was there is noted first, and kept if it is not ours.
+replace() {
+    if is_there "$1" && ! is_own "$1"; then
+        keep_backup "$1"
+    fi
+    remember "$1"
+    if [ -d "$1" ]; then
+        rm -f "$1"      # a link to a directory, which mv would move into instead of replacing it
+    fi
+    mv -f "$2" "$1" || die "cannot replace $1"
+    say "wrote $1"
+}
+
+remove() {
+    remember "$1"
+    rm -f "$1" || die "cannot remove $1"
+    say "removed $1"
+}
+
+# Every regular file /usr/sbin/fence_* is an agent to Pacemaker, and every one in cluster-glue's
+# directory a plugin. Hence the dot, and hence all copies stay beside the program.
+keep_backup() {
+    backup=$(backup_name "$1")
+    remember "$backup"
+    copy_as_is "$1" "$backup" || die "cannot keep a copy of $1 as $backup: is there space?"
+    say "kept $1 as $backup"
+}
+
+backup_name() {
+    name=${1##*/}
+    [ "$1" != "$plugin_dir/kasa" ] || name=external-kasa
+    free=$bin_dir/.$name.saved-$(date +%Y%m%d-%H%M%S)
+    while is_there "$free"; do
+        free=${free}x
+    done
+    printf '%s\n' "$free"
+}
+
+# A second name for the same file needs no space and cannot be half written.
+copy_as_is() {
+    if [ -L "$1" ]; then
+        ln -s "$(readlink "$1")" "$2"
+    else
+        ln "$1" "$2" 2>/dev/null || cp -p "$1" "$2"
+    fi
+}
+
+# The journal holds one line for each change, the newest first: a number and the path. What was
+# at the path is kept in the stage under that number; if there is nothing, the path was free.
+remember() {
+    changes=$((changes + 1))
+    if is_there "$1"; then
+        copy_as_is "$1" "$stage/before.$changes" || die "cannot save $1 in $stage: is there space?"
+    fi
+    journal="$changes $1
+$journal"
+}
+
+undo() {
+    [ -n "$journal" ] || return 0
+    while read -r number path; do
+        if [ -z "$path" ]; then
+            continue
+        elif is_there "$stage/before.$number"; then
+            put_back "$stage/before.$number" "$path" || return 1
+        else
+            rm -f "$path" || return 1
+        fi
+    done <<END
+$journal
+END
+    journal=
+    note "taken back: all is as it was before"
+}
+
+# Some mv refuse two names of one file, which is what these are if nothing was changed yet.
+put_back() {
+    mv -f "$1" "$2" 2>/dev/null || cmp -s "$1" "$2"
+}
+
+cleanup() {
+    trap '' HUP INT PIPE TERM
+    if undo; then
+        clear_away "$stage"
+        clear_away "$plugin_stage"
+    else
+        note "could not put everything back: what was there before is in $stage"
+    fi
+    clear_away "$work"
+}
+
+stop() {
+    note "interrupted"
+    exit "$1"
+}
+
+clear_away() {
+    [ -z "$1" ] || rm -rf "$1" || note "left behind: $1"
+}
+
+prepare() {
+    stage='' plugin_stage='' work='' journal='' changes=0
+    umask 022
+    LC_ALL=C
+    export LC_ALL
+    trap cleanup EXIT
+    trap 'stop 129' HUP
+    trap 'stop 130' INT
+    trap 'stop 141' PIPE
+    trap 'stop 143' TERM
+    work=$(mktemp -d "${TMPDIR:-/tmp}/fencetool-install.XXXXXX") ||
+        die "cannot make a temporary directory: set TMPDIR to one with space"
+}
+
+# --- install -----------------------------------------------------------------------------------
+
+install() {
+    take_source
+    check_targets
+    if is_all_right; then
+        check_installed
+        [ "$dry_run" = yes ] || remove_leftovers
+        say "fencetool $version is already installed in $bin_dir: nothing to do"
+    elif [ "$dry_run" = yes ]; then
+        tell_plan
+    else
+        check_writable
+        make_stages
+        write_new
+        put_in_place
+        check_installed
+        journal=
+        say "fencetool $version installed in $bin_dir; fence agents: ${agents% }"
+    fi
+    [ "$prefix" = "$SYSTEM_BIN" ] || note "note: Pacemaker finds agents only in $SYSTEM_BIN"
+}
+
+tell_plan() {
+    is_program_right || tell_write "$program" "fencetool $version"
+    for name in $agents; do
+        is_link_to "$bin_dir/$name" fencetool || tell_write "$bin_dir/$name" "link to fencetool"
+    done
+    for path in "$bin_dir"/fence_*; do
+        ! is_stale "$path" || say "would remove $path (this version has no such agent)"
+    done
+    if [ -d "$plugin_dir" ] && ! is_link_to "$plugin_dir/kasa" "$prefix/fencetool"; then
+        tell_write "$plugin_dir/kasa" "link to $prefix/fencetool"
+    fi
+}
+
+tell_write() {
+    if is_there "$1" && ! is_own "$1"; then
+        say "would keep $1 as $(backup_name "$1")"
+    fi
+    say "would write $1 ($2)"
+}
+
+# Written and run where it will be used: a full disk, a mount with noexec or a missing
+# interpreter shows here, while the old version is still in its place.
+write_new() {
+    cp "$new" "$stage/fencetool" || die "cannot write to $bin_dir: is there space?"
+    chmod 755 "$stage/fencetool" || die "cannot set the mode of a file in $bin_dir"
+    cmp -s "$new" "$stage/fencetool" || die "cannot write to $bin_dir: is there space?"
+    sync_file "$stage/fencetool"
+    ask "$stage/fencetool" --version || die "the new fencetool does not run in $bin_dir: $(reason)"
+    for name in $agents; do
+        ln -s fencetool "$stage/$name" || die "cannot make links in $bin_dir"
+    done
+    check_agents "$stage"
+    if [ -n "$plugin_stage" ]; then
+        ln -s "$prefix/fencetool" "$plugin_stage/kasa" || die "cannot make links in $plugin_dir"
+    fi
+}
+
+# A node may lose its power at any moment, here of all places: without this some file systems
+# would come back with the new name and no content.
+sync_file() {
+    "$python" -IS -c 'import os, sys; os.fsync(os.open(sys.argv[1], os.O_RDONLY))' "$1" ||
+        die "cannot write $1 to the disk"
+}
+
+# The program first: old links work with it, new ones only from then on.
+put_in_place() {
+    is_program_right || replace "$program" "$stage/fencetool"
+    for name in $agents; do
+        is_link_to "$bin_dir/$name" fencetool || replace "$bin_dir/$name" "$stage/$name"
+    done
+    for path in "$bin_dir"/fence_*; do
+        ! is_stale "$path" || remove "$path"
+    done
+    if [ -n "$plugin_stage" ] && ! is_link_to "$plugin_dir/kasa" "$prefix/fencetool"; then
+        replace "$plugin_dir/kasa" "$plugin_stage/kasa"
+    fi
+}
+
+check_installed() {
+    check_agents "$bin_dir"
+}
+
+check_agents() {
+    for name in $agents; do
+        answers_metadata "$1/$name" || die "$1/$name -o metadata failed: $(reason)"
+    done
+}
+
+answers_metadata() {
+    ask "$1" -o metadata || return 1
+    case $answer in
+        *'<resource-agent'*'</resource-agent>'*) return 0 ;;
+    esac
+    echo "its answer is no metadata" >"$work/stderr"
+    return 1
+}
+
+# --- check -------------------------------------------------------------------------------------
+
+check() {
+    problems=0
+    if ! is_there "$program"; then
+        bad "fencetool is not installed in $bin_dir"
+    elif [ -L "$program" ] || ! is_own "$program"; then
+        bad "$program is not fencetool's"
+    else
+        report_program
+        report_links
+        report_source
+    fi
+    [ "$problems" -eq 0 ] || die "$problems problem(s) found: install again to mend them"
+}
+
+good() {
+    say "ok   $*"
+}
+
+bad() {
+    say "BAD  $*"
+    problems=$((problems + 1))
+}
+
+report_program() {
+    check_file "$program" "$program"
+    version=$found_version agents=$found_agents
+    installed_hash=$(hash_of "$program")
+    good "$program: fencetool $version, sha256 $installed_hash"
+    [ -n "$(find "$program" -perm 755)" ] || bad "$program has not the mode 755"
+}
+
+report_links() {
+    for name in $agents; do
+        report_link "$bin_dir/$name" fencetool
+        answers_metadata "$bin_dir/$name" || bad "$bin_dir/$name -o metadata failed: $(reason)"
+    done
+    for path in "$bin_dir"/fence_*; do
+        ! is_stale "$path" || bad "$path is a link to an agent that fencetool $version has not"
+    done
+    if [ -d "$plugin_dir" ]; then
+        report_link "$plugin_dir/kasa" "$prefix/fencetool"
+    else
+        good "no plugin external/kasa needed: there is no $plugin_dir"
+    fi
+}
+
+report_link() {
+    if is_link_to "$1" "$2"; then
+        good "$1 -> $2"
+    elif is_there "$1"; then
+        bad "$1 is not a link to $2"
+    else
+        bad "$1 is missing"
+    fi
+}
+
+# Without --from, --check is as useful where install.sh was the only file that was copied.
+report_source() {
+    if [ -z "$from" ] && [ ! -f "$(script_dir)/fencetool.py" ]; then
+        if [ -z "$sha256" ]; then
+            say "     no fencetool.py at hand to compare with"
+        elif [ "$installed_hash" = "$sha256" ]; then
+            good "it has the hash of --sha256"
+        else
+            bad "it has not the hash of --sha256"
+        fi
+        return 0
+    fi
+    take_source
+    if cmp -s "$new" "$program"; then
+        good "same file as $source"
+    else
+        bad "not the same file as $source (fencetool $version)"
+    fi
+}
+
+# --- uninstall ---------------------------------------------------------------------------------
+
+# The links go first: an agent that is gone is a plainer answer than a link to nothing.
+uninstall() {
+    removed=no
+    for path in "$plugin_dir/kasa" "$bin_dir"/fence_* "$program"; do
+        if is_own "$path"; then
+            uninstall_path "$path"
+        fi
+    done
+    [ "$dry_run" = yes ] || remove_leftovers
+    [ "$removed" = yes ] || say "nothing of fencetool's in $bin_dir: nothing to do"
+    for path in "$bin_dir"/.*.saved-*; do
+        ! is_there "$path" || say "left as it is: $path, a copy that --force kept"
+    done
+}
+
+uninstall_path() {
+    removed=yes
+    if [ "$dry_run" = yes ]; then
+        say "would remove $1"
+        return 0
+    fi
+    rm -f "$1" || die "cannot remove $1: run this as root"
+    say "removed $1"
+}
+
+main() {
+    parse_options "$@"
+    check_commands
+    check_options
+    prepare
+    case $mode in
+        install) install ;;
+        check) check ;;
+        uninstall) uninstall ;;
+    esac
+}
+
+# Half a download ends before the closing brace, and then nothing at all is run.
+{ main "$@"; }

@@ -1,0 +1,872 @@
+"""install.sh, run as a process with each shell that it promises to work with.
+
+Everything happens below a temporary directory, given as DESTDIR, whose name has blanks in it.
+"""
+import collections
+import concurrent.futures
+import functools
+import hashlib
+import http.server
+import itertools
+import os
+import re
+import shutil
+import signal
+import socketserver
+import stat
+import subprocess
+import sys
+import tempfile
+import threading
+import unittest
+
+from tests.support import require_program
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+INSTALL = os.path.join(ROOT, "install.sh")
+FENCETOOL = os.path.join(ROOT, "fencetool.py")
+PLUGINS = "usr/lib/stonith/plugins/external"
+SYSTEM_PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
+
+# Stands in for fencetool.py where the test needs a version or a fault of its own.
+STAND_IN = '''#!%(python)s -IS
+"""fencetool: stand-in of the tests."""
+import sys
+
+def main(path, words):
+    %(extra)s
+    if words == ["--version"]:
+        print("fencetool %(version)s")
+    elif words == ["agents"]:
+        print("%(agents)s")
+    elif words == ["-o", "metadata"]:
+        print('<resource-agent name="%%s" version="%(version)s"></resource-agent>' %% path)
+    else:
+        return 1
+    return 0
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[0], sys.argv[1:]))
+'''
+
+# Answers what the stand-in would print, without the time that Python takes to start. Used wherever
+# it is the shell's work that is tested; its path must have no blanks.
+QUICK_PYTHON = r'''#!/bin/sh
+case $* in
+    *--version) sed -n 's/.*print("\(fencetool .*\)")/\1/p' "$2" ;;
+    *agents) printf '%b\n' "$(sed -n 's/.*print("\(fence_.*\)")/\1/p' "$2")" ;;
+    *metadata) sed -n "s/.*print('\(<resource.*>\)' % path)/\1/p" "$2" ;;
+esac
+'''
+REAL_PYTHON = "/usr/bin/python3"
+
+# Replaces a tool on PATH. The process group is that of the install.sh under test only.
+FAULTY_TOOL = '''#!/bin/sh
+read -r calls <"$FAULT_LOG"
+echo $((calls + 1)) >"$FAULT_LOG"
+if [ $((calls + 1)) -eq "$FAULT_AT" ]; then
+    case $FAULT in
+        kill) kill -KILL 0 ;;
+        term) kill -TERM 0 ;;
+        fail) echo "%(tool)s: No space left on device" >&2; exit 1 ;;
+    esac
+fi
+exec "%(real)s" "$@"
+'''
+
+
+def setUpModule():
+    global quick_python
+    quick_python = os.path.join(tempfile.mkdtemp(dir="/tmp"), "python3")
+    os.chmod(os.path.dirname(quick_python), 0o755)
+    write_file(quick_python, QUICK_PYTHON, 0o755)
+
+
+def tearDownModule():
+    shutil.rmtree(os.path.dirname(quick_python))
+
+
+def stand_in(version="1.0.0", agents=("fence_kasa",), python=None, extra="pass"):
+    return STAND_IN % {"version": version, "agents": r"\n".join(agents), "extra": extra,
+                       "python": python or quick_python}
+
+
+def python_stand_in(*args, **kwargs):
+    return stand_in(*args, python=REAL_PYTHON, **kwargs)
+
+
+def write_file(path, text, mode=0o644):
+    with open(path, "w") as target:
+        target.write(text)
+    os.chmod(path, mode)
+
+
+def read_file(path):
+    with open(path) as source:
+        return source.read()
+
+
+def sha256(text):
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def snapshot(top):
+    """Return what is below a directory: path -> kind, mode, content or link target."""
+    found = {}
+    for directory, names, files in os.walk(top):
+        for name in names + files:
+            path = os.path.join(directory, name)
+            status = os.lstat(path)
+            if stat.S_ISLNK(status.st_mode):
+                found[os.path.relpath(path, top)] = ("link", os.readlink(path))
+            elif stat.S_ISDIR(status.st_mode):
+                found[os.path.relpath(path, top)] = ("directory", stat.S_IMODE(status.st_mode))
+            else:
+                found[os.path.relpath(path, top)] = (
+                    "file", stat.S_IMODE(status.st_mode), sha256(read_file(path)))
+    return found
+
+
+def commands_needed():
+    return re.search("^COMMANDS='(.*)'$", read_file(INSTALL), re.M).group(1).split()
+
+
+class Place:
+    """A machine's directories below a temporary one, and install.sh with a fencetool.py in them."""
+
+    def __init__(self, directory, shell):
+        self.shell = shell
+        self.directory = directory
+        self.root = os.path.join(directory, "the root")
+        self.bin = os.path.join(self.root, "usr/sbin")
+        self.plugins = os.path.join(self.root, PLUGINS)
+        self.source = os.path.join(directory, "a source")
+        self.tmp = os.path.join(directory, "tmp dir")
+        for path in (self.bin, self.source, self.tmp):
+            os.makedirs(path)
+        self.program = os.path.join(self.bin, "fencetool")
+        self.agent = os.path.join(self.bin, "fence_kasa")
+        self.offered = os.path.join(self.source, "fencetool.py")
+        shutil.copy(INSTALL, self.source)
+        self.offer(stand_in())
+
+    def offer(self, text):
+        write_file(self.offered, text)
+        return text
+
+    def add_cluster_glue(self):
+        os.makedirs(self.plugins)
+
+    def run(self, *options, env=None, path=SYSTEM_PATH, **more):
+        """Run install.sh; env adds to the environment, None takes a variable out of it."""
+        environment = {"PATH": path, "DESTDIR": self.root, "TMPDIR": self.tmp}
+        environment.update(env or {})
+        environment = {name: value for name, value in environment.items() if value is not None}
+        if "input" not in more and "stdin" not in more:
+            more["stdin"] = subprocess.DEVNULL
+        return subprocess.run(
+            more.pop("argv", None) or self.shell + ["install.sh"] + list(options),
+            cwd=self.source, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            universal_newlines=True, timeout=60, **more)
+
+    def toolbox(self, *tools):
+        """Return a PATH on which nothing but these tools is found."""
+        directory = tempfile.mkdtemp(dir=self.directory)
+        for tool in tools:
+            os.symlink(require_program(tool), os.path.join(directory, tool))
+        return directory
+
+    def busybox_toolbox(self, *tools):
+        directory = tempfile.mkdtemp(dir=self.directory)
+        for tool in tools:
+            os.symlink(require_program("busybox"), os.path.join(directory, tool))
+        return directory
+
+    def faulty_path(self):
+        directory = tempfile.mkdtemp(dir=self.directory)
+        for tool in ("chmod", "cp", "ln", "mkdir", "mv", "rm"):
+            write_file(os.path.join(directory, tool),
+                       FAULTY_TOOL % {"tool": tool, "real": require_program(tool)}, 0o755)
+        return directory + ":" + SYSTEM_PATH
+
+    def installed_version(self):
+        answer = subprocess.run(
+            [self.agent, "-o", "metadata"], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            check=True, universal_newlines=True, timeout=60).stdout
+        return re.search('version="([^"]*)"', answer).group(1)
+
+    def backups(self):
+        return sorted(name for name in os.listdir(self.bin) if ".saved-" in name)
+
+
+SHELLS = (["dash"], ["busybox", "sh"])
+
+
+def find_shell(words):
+    return [require_program(words[0])] + words[1:]
+
+
+def with_each_shell(test):
+    """Run a test once for each shell, with a fresh place."""
+    @functools.wraps(test)
+    def run(self):
+        for words in SHELLS:
+            with self.subTest(shell=" ".join(words)):
+                test(self, self.place(find_shell(words)))
+    return run
+
+
+class InstallTest(unittest.TestCase):
+    maxDiff = None
+
+    def places_in_turn(self):
+        """Yield fresh places without end, for tests of many cases that need not be run twice."""
+        shells = []
+        for words in SHELLS:
+            try:
+                shells.append(find_shell(words))
+            except unittest.SkipTest as skip:
+                reason = skip
+        if not shells:
+            raise reason
+        for shell in itertools.cycle(shells):
+            yield self.place(shell)
+
+    def place(self, shell):
+        directory = tempfile.mkdtemp(prefix="fencetool install ")
+        self.addCleanup(shutil.rmtree, directory)
+        return Place(directory, shell)
+
+    def assert_good(self, place, result):
+        self.assertEqual((result.returncode, result.stderr), (0, ""), result.stdout)
+        self.assert_no_leftovers(place)
+
+    def assert_refused(self, place, result, *words, code=1):
+        """One line on stderr that tells each of the words; nothing left behind."""
+        self.assertEqual(result.returncode, code, result.stdout + result.stderr)
+        self.assertEqual(result.stderr.count("\n"), 1, result.stderr)
+        self.assertTrue(result.stderr.startswith("install.sh: "), result.stderr)
+        for word in words:
+            self.assertIn(word, result.stderr)
+        self.assert_no_leftovers(place)
+
+    def assert_no_leftovers(self, place):
+        self.assertEqual(os.listdir(place.tmp), [])
+        self.assertEqual([path for path in snapshot(place.root) if ".fencetool-new" in path], [])
+
+    def put_good_installation(self, place):
+        """What a run of install.sh makes, without the time of one."""
+        place.add_cluster_glue()
+        write_file(place.program, stand_in(), 0o755)
+        os.symlink("fencetool", place.agent)
+        os.symlink("/usr/sbin/fencetool", os.path.join(place.plugins, "kasa"))
+
+    def install(self, place, *options, **more):
+        result = place.run(*options, **more)
+        self.assert_good(place, result)
+        return result
+
+    def assert_refused_unchanged(self, place, options, *words, **more):
+        before = snapshot(place.root)
+        self.assert_refused(place, place.run(*options, **more), *words)
+        self.assertEqual(snapshot(place.root), before)
+
+
+class Installing(InstallTest):
+    @with_each_shell
+    def test_the_real_fencetool_is_installed_unchanged_and_answers_as_agent_and_plugin(self, place):
+        place.offer(read_file(FENCETOOL))
+        place.add_cluster_glue()
+        self.install(place)
+        self.assertEqual(read_file(place.program), read_file(FENCETOOL))
+        metadata = subprocess.check_output([place.agent, "-o", "metadata"])
+        self.assertIn(b'<resource-agent name="fence_kasa"', metadata)
+        # The plugin's link holds the final path, which under DESTDIR is not there yet.
+        kasa = os.path.join(place.directory, "kasa")
+        os.symlink(place.program, kasa)
+        self.assertIn(b"hostlist\n", subprocess.check_output([kasa, "getconfignames"]))
+        self.assert_good(place, place.run("--check"))
+
+    @with_each_shell
+    def test_program_has_mode_755_and_every_agent_it_names_is_a_relative_link_to_it(self, place):
+        text = place.offer(stand_in(agents=("fence_kasa", "fence_http", "fence_check")))
+        result = self.install(place, preexec_fn=lambda: os.umask(0o077))
+        self.assertEqual(snapshot(place.bin), {
+            "fencetool": ("file", 0o755, sha256(text)),
+            "fence_kasa": ("link", "fencetool"),
+            "fence_http": ("link", "fencetool"),
+            "fence_check": ("link", "fencetool")})
+        self.assertIn("fencetool 1.0.0 installed", result.stdout)
+
+    @with_each_shell
+    def test_plugin_is_linked_only_where_cluster_glue_is_installed(self, place):
+        self.install(place)
+        self.assertFalse(os.path.exists(os.path.join(place.root, "usr/lib")))
+        place.add_cluster_glue()
+        self.install(place)
+        self.assertEqual(snapshot(place.plugins), {"kasa": ("link", "/usr/sbin/fencetool")})
+
+    @with_each_shell
+    def test_second_run_says_already_installed_and_changes_nothing(self, place):
+        self.put_good_installation(place)
+        before = snapshot(place.root), os.lstat(place.program), os.lstat(place.agent)
+        result = self.install(place)
+        self.assertIn("already installed", result.stdout)
+        after = snapshot(place.root), os.lstat(place.program), os.lstat(place.agent)
+        self.assertEqual(after, before)
+
+    def test_damaged_installation_is_mended_by_another_run(self):
+        damages = (lambda place: os.chmod(place.program, 0o644),
+                   lambda place: write_file(place.program, stand_in("0.9"), 0o755),
+                   lambda place: os.remove(place.agent),
+                   lambda place: os.remove(place.program),
+                   lambda place: os.remove(os.path.join(place.plugins, "kasa")))
+        for place, damage in zip(self.places_in_turn(), damages):
+            self.put_good_installation(place)
+            good = snapshot(place.root)
+            damage(place)
+            self.install(place)
+            self.assertEqual(snapshot(place.root), good)
+
+    @with_each_shell
+    def test_upgrade_adds_new_agents_and_removes_links_to_those_that_are_gone(self, place):
+        place.offer(stand_in("1.0.0", agents=("fence_kasa", "fence_old")))
+        self.install(place)
+        os.symlink("elsewhere", os.path.join(place.bin, "fence_other"))
+        place.offer(stand_in("2.0.0", agents=("fence_kasa", "fence_new")))
+        self.install(place)
+        self.assertEqual(sorted(os.listdir(place.bin)),
+                         ["fence_kasa", "fence_new", "fence_other", "fencetool"])
+        self.assertEqual(place.installed_version(), "2.0.0")
+
+    @with_each_shell
+    def test_copy_of_fencetool_in_the_place_of_a_link_becomes_a_link(self, place):
+        write_file(place.agent, stand_in("0.9"), 0o755)
+        self.install(place)
+        self.assertEqual(snapshot(place.bin)["fence_kasa"], ("link", "fencetool"))
+        self.assertEqual(place.backups(), [])
+
+    @with_each_shell
+    def test_prefix_is_the_directory_of_the_programs_and_is_made_if_missing(self, place):
+        place.add_cluster_glue()
+        result = place.run("--prefix", "/opt/my tools/bin/", preexec_fn=lambda: os.umask(0o077))
+        self.assertEqual(result.returncode, 0, result.stderr)
+        self.assertIn("Pacemaker finds agents only in /usr/sbin", result.stderr)
+        self.assertEqual(snapshot(place.root)["opt/my tools/bin"], ("directory", 0o755))
+        self.assertEqual(sorted(os.listdir(os.path.join(place.root, "opt/my tools/bin"))),
+                         ["fence_kasa", "fencetool"])
+        self.assertEqual(os.readlink(os.path.join(place.plugins, "kasa")),
+                         "/opt/my tools/bin/fencetool")
+        self.assertEqual(place.run("--check", "--prefix=/opt/my tools/bin").returncode, 0)
+        self.assertEqual(os.listdir(place.bin), [])
+
+    @with_each_shell
+    def test_prefix_works_without_destdir(self, place):
+        # Planned only, since cluster-glue's directory may be there for real.
+        result = place.run("--dry-run", "--prefix", place.bin, env={"DESTDIR": None})
+        self.assertEqual(result.returncode, 0, result.stderr)
+        self.assertIn("would write %s " % place.program, result.stdout)
+
+    @with_each_shell
+    def test_dry_run_tells_every_change_and_makes_none(self, place):
+        place.add_cluster_glue()
+        write_file(place.agent, "#!/bin/sh\n", 0o755)
+        os.symlink("fencetool", os.path.join(place.bin, "fence_old"))
+        before = snapshot(place.root)
+        result = self.install(place, "--dry-run", "--force")
+        for line in ("would write %s (fencetool 1.0.0)" % place.program,
+                     "would keep %s as %s/.fence_kasa.saved-" % (place.agent, place.bin),
+                     "would write %s (link to fencetool)" % place.agent,
+                     "would remove %s/fence_old" % place.bin,
+                     "would write %s/kasa (link to /usr/sbin/fencetool)" % place.plugins):
+            self.assertIn(line, result.stdout)
+        self.assertEqual(snapshot(place.root), before)
+
+    @with_each_shell
+    def test_program_that_waits_for_its_stdin_does_not_stop_it(self, place):
+        place.offer(python_stand_in(extra="sys.stdin.read()"))
+        ours, never_closed = os.pipe()
+        self.addCleanup(os.close, ours)
+        self.addCleanup(os.close, never_closed)
+        self.install(place, stdin=ours)
+
+    @with_each_shell
+    def test_script_on_stdin_installs(self, place):
+        result = place.run(argv=place.shell + ["-s", "--", "--from", "."],
+                           input=read_file(INSTALL))
+        self.assert_good(place, result)
+        self.assertEqual(place.installed_version(), "1.0.0")
+
+    @with_each_shell
+    def test_busybox_is_all_that_it_needs_on_path(self, place):
+        path = place.busybox_toolbox("sha256sum", *commands_needed())
+        write_file(place.agent, "#!/bin/sh\n", 0o755)
+        self.install(place, "--force", "--sha256", sha256(stand_in()), path=path)
+        self.install(place, "--check", path=path)
+        self.install(place, "--uninstall", path=path)
+        self.assertEqual(os.listdir(place.bin), place.backups())
+
+    @with_each_shell
+    def test_missing_command_is_named(self, place):
+        self.assert_refused_unchanged(place, [], "is missing: install it",
+                                      path=place.toolbox("mktemp", "sed"))
+
+
+class Refusing(InstallTest):
+    @with_each_shell
+    def test_python_that_is_too_old_is_named_with_its_version(self, place):
+        old = os.path.join(tempfile.mkdtemp(dir="/tmp"), "python3")
+        self.addCleanup(shutil.rmtree, os.path.dirname(old))
+        write_file(old, '#!/bin/sh\n[ "$1" != -V ] || echo Python 3.5.2\nexit 1\n', 0o755)
+        place.offer(stand_in(python=old))
+        self.assert_refused_unchanged(
+            place, [], old + " is Python 3.5.2, fencetool needs Python 3.6 or newer")
+        place.offer(stand_in(python="/nowhere/python3"))
+        self.assert_refused_unchanged(
+            place, [], "/nowhere/python3 is missing: install Python 3.6 or newer")
+
+    def test_file_that_does_not_work_as_fencetool_never_replaces_the_old_one(self):
+        bad = {
+            "syntax error": (python_stand_in("2") + "def (\n", "SyntaxError"),
+            "empty": ("", "is not fencetool.py"),
+            "web page": ("<html>Not here</html>\n", "is not fencetool.py"),
+            "other program": ("#!/usr/bin/python3\nprint('hello')\n", "is not fencetool.py"),
+            "cut off": (python_stand_in("2").split("if __name__")[0], "does not tell its version"),
+            "crash": (python_stand_in("2", extra="raise ValueError('oh')"), "ValueError: oh"),
+            "no agents": (python_stand_in("2", agents=()), "does not name its agents"),
+            "bad agent": (python_stand_in("2", agents=("fence_x", "../x")),
+                          "does not name its agents"),
+            "CRLF": (python_stand_in("2").replace("\n", "\r\n"), "does not run"),
+            "no shebang": (python_stand_in("2").replace("#!", "#"), "names no python3"),
+            "no metadata": (python_stand_in("2", extra="if words[0] == '-o': return 0"),
+                            "no metadata"),
+            "bad metadata": (python_stand_in("2", extra="if words[0] == '-o': sys.exit('oh')"),
+                             "fence_kasa -o metadata failed: oh"),
+        }
+        for place, fault in zip(self.places_in_turn(), bad):
+            with self.subTest(fault=fault, shell=place.shell):
+                text, words = bad[fault]
+                write_file(place.program, stand_in("1.0.0"), 0o755)
+                os.symlink("fencetool", place.agent)
+                place.offer(text)
+                before = snapshot(place.root)
+                result = place.run()
+                self.assert_refused(place, result)
+                self.assertRegex(result.stderr, words)
+                self.assertEqual(snapshot(place.root), before)
+
+    @with_each_shell
+    def test_wrong_hash_is_refused_and_the_right_one_taken_in_either_case(self, place):
+        right = sha256(stand_in())
+        self.assert_refused_unchanged(place, ["--sha256", sha256("other")], right)
+        self.install(place, "--sha256", right.upper())
+
+    @with_each_shell
+    def test_hash_is_checked_with_python_where_sha256sum_is_missing(self, place):
+        path = place.toolbox(*commands_needed())
+        self.assert_refused_unchanged(place, ["--sha256", sha256("other")], sha256(stand_in()),
+                                      path=path)
+        self.install(place, "--sha256", sha256(stand_in()), path=path)
+
+    @with_each_shell
+    def test_usage_errors_exit_2_with_one_line(self, place):
+        for options in (["--wrong"], ["extra"], ["--from"], ["--from="], ["--sha256", "12"],
+                        ["--prefix", "relative"], ["--prefix", "/"], ["--prefix", "/a\n/b"],
+                        ["--check", "--uninstall"], ["--uninstall", "--from", "."]):
+            with self.subTest(options=options):
+                self.assert_refused(place, place.run(*options), "--help", code=2)
+        self.assertEqual(os.listdir(place.bin), [])
+
+    @with_each_shell
+    def test_missing_source_is_named(self, place):
+        self.assert_refused_unchanged(place, ["--from", place.tmp],
+                                      "no fencetool.py at %s" % place.tmp, "--from")
+        self.assert_refused_unchanged(place, ["--from", "ftp://x/"], "only http and https")
+
+    @with_each_shell
+    def test_directory_that_may_not_be_written_is_named(self, place):
+        os.chmod(place.directory, 0o755)
+        os.chmod(place.tmp, 0o777)
+        os.chmod(place.bin, 0o555)
+        self.assert_refused_unchanged(place, [], "cannot write to %s" % place.bin, "as root",
+                                      preexec_fn=drop_root)
+
+
+def drop_root():
+    if os.getuid() == 0:
+        os.setgid(65534)
+        os.setuid(65534)
+
+
+class ForeignFiles(InstallTest):
+    # What is there instead of (program, agent, plugin): text of a file, or target of a link.
+    KINDS = [
+        ("agent", "file", "#!/bin/sh\n"),
+        ("agent", "link", "/bin/sh"),
+        ("agent", "link", "/tmp"),
+        ("agent", "link", "dangling"),
+        ("program", "file", "#!/bin/sh\n"),
+        ("program", "link", "/bin/sh"),
+        ("plugin", "link", "/usr/sbin/fence_kasa"),
+        ("plugin", "file", "#!/bin/sh\n"),
+    ]
+
+    def foreign(self):
+        """Yield a place for each of the kinds, the path it is at, and its snapshot."""
+        for place, (where, kind, content) in zip(self.places_in_turn(), self.KINDS):
+            place.add_cluster_glue()
+            path = {"agent": place.agent, "program": place.program,
+                    "plugin": os.path.join(place.plugins, "kasa")}[where]
+            if kind == "link":
+                os.symlink(content, path)
+            else:
+                write_file(path, content, 0o750)
+            yield place, path, snapshot(os.path.dirname(path))[os.path.basename(path)]
+
+    def test_they_are_refused_and_left_alone(self):
+        for place, path, kind in self.foreign():
+            with self.subTest(path=path, kind=kind):
+                self.assert_refused_unchanged(place, [], path + " is not fencetool's", "--force")
+
+    def test_force_keeps_a_copy_that_nobody_takes_for_an_agent(self):
+        # To Pacemaker every fence_* beside the program is one, to cluster-glue every file at all
+        # beside the plugin.
+        for place, path, kind in self.foreign():
+            with self.subTest(path=path, kind=kind):
+                self.install(place, "--force")
+                name = {"kasa": "external-kasa"}.get(
+                    os.path.basename(path), os.path.basename(path))
+                self.assertEqual(len(place.backups()), 1)
+                self.assertRegex(place.backups()[0], r"^\.%s\.saved-\d{8}-\d{6}$" % name)
+                self.assertEqual(snapshot(place.bin)[place.backups()[0]], kind)
+                self.assertEqual(os.listdir(place.plugins), ["kasa"])
+                self.assertEqual(place.installed_version(), "1.0.0")
+
+    @with_each_shell
+    def test_force_never_writes_over_an_earlier_copy(self, place):
+        frozen = place.directory + "/frozen"
+        os.mkdir(frozen)
+        write_file(frozen + "/date", "#!/bin/sh\necho 20200101-000000\n", 0o755)
+        for text in ("#!first\n", "#!second\n"):
+            if os.path.exists(place.agent):
+                os.remove(place.agent)
+            write_file(place.agent, text, 0o755)
+            self.install(place, "--force", path=frozen + ":" + SYSTEM_PATH)
+        self.assertEqual([read_file(os.path.join(place.bin, name))
+                          for name in place.backups()], ["#!first\n", "#!second\n"])
+
+    @with_each_shell
+    def test_directory_is_refused_even_with_force(self, place):
+        os.mkdir(place.agent)
+        self.assert_refused_unchanged(place, ["--force"], place.agent + " is a directory")
+
+
+FaultyRun = collections.namedtuple("FaultyRun", "place before result points")
+
+
+class Interrupted(InstallTest):
+    """A fault at each call of a tool that changes files, one run for each."""
+
+    def prepare(self, place):
+        """An old version, a foreign file, an old link: the run needs every kind of step."""
+        place.add_cluster_glue()
+        write_file(place.program, stand_in("1.0.0"), 0o755)
+        write_file(place.agent, stand_in("1.0.0").replace('"""fencetool:', '"""Foreign:'), 0o755)
+        os.symlink("fencetool", os.path.join(place.bin, "fence_old"))
+        place.offer(stand_in("2.0.0"))
+
+    def at_every_point(self, fault, check):
+        """Call check(place, state before, result) for a run with the fault at each point of it.
+
+        The shells take turns: the points are those of the script, the same for all of them.
+        """
+        places = self.places_in_turn()
+        undisturbed = self.run_with_fault(next(places), fault, 0)
+        self.assertEqual(undisturbed.result.returncode, 0, undisturbed.result.stderr)
+        self.assertGreater(undisturbed.points, 12)
+        points = range(1, undisturbed.points + 1)
+        with concurrent.futures.ThreadPoolExecutor(4) as pool:
+            runs = pool.map(lambda place, point: self.run_with_fault(place, fault, point),
+                            itertools.islice(places, len(points)), points)
+        for point, run in zip(points, runs):
+            with self.subTest(point=point, shell=run.place.shell):
+                check(run.place, run.before, run.result)
+
+    def run_with_fault(self, place, fault, point):
+        self.prepare(place)
+        log = os.path.join(place.directory, "log")
+        write_file(log, "0\n")
+        before = snapshot(place.root)
+        result = place.run("--force", path=place.faulty_path(), start_new_session=True,
+                           env={"FAULT": fault, "FAULT_AT": str(point), "FAULT_LOG": log})
+        return FaultyRun(place, before, result, int(read_file(log)))
+
+    def test_killed_at_any_point_one_of_the_versions_works_and_the_next_run_ends_right(self):
+        def check(place, _, result):
+            self.assertEqual(result.returncode, -signal.SIGKILL)
+            self.assertIn(place.installed_version(), ("1.0.0", "2.0.0"))
+            for name in os.listdir(place.tmp):
+                shutil.rmtree(os.path.join(place.tmp, name))
+            self.install(place, "--force")
+            self.assertEqual(read_file(place.program), stand_in("2.0.0"))
+            kept = place.backups()
+            self.assertEqual(set(os.listdir(place.bin)), {"fence_kasa", "fencetool"} | set(kept))
+            self.assertIn("Foreign", read_file(os.path.join(place.bin, kept[0])))
+
+        self.at_every_point("kill", check)
+
+    def test_terminated_at_any_point_it_puts_everything_back(self):
+        def check(place, before, result):
+            self.assert_no_leftovers(place)
+            if "installed" not in result.stdout:
+                self.assertEqual(result.returncode, 128 + signal.SIGTERM, result.stderr)
+                self.assertIn("install.sh: interrupted", result.stderr)
+                self.assertEqual(snapshot(place.root), before)
+
+        self.at_every_point("term", check)
+
+    def test_full_disk_at_any_point_puts_everything_back(self):
+        def check(place, before, result):
+            if result.returncode != 0:
+                self.assertEqual(result.returncode, 1, result.stderr)
+                self.assertIn("install.sh: ", result.stderr)
+                self.assertEqual(snapshot(place.root), before)
+                self.assert_no_leftovers(place)
+            elif "left behind" not in result.stderr:    # a link failed, and a copy did instead
+                self.assertEqual(place.installed_version(), "2.0.0")
+                self.assert_no_leftovers(place)
+
+        self.at_every_point("fail", check)
+
+    @with_each_shell
+    def test_half_written_copy_is_noticed_even_when_cp_tells_success(self, place):
+        self.install(place)
+        place.offer(stand_in("2.0.0"))
+        path = os.path.join(place.directory, "half")
+        os.mkdir(path)
+        write_file(path + "/cp", '#!/bin/sh\nhead -c 99 "$1" >"$2"\n', 0o755)
+        self.assert_refused_unchanged(place, [], "is there space?",
+                                      path=path + ":" + SYSTEM_PATH)
+        self.assertEqual(place.installed_version(), "1.0.0")
+
+    @with_each_shell
+    def test_version_that_fails_only_in_its_final_place_is_taken_back(self, place):
+        extra = "if '.fencetool-new' not in path and words[0] == '-o': sys.exit('oh')"
+        for old in (False, True):
+            with self.subTest(old=old):
+                if old:
+                    place.offer(stand_in("1.0.0"))
+                    self.install(place)
+                place.offer(python_stand_in("2.0.0", extra=extra))
+                before = snapshot(place.root)
+                result = place.run()
+                self.assertEqual(result.returncode, 1)
+                self.assertIn("fence_kasa -o metadata failed: oh", result.stderr)
+                self.assertEqual(snapshot(place.root), before)
+                self.assert_no_leftovers(place)
+
+    @with_each_shell
+    def test_leftovers_of_a_dead_run_are_removed_and_those_of_a_living_one_are_not(self, place):
+        dead = subprocess.Popen(["true"])
+        dead.wait()
+        self.install(place)
+        place.offer(stand_in("2.0.0"))
+        for pid in (dead.pid, os.getpid()):
+            os.mkdir(os.path.join(place.bin, ".fencetool-new.%d" % pid))
+        self.assertEqual(place.run().returncode, 0)
+        self.assertEqual([name for name in os.listdir(place.bin) if "-new" in name],
+                         [".fencetool-new.%d" % os.getpid()])
+
+    @with_each_shell
+    def test_script_that_was_cut_off_anywhere_does_nothing(self, place):
+        text = read_file(INSTALL)
+        ends = [match.end() for match in re.finditer("\n", text)][::20]
+        ends += range(len(text) - 40, len(text) - 1)
+        before = snapshot(place.directory)
+        for end in ends:
+            result = place.run(argv=place.shell, input=text[:end])
+            self.assertEqual(result.stdout, "", "cut at %d" % end)
+        self.assertEqual(snapshot(place.directory), before)
+
+
+class Checking(InstallTest):
+    @with_each_shell
+    def test_good_installation_exits_0_and_tells_version_and_hash(self, place):
+        place.add_cluster_glue()
+        self.install(place)
+        before = snapshot(place.root)
+        result = self.install(place, "--check")
+        self.assertIn("fencetool 1.0.0, sha256 " + sha256(stand_in()), result.stdout)
+        self.assertIn("same file as", result.stdout)
+        self.assertNotIn("BAD", result.stdout)
+        self.assertEqual(snapshot(place.root), before)
+
+    def test_every_damage_is_told_and_exits_1(self):
+        damages = {
+            "is not installed": lambda place: os.remove(place.program),
+            "fencetool has not the mode": lambda place: os.chmod(place.program, 0o700),
+            "fence_kasa is missing": lambda place: os.remove(place.agent),
+            "fence_old is a link": lambda place: os.symlink(
+                "fencetool", os.path.join(place.bin, "fence_old")),
+            "kasa is missing": lambda place: os.remove(os.path.join(place.plugins, "kasa")),
+            "not the same file": lambda place: place.offer(stand_in("2.0.0")),
+            "fence_kasa is not a link": lambda place: (
+                os.remove(place.agent), write_file(place.agent, "", 0o755)),
+            "is not fencetool's": lambda place: write_file(place.program, "", 0o755),
+        }
+        for place, words in zip(self.places_in_turn(), damages):
+            with self.subTest(damage=words, shell=place.shell):
+                self.put_good_installation(place)
+                damages[words](place)
+                before = snapshot(place.root)
+                result = place.run("--check")
+                self.assert_refused(place, result, "problem(s) found")
+                self.assertRegex(result.stdout, "(?m)^BAD .*" + words)
+                self.assertEqual(snapshot(place.root), before)
+
+    @with_each_shell
+    def test_it_compares_with_a_hash_where_no_file_is_at_hand(self, place):
+        self.install(place)
+        os.remove(place.offered)
+        self.assertIn("to compare with", self.install(place, "--check").stdout)
+        self.install(place, "--check", "--sha256", sha256(stand_in()))
+        self.assert_refused(place, place.run("--check", "--sha256", sha256("")), "problem")
+
+
+class Uninstalling(InstallTest):
+    @with_each_shell
+    def test_it_removes_all_of_its_own_and_nothing_else(self, place):
+        place.add_cluster_glue()
+        write_file(place.agent, "#!/bin/sh\n", 0o755)
+        write_file(os.path.join(place.bin, "fence_other"), "#!/bin/sh\n", 0o755)
+        os.symlink("fence_other", os.path.join(place.bin, "fence_third"))
+        write_file(os.path.join(place.plugins, "ipmi"), "#!/bin/sh\n", 0o755)
+        self.install(place, "--force")
+        os.symlink("fencetool", os.path.join(place.bin, "fence_old"))
+        before = snapshot(place.root)
+        result = self.install(place, "--uninstall", "--dry-run")
+        self.assertEqual(result.stdout.count("would remove"), 4)
+        self.assertEqual(snapshot(place.root), before)
+        result = self.install(place, "--uninstall")
+        self.assertIn("left as it is: %s/%s" % (place.bin, place.backups()[0]), result.stdout)
+        self.assertEqual(sorted(os.listdir(place.bin)),
+                         place.backups() + ["fence_other", "fence_third"])
+        self.assertEqual(os.listdir(place.plugins), ["ipmi"])
+        self.assertIn("nothing to do", self.install(place, "--uninstall").stdout)
+
+    @with_each_shell
+    def test_foreign_files_under_its_names_stay(self, place):
+        place.add_cluster_glue()
+        for path in (place.program, place.agent, os.path.join(place.plugins, "kasa")):
+            write_file(path, "#!/bin/sh\n", 0o755)
+        before = snapshot(place.root)
+        self.install(place, "--uninstall")
+        self.assertEqual(snapshot(place.root), before)
+
+
+class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
+    daemon_threads = True
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        body = self.server.files.get(self.path)
+        self.send_response(404 if body is None else 200)
+        body = (body or "no such file\n").encode()
+        length = len(body) + (1000 if self.path.startswith("/short/") else 0)
+        self.send_header("Content-Length", str(length))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
+class Downloading(InstallTest):
+    def setUp(self):
+        self.server = Server(("127.0.0.1", 0), Handler)
+        self.server.files = {"/fencetool.py": stand_in(), "/raw?name=fencetool": stand_in(),
+                             "/short/fencetool.py": stand_in()}
+        thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        self.addCleanup(self.server.server_close)
+        self.addCleanup(thread.join)
+        self.addCleanup(self.server.shutdown)
+        self.url = "http://127.0.0.1:%d" % self.server.server_address[1]
+
+    def tool_paths(self, place):
+        """Return for each downloader a PATH on which it is the only one."""
+        paths = {tool: place.toolbox(tool, "sha256sum", *commands_needed())
+                 for tool in ("wget", "curl", "python3")}
+        paths["busybox wget"] = place.busybox_toolbox("wget", "sha256sum", *commands_needed())
+        return paths
+
+    @with_each_shell
+    def test_each_downloader_alone_is_enough(self, place):
+        for tool, path in self.tool_paths(place).items():
+            with self.subTest(tool=tool):
+                self.install(place, "--from", self.url, "--sha256", sha256(stand_in()), path=path)
+                self.assertEqual(place.installed_version(), "1.0.0")
+                os.remove(place.program)
+
+    @with_each_shell
+    def test_url_may_be_of_the_directory_or_of_the_file(self, place):
+        for end in ("", "/", "/fencetool.py", "/raw?name=fencetool"):
+            with self.subTest(end=end):
+                result = place.run("--from", self.url + end)
+                self.assertEqual(result.returncode, 0, result.stderr)
+                self.assertIn("nothing proves who sent", result.stderr)
+                self.assertEqual(place.installed_version(), "1.0.0")
+
+    @with_each_shell
+    def test_bad_download_leaves_the_old_version(self, place):
+        place.offer(stand_in("0.9"))
+        self.install(place)
+        for tool, path in self.tool_paths(place).items():
+            with self.subTest(tool=tool):
+                self.assert_refused_unchanged(
+                    place, ["--from", self.url + "/none"],
+                    "cannot fetch %s/none/fencetool.py:" % self.url, "404", path=path)
+                self.assert_refused_unchanged(
+                    place, ["--from", self.url, "--sha256", sha256("")], "sha256", path=path)
+
+    @with_each_shell
+    def test_download_that_ends_too_early_is_refused(self, place):
+        for tool in ("curl", "python3"):
+            path = place.toolbox(tool, *commands_needed())
+            self.assert_refused_unchanged(place, ["--from", self.url + "/short"],
+                                          "cannot fetch", path=path)
+
+    @with_each_shell
+    def test_without_any_downloader_it_names_those_that_would_do(self, place):
+        self.assert_refused_unchanged(place, ["--from", self.url],
+                                      "install wget, curl or python3",
+                                      path=place.toolbox(*commands_needed()))
+
+    @with_each_shell
+    def test_https_with_a_wget_that_checks_no_certificates_needs_the_hash(self, place):
+        self.assert_refused_unchanged(
+            place, ["--from", self.url.replace("http:", "https:")], "--sha256",
+            path=place.busybox_toolbox("wget", *commands_needed()))
+
+
+class TheScript(unittest.TestCase):
+    def test_shellcheck_has_nothing_to_say_and_nothing_is_disabled(self):
+        result = subprocess.run([require_program("shellcheck"), INSTALL], stdout=subprocess.PIPE)
+        self.assertEqual((result.returncode, result.stdout), (0, b""))
+        self.assertNotIn("shellcheck disable", read_file(INSTALL))
+
+    def test_lines_have_at_most_100_columns(self):
+        self.assertEqual([line for line in read_file(INSTALL).split("\n") if len(line) > 100], [])
+
+    def test_help_tells_every_option_that_is_understood(self):
+        text = read_file(INSTALL)
+        parser = text[text.index("parse_options()"):text.index("take_value()")]
+        help_text = subprocess.check_output(["sh", INSTALL, "--help"], universal_newlines=True)
+        options = set(re.findall(r"--[a-z][a-z0-9-]+", parser))
+        self.assertEqual({name for name in options if name not in help_text}, set())
+        self.assertGreaterEqual(len(options), 8)
+
+
+if __name__ == "__main__":
+    sys.exit(unittest.main())
