@@ -1,5 +1,8 @@
 """The demo is the first thing that a stranger runs: it must go as told, without root or network."""
+import os
+import shutil
 import sys
+import tempfile
 import unittest
 
 from tests import support
@@ -8,9 +11,15 @@ from tests import support
 class Demo(unittest.TestCase):
     def test_the_demo_goes_as_told_without_root_and_network(self):
         support.require_root()
-        # A network namespace of its own has nothing but loopback; nobody may do nothing special.
+        with tempfile.TemporaryDirectory() as folder:
+            # The checkout may lie where nobody else can read.
+            os.chmod(folder, 0o755)
+            self.run_demo_as_nobody(shutil.copy(support.SCRIPT, folder))
+
+    def run_demo_as_nobody(self, script):
+        # A network namespace of its own has nothing but loopback.
         script = ("ip link set lo up && exec setpriv --reuid 65534 --regid 65534 --clear-groups "
-                  "/usr/bin/python3 -IS %s demo" % support.SCRIPT)
+                  "/usr/bin/python3 -IS %s demo" % script)
         result = support.run(["unshare", "-n", "sh", "-c", script],
                              environment={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"})
         self.assertEqual((result.code, result.err), (0, ""), result.out)
