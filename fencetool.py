@@ -58,6 +58,7 @@ MAX_SHOWN_CHARACTERS = 80  # of a foreign reply in an error message
 
 UNTIL_DEADLINE = -1        # tries without a limit of their own
 READ_ATTEMPTS = 2          # of status, monitor and list: one lost reply must not fail a monitor
+SHORTEST_LOOK_SECONDS = 0.5  # with less, only the end of our own patience would be reported
 OFF_READINGS = 2           # see confirm_power
 REBOOT_OFF_SECONDS = 3.0   # see run_reboot
 METER_SILENT_WATTS = 1.0   # meters show up to 0.9 W of noise on an open relay (HS110 capture)
@@ -1014,8 +1015,8 @@ class Job:
         self.deadline = system.deadline(limit)
 
     def pause(self, deadline):
-        """Wait between two looks; return False when the deadline comes before the next one."""
-        if deadline.left() <= self.settings.stonith_status_sleep:
+        """Wait between two looks; return False when there is no time for another whole one."""
+        if deadline.left() <= self.settings.stonith_status_sleep + SHORTEST_LOOK_SECONDS:
             return False
         self.system.sleep(self.settings.stonith_status_sleep)
         return True
