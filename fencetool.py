@@ -39,7 +39,6 @@ import re
 import socket
 import struct
 import sys
-import syslog
 import time
 import types
 
@@ -50,6 +49,10 @@ EXIT_BAD = 1
 EXIT_OFF = 2    # agents: status says OFF, and nothing else
 EXIT_USAGE = 2  # subcommands for people
 
+LOG_ERR, LOG_WARNING, LOG_INFO = 3, 4, 6  # priorities of syslog(3)
+LOG_DAEMON = 3 << 3
+LOG_SOCKET = "/dev/log"
+
 KASA_PORT = 9999
 KASA_FIRST_KEY = 171
 MAX_REPLY_BYTES = 65536   # the largest honest reply (a six-outlet strip) has about 1,300
@@ -59,6 +62,7 @@ MAX_SHOWN_CHARACTERS = 80  # of a foreign reply in an error message
 UNTIL_DEADLINE = -1        # tries without a limit of their own
 READ_ATTEMPTS = 2          # of status, monitor and list: one lost reply must not fail a monitor
 SHORTEST_LOOK_SECONDS = 0.5  # with less, only the end of our own patience would be reported
+SHORTEST_PAUSE_SECONDS = 0.2
 OFF_READINGS = 2           # see confirm_power
 REBOOT_OFF_SECONDS = 3.0   # see run_reboot
 METER_SILENT_WATTS = 1.0   # meters show up to 0.9 W of noise on an open relay (HS110 capture)
@@ -83,6 +87,7 @@ class Unreachable(FenceError):
     """No connection, no answer, or an answer that broke off: the outcome is not known."""
 
     retryable = True
+    was_closed = False  # the device had closed the connection before it answered anything
 
 
 class ProtocolError(FenceError):
@@ -118,14 +123,14 @@ number: as printed on the case, from 1. identifiers: the names that the protocol
 
 
 def parse_whole_number(text):
-    if not re.fullmatch("-?[0-9]+", text):
+    if not re.fullmatch("-?[0-9]{1,9}", text):
         raise UsageError("%s is not a whole number" % quote(text))
     return int(text)
 
 
 def parse_seconds(text):
     """Return seconds as float for 5, 5s, 1500ms, 1m; raise UsageError for anything else."""
-    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)(ms|sec|s|min|m)?", text.strip())
+    match = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)(ms|sec|s|min|m)?", text.strip())
     if not match:
         raise UsageError("%s is not a time (use 5, 5s, 1500ms or 1m)" % quote(text))
     unit = {"ms": 0.001, "m": 60.0, "min": 60.0}.get(match.group(2), 1.0)
@@ -179,9 +184,12 @@ def escape_xml(text):
 
 
 def redact(text, secrets):
-    """Return text with every secret replaced, the longest first."""
+    """Return text with every secret replaced, the longest first.
+
+    One or two characters are left: replaced everywhere, they would show themselves.
+    """
     for secret in sorted(secrets, key=len, reverse=True):
-        text = text.replace(secret, "***")
+        text = text.replace(secret, "***") if len(secret) > 2 else text
     return text
 
 
@@ -251,6 +259,9 @@ def select_outlet(outlets, wanted, label):
         found = [outlet for outlet in outlets if outlet.alias == wanted]
     else:
         found = [outlet for outlet in outlets if outlet_answers_to(outlet, wanted)]
+    if len(found) == 1 and wanted.isdigit() and found[0].alias == wanted != str(found[0].number):
+        raise Refused("plug %s is the alias of outlet %d, and no outlet's number: use its id, or "
+                      "rename it" % (quote(wanted), found[0].number))
     if len(found) != 1:
         raise Refused("plug %s names %s of its outlets; it has %s" % (
             quote(wanted), "none" if not found else "%d" % len(found), describe_outlets(outlets)))
@@ -356,13 +367,13 @@ def parse_stdin(text):
     Quotes are part of a value: Pacemaker adds none, and status_on_regex may begin with one.
     """
     pairs = []
-    for line in text.split("\n"):
+    for number, line in enumerate(text.split("\n"), 1):
         line = line.rstrip("\r")
         if not line.strip() or line.lstrip().startswith("#"):
             continue
         name, equals, value = line.partition("=")
-        if not equals:
-            raise UsageError("line %s on stdin is not name=value" % quote(line, 30))
+        if not equals:  # not shown: it may be the second line of a password
+            raise UsageError("line %d on stdin is not name=value" % number)
         pairs.append((name.strip().replace("-", "_"), value))
     return pairs
 
@@ -380,7 +391,9 @@ def parse_argv(arguments, params):
     except getopt.GetoptError as error:
         raise UsageError("%s (see --help)" % error) from None
     if words:
-        raise UsageError("%s is no option (see --help)" % quote(words[0]))
+        # Not shown: it may be the second word of a password.
+        raise UsageError("argument %d is no option (see --help)" % (
+            len(arguments) - len(words) + 1))
     by_letter = {"-" + row.letter: row for row in params if row.letter}
     pairs = []
     for option, value in options:
@@ -446,6 +459,12 @@ def check_settings(settings):
     for name in ("login_timeout", "shell_timeout", "power_timeout", "stonith_status_sleep"):
         if getattr(settings, name, 1) <= 0:
             raise UsageError("%s must be more than 0 seconds" % name)
+    if settings.stonith_status_sleep < SHORTEST_PAUSE_SECONDS:
+        raise UsageError("stonith_status_sleep must be %s or more: two looks at one moment are one"
+                         % render_seconds(SHORTEST_PAUSE_SECONDS))
+    if settings.power_wait + settings.stonith_status_sleep >= settings.power_timeout:
+        raise UsageError("power_wait and stonith_status_sleep leave no time to look within "
+                         "power_timeout")
     if settings.inet4_only and settings.inet6_only:
         raise UsageError("inet4_only and inet6_only exclude each other")
     if settings.ip:
@@ -454,12 +473,18 @@ def check_settings(settings):
 
 def split_address(text, port):
     """Return (host, port) of "host", "host:port", "::1" or "[::1]:port"; raise UsageError."""
-    match = re.fullmatch(r"\[([0-9A-Fa-f:.%\w]+)\](?::([0-9]+))?", text)
+    match = re.fullmatch(r"\[([0-9A-Fa-f:.]+(?:%[A-Za-z0-9_.-]+)?)\](?::([0-9]{1,5}))?", text)
     if not match and text.count(":") < 2:
-        match = re.fullmatch(r"([A-Za-z0-9_.-]+)(?::([0-9]+))?", text)
+        match = re.fullmatch(r"([A-Za-z0-9_.-]+)(?::([0-9]{1,5}))?", text)
     host, own_port = match.groups() if match else (text, None)
-    if not match and not re.fullmatch(r"[0-9A-Fa-f:.]+(%\w+)?", text):
+    if not match and not re.fullmatch(r"[0-9A-Fa-f:.]+(%[A-Za-z0-9_.-]+)?", text):
         raise UsageError("ip: %s is not an address" % quote(text))
+    # The C library takes 10.20.20 for 10.20.0.20 and 010.1.1.1 for 8.1.1.1: another device.
+    last = host.rpartition(".")[2].lower()
+    part = "(0|[1-9][0-9]{0,2})"
+    if re.fullmatch("[0-9]+|0x[0-9a-f]*", last) and not re.fullmatch(
+            r"%s\.%s\.%s\.%s" % (part, part, part, part), host):
+        raise UsageError("ip: %s is not an address of four numbers" % quote(text))
     port = int(own_port) if own_port else port
     if not 1 <= port <= 65535:
         raise UsageError("%s is not a port number (1 to 65535)" % port)
@@ -555,21 +580,28 @@ def parse_kasa_relay(value, where):
 
 def parse_kasa_description(info):
     """Return the KasaDescription in a sysinfo result; raise ProtocolError where it contradicts."""
-    device_id = str(info.get("deviceId", ""))
+    device_id = require_member(info, "deviceId", str, "device description")
+    if not device_id:
+        raise ProtocolError("device description has an empty deviceId")
     kind = str(info.get("type", info.get("mic_type", "")))
     if "BULB" in kind.upper():
         raise Refused("device is a bulb (%s), not a plug" % quote(kind))
+    if "children" in info and "relay_state" in info:
+        raise ProtocolError("device describes itself as a plug and as a strip")
     if "children" in info:
         outlets = parse_kasa_children(info, device_id)
     elif "relay_state" in info:
-        identifiers = (device_id, device_id.lower()) if device_id else ()
-        outlets = (Outlet(1, str(info.get("alias", "")), identifiers,
+        outlets = (Outlet(1, parse_kasa_alias(info), (device_id, device_id.lower()),
                           parse_kasa_relay(info["relay_state"], "relay_state")),)
     else:
         raise ProtocolError("device description holds neither relay_state nor children")
     has_meter = "ENE" in str(info.get("feature", "")).split(":")
     return KasaDescription(info.get("mac", info.get("mic_mac")), device_id, outlets,
                            "children" in info, has_meter)
+
+
+def parse_kasa_alias(info):
+    return info["alias"] if isinstance(info.get("alias"), str) else ""
 
 
 def parse_kasa_children(info, device_id):
@@ -579,7 +611,8 @@ def parse_kasa_children(info, device_id):
     order on the case (HS300 1.0.21 lists 00,01,02,03,05,04).
     """
     children = require_member(info, "children", list, "device description")
-    if not children or ("child_num" in info and info["child_num"] != len(children)):
+    if not children or require_member(info, "child_num", int, "device description") != len(
+            children):
         raise ProtocolError("device description lists %d outlets and counts %s"
                             % (len(children), quote(json.dumps(info.get("child_num")))))
     outlets = []
@@ -593,7 +626,7 @@ def parse_kasa_children(info, device_id):
         suffix = identifier[-2:]
         identifiers = (identifier, identifier.lower(), suffix, (device_id + suffix).lower())
         state = parse_kasa_relay(child.get("state"), "state of outlet %s" % quote(identifier))
-        outlets.append(Outlet(int(suffix) + 1, str(child.get("alias", "")), identifiers, state))
+        outlets.append(Outlet(int(suffix) + 1, parse_kasa_alias(child), identifiers, state))
     if len({outlet.number for outlet in outlets}) != len(outlets):
         raise ProtocolError("two outlets have the same number: %s" % describe_outlets(outlets))
     return tuple(sorted(outlets))
@@ -601,13 +634,16 @@ def parse_kasa_children(info, device_id):
 
 def parse_kasa_watts(result):
     """Return watts from a meter result: "power" (W, hardware 1) or "power_mw" (mW, all others)."""
-    for name, unit in (("power_mw", 0.001), ("power", 1.0)):
-        if name in result:
-            if not is_number(result[name]):
-                raise ProtocolError("meter: %s is not a number: %s"
-                                    % (name, quote(json.dumps(result[name]))))
-            return result[name] * unit
-    raise ProtocolError("meter reply holds neither power nor power_mw")
+    units = {"power_mw": 0.001, "power": 1.0}
+    found = [name for name in units if name in result]
+    if len(found) != 1:
+        raise ProtocolError("meter reply holds %s of power and power_mw"
+                            % ("both" if found else "none"))
+    value = result[found[0]]
+    if not is_number(value) or abs(value) > 1e9:
+        raise ProtocolError("meter: %s is not a plausible number: %s"
+                            % (found[0], quote(json.dumps(value))))
+    return value * units[found[0]]
 
 
 # ==================================================================================================
@@ -640,7 +676,6 @@ class System:
         self.verbose_level = 0
         self.quiet = False
         self.debug_file = ""
-        self.syslog_open = False
 
     # The clock never jumps; time of day is only for people.
     clock = staticmethod(time.monotonic)
@@ -653,8 +688,13 @@ class System:
 
     def write(self, text):
         """Write the answer to stdout as UTF-8, whatever the locale is."""
-        sys.stdout.buffer.write((text + "\n").encode("utf-8", "backslashreplace"))
-        sys.stdout.buffer.flush()
+        data = (text + "\n").encode("utf-8", "backslashreplace")
+        try:
+            while data:
+                data = data[os.write(1, data):]
+        except OSError as error:
+            raise Unreachable("cannot write the answer to stdout: %s"
+                              % error.strerror) from error
 
     def tell(self, text):
         """Tell a reason to whoever called: one line on stderr, unless quiet."""
@@ -662,7 +702,7 @@ class System:
 
     def error(self, text):
         """Tell a reason, and keep it in syslog: for what no event line records."""
-        self._log(syslog.LOG_ERR, text, to_stderr=not self.quiet)
+        self._log(LOG_ERR, text, to_stderr=not self.quiet)
 
     def event(self, text):
         """Record what was done: syslog and debug file; stderr only when verbose.
@@ -670,51 +710,66 @@ class System:
         SAFETY: a success must be silent on stderr, Pacemaker logs anything there as a warning.
         Test: test_a_success_is_silent_on_stderr
         """
-        self._log(syslog.LOG_INFO, text, to_stderr=self.verbose_level > 0)
+        self._log(LOG_INFO, text, to_stderr=self.verbose_level > 0)
 
     def warn(self, text):
-        self._log(syslog.LOG_WARNING, "warning: " + text, to_stderr=self.verbose_level > 0)
+        self._log(LOG_WARNING, "warning: " + text, to_stderr=self.verbose_level > 0)
 
     def debug(self, text, level=1):
         if self.verbose_level >= level or self.debug_file:
             self._log(None, text, to_stderr=self.verbose_level >= level)
 
     def _log(self, priority, text, to_stderr):
-        text = redact(one_line(text), self.secrets)
-        if priority is not None:
-            if not self.syslog_open:
-                syslog.openlog(self.name, syslog.LOG_PID, syslog.LOG_DAEMON)
-                self.syslog_open = True
-            syslog.syslog(priority, text.encode("utf-8", "backslashreplace").decode("utf-8"))
+        text = one_line(redact(text, self.secrets))
         line = ("%s: %s\n" % (self.name, text)).encode("utf-8", "backslashreplace")
+        if priority is not None:
+            self._write_syslog(priority, text.encode("utf-8", "backslashreplace"))
         if to_stderr:
             write_all(2, line)
         if self.debug_file:
             self._append_debug(line)
 
+    def _write_syslog(self, priority, text):
+        """Send one line to the log daemon, if it takes it at once.
+
+        SAFETY: not through syslog(3), which waits for ever when the daemon hangs.
+        Test: test_a_log_daemon_that_hangs_does_not_hold_up_a_fence
+        """
+        head = "<%d>%s %s[%d]: " % (LOG_DAEMON | priority, time.strftime("%b %e %H:%M:%S"),
+                                    self.name, os.getpid())
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as handle:
+                handle.setblocking(False)
+                handle.connect(LOG_SOCKET)
+                handle.send(head.encode("ascii") + text)
+        except OSError:
+            pass  # no daemon, or one that does not read; stderr and exit code say it too
+
     def _append_debug(self, line):
         stamp = time.strftime("%Y-%m-%d %H:%M:%S ").encode("ascii")
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK | os.O_NOFOLLOW
         try:
-            handle = os.open(self.debug_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+            handle = os.open(os.fsencode(self.debug_file), flags, 0o600)
             try:
                 os.write(handle, stamp + line)
             finally:
                 os.close(handle)
-        except OSError as error:
+        except (OSError, ValueError) as error:
             # A log that cannot be written must not keep a node from being fenced.
             self.debug_file = ""
-            self.warn("cannot write the debug file: %s" % error.strerror)
+            self.warn("cannot write the debug file: %s" % error)
 
     def read_stdin(self):
-        if sys.stdin is None:
-            raise UsageError("no parameters: stdin is closed")
-        if sys.stdin.isatty():
+        if os.isatty(0):
             write_all(2, b"reading name=value lines from the terminal, end with Ctrl-D "
                          b"(--help tells the options)\n")
-        data = sys.stdin.buffer.read(MAX_STDIN_BYTES + 1)
-        if len(data) > MAX_STDIN_BYTES:
-            raise UsageError("more than %d bytes of parameters on stdin" % MAX_STDIN_BYTES)
-        return data.decode("utf-8", "surrogateescape")
+        data = b""
+        while len(data) <= MAX_STDIN_BYTES:
+            piece = os.read(0, 65536)
+            if not piece:
+                return data.decode("utf-8", "surrogateescape")
+            data += piece
+        raise UsageError("more than %d bytes of parameters on stdin" % MAX_STDIN_BYTES)
 
     def resolve(self, host, port, family, deadline):
         """Return [(family, socket address)] of a host; a name has one address a family at most.
@@ -743,7 +798,7 @@ class System:
         def ask():
             try:
                 answer.append(socket.getaddrinfo(host, port, family, socket.SOCK_STREAM))
-            except OSError as error:
+            except (OSError, UnicodeError) as error:  # the name has an empty or too long part
                 answer.append(error)
         thread = threading.Thread(target=ask, daemon=True)
         thread.start()
@@ -751,7 +806,7 @@ class System:
         if not answer:
             raise Unreachable("no answer about the name %s within %s (use an address instead)"
                               % (quote(host), render_seconds(deadline.seconds)))
-        if isinstance(answer[0], OSError):
+        if isinstance(answer[0], Exception):
             raise Unreachable("the name %s has no address here (use an address instead)"
                               % quote(host)) from answer[0]
         return answer[0]
@@ -760,14 +815,16 @@ class System:
         """Return a Connection to the first address of host that accepts one."""
         failure = None
         for one_family, address in self.resolve(host, port, family, deadline):
-            handle = socket.socket(one_family, socket.SOCK_STREAM)
+            handle = None
             try:
+                handle = socket.socket(one_family, socket.SOCK_STREAM)
                 handle.settimeout(max(0.001, deadline.left()))
                 handle.connect(address)
                 handle.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 return Connection(handle)
             except OSError as error:
-                handle.close()
+                if handle:
+                    handle.close()
                 failure = failure or Unreachable(explain_connect_error(error, deadline))
                 failure.__cause__ = error
         raise failure
@@ -790,7 +847,10 @@ class System:
                                          timeout=deadline.left())
         except subprocess.TimeoutExpired as error:
             child.kill()
-            child.communicate()
+            # Not communicate() again: a grandchild may hold the pipes open for longer than we have.
+            child.wait()
+            for pipe in (child.stdin, child.stdout, child.stderr):
+                pipe.close()
             raise Unreachable("%s did not end within %s"
                               % (argv[0], render_seconds(deadline.seconds))) from error
         return (child.returncode, out.decode("utf-8", "surrogateescape"),
@@ -819,13 +879,25 @@ class Connection:
                 self.handle.settimeout(max(0.001, deadline.left()))
                 piece = self.handle.recv(count - len(data))
             except OSError as error:
-                raise Unreachable("no complete answer: %s (%d of %d bytes came)" % (
-                    explain_os_error(error, deadline), len(data), count)) from error
+                failure = Unreachable("no complete answer: %s (%d of %d bytes came)" % (
+                    explain_os_error(error, deadline), len(data), count))
+                failure.was_closed = isinstance(error, ConnectionError) and not data
+                raise failure from error
             if not piece:
-                raise Unreachable("device closed the connection after %d of %d bytes of its answer"
-                                  % (len(data), count))
+                failure = Unreachable("device closed the connection after %d of %d bytes of its "
+                                      "answer" % (len(data), count))
+                failure.was_closed = not data
+                raise failure
             data += piece
         return bytes(data)
+
+    def holds_unasked_bytes(self):
+        """Return whether something has come that no request has asked for."""
+        self.handle.setblocking(False)
+        try:
+            return bool(self.handle.recv(1))
+        except OSError:
+            return False
 
     def close(self):
         self.handle.close()
@@ -948,6 +1020,8 @@ class KasaDevice(Device):
         return outlet.state
 
     def request_state(self, wanted, deadline):
+        if not self.connection:
+            self.read_state(deadline)  # a new connection may lead to another device
         state = 1 if wanted is PowerState.ON else 0
         self._ask("system", "set_relay_state", {"state": state}, self.child_id, deadline)
 
@@ -963,9 +1037,12 @@ class KasaDevice(Device):
         """Ask for the device's description, alone: mixed queries have crashed devices."""
         found = parse_kasa_description(self._ask("system", "get_sysinfo", {}, None, deadline))
         self.check_mac(found.mac)
-        if self.description and found.device_id != self.description.device_id:
-            raise Refused("another device answered in the middle of the action: id %s was %s" % (
-                quote(found.device_id), quote(self.description.device_id)))
+        known = self.description or found
+        for name in ("device_id", "mac", "is_strip"):
+            if getattr(found, name) != getattr(known, name):
+                raise Refused("another device answered in the middle of the action: its %s was %s "
+                              "and is %s" % (name, quote(str(getattr(known, name))),
+                                             quote(str(getattr(found, name)))))
         self.description = found
         return found
 
@@ -975,7 +1052,27 @@ class KasaDevice(Device):
             self.connection = None
 
     def _ask(self, module, method, arguments, child_id, deadline):
+        """Return the result of one request.
+
+        Devices close idle connections, some of them after every answer; whatever is asked here may
+        be asked again.
+        """
         request = build_kasa_request(module, method, arguments, child_id)
+        is_reused = self.connection is not None
+        try:
+            message = self._exchange(request, deadline)
+        except Unreachable as error:
+            if not (is_reused and error.was_closed):
+                raise
+            message = self._exchange(request, deadline)
+        try:
+            return parse_kasa_result(message, module, method)
+        except ProtocolError:
+            self.close()
+            raise
+
+    def _exchange(self, request, deadline):
+        """Return the answer to one request, as it came."""
         self.system.debug("%s <- %s" % (self.describe(), json.dumps(request)), level=2)
         try:
             if not self.connection:
@@ -983,12 +1080,14 @@ class KasaDevice(Device):
                     self.settings.ip, self.settings.ipport, self.settings.family,
                     deadline.within(self.settings.login_timeout))
             limit = deadline.within(self.settings.shell_timeout)
+            if self.connection.holds_unasked_bytes():
+                raise ProtocolError("device sent more than one answer to one request")
             self.connection.send(build_kasa_frame(request), limit)
             message = self.connection.receive(
                 parse_kasa_length(self.connection.receive(4, limit)), limit)
             self.system.debug("%s -> %s" % (self.describe(), decrypt_kasa(message).decode(
                 "utf-8", "backslashreplace")), level=2)
-            return parse_kasa_result(message, module, method)
+            return message
         except (Unreachable, ProtocolError):
             # Replies carry no number: on a connection that missed one, the next is the wrong one.
             self.close()
@@ -1011,6 +1110,7 @@ class Job:
         self.device = device
         self.settings = settings
         self.attempts = 0
+        self.load_seen = ""  # what a meter said about a load after OFF, until it says it is gone
         limit = settings.login_timeout + settings.shell_timeout + settings.power_timeout
         self.deadline = system.deadline(limit)
 
@@ -1042,6 +1142,8 @@ def change_power(job, wanted):
     relay's reported state may be stale.
     """
     before = job.retry(job.device.find_outlet, UNTIL_DEADLINE)
+    if wanted is PowerState.OFF and job.settings.power_meter == "require":
+        require_meter(job, job.deadline)
     confirm_power(job, wanted)
     return before is wanted
 
@@ -1098,12 +1200,29 @@ def reading_doubt(job, wanted, deadline, refusal):
                     "or does something switch it back?)"
                     % (wanted.value, state.value, render_seconds(deadline.seconds)))
         if wanted is PowerState.OFF and job.settings.power_meter != "ignore":
-            return doubt_about_meter(read_meter(job, deadline), job.settings.power_meter)
+            return load_doubt(job, deadline)
         return ""
     except FenceError as error:
         if not error.retryable:
             raise
         return str(error)
+
+
+def load_doubt(job, deadline):
+    """Return the meter's doubt about OFF; a load that was seen stays until it is seen to be gone.
+
+    SAFETY: a meter that falls silent after it has shown a load has shown a welded relay.
+    Test: test_a_load_that_was_seen_is_not_forgotten_when_the_meter_falls_silent
+    """
+    watts = read_meter(job, deadline)
+    if watts is not None or not job.load_seen:
+        job.load_seen = doubt_about_meter(watts, job.settings.power_meter)
+    return job.load_seen
+
+
+def require_meter(job, deadline):
+    if read_meter(job, deadline) is None:
+        raise Refused("the outlet has no power meter that answers, and power_meter=require")
 
 
 def read_meter(job, deadline):
@@ -1165,8 +1284,8 @@ def run_monitor(job):
             job.device.find_outlet(deadline)
         elif len(job.device.list_outlets(deadline)) > 1:
             return
-        if job.settings.power_meter == "require" and job.device.read_watts(deadline) is None:
-            raise Refused("the outlet has no power meter, and power_meter=require")
+        if job.settings.power_meter == "require":
+            require_meter(job, deadline)
     job.retry(look, READ_ATTEMPTS)
     return EXIT_GOOD, ""
 
@@ -1303,12 +1422,15 @@ def run_agent(agent, pairs, system):
     action = values.get("action", agent.defaults.get("action", "")).lower()
     action = ACTION_ALIASES.get(action, action)
     system.secrets.update(values[row.name] for row in PARAMS if row.secret and row.name in values)
-    if values.get("help") == "1":
-        system.write(render_help(agent))
-        return EXIT_GOOD
-    if values.get("version") == "1":
-        system.write(__version__)
-        return EXIT_GOOD
+    texts = {"help": render_help, "version": lambda agent: __version__}
+    for name in texts:
+        if parse_boolean(values.get(name, "0")):
+            # SAFETY: version=1 in a cluster's configuration must not make every off a success.
+            # Test: test_version_and_help_beside_an_action_are_refused
+            if "action" in values:
+                raise UsageError("%s and an action exclude each other" % name)
+            system.write(texts[name](agent))
+            return EXIT_GOOD
     if action in ("metadata", "manpage"):
         # Before the settings: asked for with nothing else, by users that may do nothing else.
         system.write(render_metadata(agent))
@@ -1342,6 +1464,8 @@ def check_call(agent, action, settings):
 
 def check_password_script(settings):
     words = settings.password_script.split()
+    if "\0" in settings.password_script:
+        raise UsageError("password_script holds a NUL")
     if words and not (os.path.isabs(words[0]) and os.access(words[0], os.X_OK)):
         raise UsageError("password_script: %s is not the path of a program that can be run"
                          % quote(words[0]))
@@ -1352,11 +1476,12 @@ def read_password(settings, system):
     if not settings.password_script:
         return
     check_password_script(settings)
-    code, out, err = system.run(["/bin/sh", "-c", settings.password_script], "",
-                                system.deadline(settings.login_timeout))
+    code, out, _ = system.run(["/bin/sh", "-c", settings.password_script], "",
+                              system.deadline(settings.login_timeout))
     if code != 0 or not out.strip():
-        raise UsageError("password_script ended with code %d and printed %s: %s"
-                         % (code, "a password" if out.strip() else "nothing", quote(err.strip())))
+        # What it said is not shown: a script that is traced tells the password there.
+        raise UsageError("password_script ended with code %d and printed %s (try it by hand)"
+                         % (code, "a password" if out.strip() else "nothing"))
     settings.password = out.rstrip()
     system.secrets.add(settings.password)
 
@@ -1427,16 +1552,10 @@ def run_plugin(agent, words, environment, system):
         return run_agent(agent, pairs + [("action", "monitor")], system)
     if verb not in PLUGIN_ACTIONS:
         raise UsageError("unsupported action %s of a cluster-glue plugin" % quote(verb))
-    if host not in hosts:
-        raise UsageError("%s is not in the hostlist (%s); nothing was switched"
+    if [host] != hosts:
+        raise UsageError("%s is not the one node of the hostlist (%s); nothing was switched"
                          % (quote(host), " ".join(hosts)))
-    if len(hosts) > 1 and "plug" in environment:
-        raise UsageError("plug names one outlet, and the hostlist has %d hosts" % len(hosts))
-    if len(hosts) == 1:
-        pairs.append(("nodename", host))
-    # With several hosts the host must be the alias of an outlet: plug, not only a label.
-    pairs += [("action", PLUGIN_ACTIONS[verb])] + ([("plug", host)] if len(hosts) > 1 else [])
-    return run_agent(agent, pairs, system)
+    return run_agent(agent, pairs + [("action", PLUGIN_ACTIONS[verb]), ("nodename", host)], system)
 
 
 def render_plugin_parameters(agent):
@@ -1878,8 +1997,6 @@ def main(argv, environment):
     except KeyboardInterrupt:
         system.error("interrupted; what was under way is not confirmed")
         return EXIT_BAD
-    except BrokenPipeError:
-        return EXIT_BAD
     except Exception as error:  # a defect of ours: still one line, and no exit code of success
         system.error(describe_defect(error))
         return EXIT_BAD
@@ -1908,6 +2025,7 @@ def run_command(arguments, system):
     try:
         options = parser.parse_args(arguments)
     except SystemExit as stop:
+        sys.stdout.flush()
         return stop.code
     if not options.command:
         parser.print_help(sys.stderr)
@@ -1915,16 +2033,17 @@ def run_command(arguments, system):
     return COMMANDS[options.command].run(options, system)
 
 
-def leave(code):
-    """End the process with the code; a reader of stdout that went away must not add a traceback."""
-    try:
-        sys.stdout.flush()
-    except (OSError, ValueError, AttributeError):
-        code = code or EXIT_BAD
-    # Not sys.exit: a name server that never answers must not hold the process in its thread, and
-    # nothing is left to clean up.
-    os._exit(code)
+def open_missing_descriptors():
+    """SAFETY: with stderr closed, the connection to the plug would become stderr.
+
+    Test: test_closed_descriptors_are_no_hazard
+    """
+    while os.open(os.devnull, os.O_RDWR) < 3:
+        pass
 
 
 if __name__ == "__main__":
-    leave(main(sys.argv, os.environ))
+    open_missing_descriptors()
+    # Not sys.exit: a name server that never answers must not hold the process in its thread, and
+    # nothing is left to clean up.
+    os._exit(main(sys.argv, os.environ))

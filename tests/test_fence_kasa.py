@@ -72,7 +72,7 @@ class Actions(AgentTest):
         for plug in ("3", "storage-b", "02", device.device_id + "02"):
             device.outlets[2].relay = True
             result = on_stdin("fence_kasa", self.address(device, action="off", plug=plug,
-                                                         stonith_status_sleep="50ms"))
+                                                         stonith_status_sleep="200ms"))
             with self.subTest(plug):
                 self.assert_success(result)
                 self.assertEqual([outlet.relay for outlet in device.outlets], [True, True, False])
@@ -287,6 +287,93 @@ class Faults(AgentTest):
                             % device.address[1])
 
 
+class Reconnecting(AgentTest):
+    """What a new connection in the middle of an action may lead to."""
+
+    def run_with(self, device, on_request, **more):
+        """Run off while on_request(number of the request) may change the device before it."""
+        answer = device.answer
+
+        def watch(message):
+            on_request(len(device.requests) + 1)
+            return answer(message)
+        device.answer = watch
+        return on_stdin("fence_kasa", self.address(device, action="off", **more))
+
+    def test_a_plug_that_closes_the_connection_after_each_answer_is_fenced(self):
+        device = self.start(fencetool.VirtualKasa(metered=True))
+        send = device.send_answer
+        device.send_answer = lambda handle, answer: send(handle, answer) and False
+        self.assert_success(on_stdin("fence_kasa", self.address(device, action="off")))
+        self.assertIn({"emeter": {"get_realtime": {}}}, device.requests)
+        device.fault = "welded"
+        device.outlets[0].powered = True
+        self.assert_failure(on_stdin("fence_kasa", self.address(device, action="off")), "43 W")
+
+    def test_a_load_that_was_seen_is_not_forgotten_when_the_meter_falls_silent(self):
+        device = self.start(fencetool.VirtualKasa(metered=True, fault="welded"))
+
+        def fall_silent(number):
+            if number > 4:
+                device._emeter_get_realtime = lambda *call: {"err_code": -1}
+        self.assert_failure(self.run_with(device, fall_silent), "still draws 43 W")
+
+    def test_another_device_in_the_middle_of_the_action_is_refused(self):
+        for name, change in (
+                ("id", lambda device: setattr(device, "device_id", "8006" + "F" * 36)),
+                ("mac", lambda device: setattr(device, "mac", "CC:32:E5:00:00:77")),
+                ("strip", lambda device: device.outlets.append(
+                    fencetool.VirtualOutlet(2, "b")))):
+            device = self.start(fencetool.VirtualKasa(fault="ignore"))
+
+            def become_another(number, device=device, change=change):
+                if number == 3:
+                    change(device)
+                    device.outlets[0].relay = False
+            result = self.run_with(device, become_another)
+            with self.subTest(name):
+                self.assert_failure(result, "another device answered in the middle")
+
+    def test_a_new_connection_is_identified_before_it_is_switched(self):
+        device = self.start(fencetool.VirtualKasa())
+        send = device.send_answer
+
+        def break_off_at_the_command(handle, answer):
+            if "set_relay_state" in device.requests[-1].get("system", {}):
+                device.mac = "CC:32:E5:00:00:77"
+                handle.sendall(b"\0\0")
+                return False
+            return send(handle, answer)
+        device.send_answer = break_off_at_the_command
+        self.assert_failure(on_stdin("fence_kasa", self.address(
+            device, action="off", device_mac="CC:32:E5:00:00:01")), "another device")
+        commands = [request for request in device.requests
+                    if "set_relay_state" in request.get("system", {})]
+        self.assertEqual(len(commands), 1)
+
+    def test_an_outlet_whose_alias_moves_to_another_is_refused(self):
+        device = self.start(fencetool.VirtualKasa(["a", "b"], fault="ignore"))
+
+        def rename(number):
+            if number == 3:
+                device.outlets[0].alias, device.outlets[1].alias = "b", "a"
+                device.outlets[0].relay = False
+        self.assert_failure(self.run_with(device, rename, plug="b"), "has become another one")
+
+    def test_an_answer_that_comes_twice_is_not_taken_for_the_next_one(self):
+        device = self.start(fencetool.VirtualKasa())
+        send = device.send_answer
+        device.send_answer = lambda handle, answer: send(handle, answer + answer)
+        self.assert_failure(on_stdin("fence_kasa", self.address(device, action="off")),
+                            "more than one answer")
+
+    def test_a_required_meter_is_asked_before_anything_is_switched(self):
+        device = self.start(fencetool.VirtualKasa())
+        self.assert_failure(on_stdin("fence_kasa", self.address(
+            device, action="off", power_meter="require")), "no power meter")
+        self.assertFalse(switched(device))
+
+
 class BadInput(AgentTest):
     def test_bad_input_ends_with_one_clear_line_and_sends_nothing(self):
         device = self.start(fencetool.VirtualKasa())
@@ -425,15 +512,30 @@ class AsPacemakerRunsIt(AgentTest):
         os.close(writer)
         text = "ip=127.0.0.1\nipport=%d\naction=status\n" % device.address[1]
         _, err = child.communicate(text.encode("utf-8"), timeout=60)
-        self.assertEqual((child.returncode, err), (1, b""))
+        self.assertEqual((child.returncode, err), (
+            1, b"fence_kasa: cannot write the answer to stdout: Broken pipe\n"))
 
-    def test_a_closed_stdin_is_told_in_one_line(self):
-        child = subprocess.Popen([sys.executable, "-IS", support.SCRIPT, "fence_kasa"],
-                                 stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                                 preexec_fn=lambda: os.close(0))
-        out, err = child.communicate(timeout=60)
-        self.assertEqual((child.returncode, out), (1, b""))
-        self.assertEqual(err.count(b"\n"), 1, err)
+    def test_closed_descriptors_are_no_hazard(self):
+        for closed in ((0,), (0, 1), (2,), (0, 1, 2)):
+            device = self.start(fencetool.VirtualKasa())
+            text = self.address(device, action="off", verbose_level="2")
+            command = "printf '%s' | exec %s -IS %s fence_kasa" % (
+                "".join("%s=%s\\n" % item for item in text.items()), sys.executable,
+                support.SCRIPT)
+            command += "".join(" %d>&-" % number for number in closed if number)
+            command += " <&-" if 0 in closed else ""
+            result = support.run(["sh", "-c", command],
+                                 environment={"PATH": "/usr/bin:/bin"})
+            with self.subTest(closed):
+                self.assertEqual((result.code, device.outlets[0].powered),
+                                 (1, True) if 0 in closed else (0, False), result)
+
+    def test_version_and_help_beside_an_action_are_refused(self):
+        device = self.start(fencetool.VirtualKasa())
+        for name in ("version", "help"):
+            self.assert_failure(on_stdin("fence_kasa", self.address(
+                device, action="off", **{name: "1"})), "exclude each other")
+        self.assertEqual(device.requests, [])
 
     def test_version_and_help(self):
         version = support.fencetool("fence_kasa", "-V")
@@ -456,14 +558,39 @@ class Secrets(AgentTest):
         with open(script, "w") as handle:
             handle.write("#!/bin/sh\necho ps-hush-1\n")
         os.chmod(script, 0o700)
-        for more in ({"password": "hush-hush"}, {"password_script": script}):
+        tracing = os.path.join(folder.name, "tracing.sh")
+        with open(tracing, "w") as handle:
+            handle.write("#!/bin/sh -x\nPASSWORD=hush-2\nexit 1\n")
+        os.chmod(tracing, 0o700)
+        for more in ({"password": "hush-hush", "plug": "xhush-hushx"}, {"password_script": script},
+                     {"password": "hush\thush", "plug": "hush\thush"},
+                     {"password_script": tracing}):
             result = on_stdin("fence_kasa", self.address(
                 device, action="status", verbose_level="2", debug_file=log, **more))
             self.assertEqual(result.code, 1)
-            with open(log) as handle:
-                told = result.out + result.err + handle.read()
+            told = result.out + result.err
+            if os.path.exists(log):
+                with open(log) as handle:
+                    told += handle.read()
             self.assertNotIn("hush", told)
+            self.assertTrue("plug" not in more or "***" in told)
         self.assertEqual(stat.S_IMODE(os.stat(log).st_mode), 0o600)
+
+    def test_a_password_script_runs_in_a_clean_environment_and_ends_in_time(self):
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        script = os.path.join(folder.name, "script.sh")
+        seen = os.path.join(folder.name, "seen")
+        with open(script, "w") as handle:
+            handle.write("#!/bin/sh\nenv > %s\nsleep 30 & sleep 30\n" % seen)
+        os.chmod(script, 0o700)
+        result = on_stdin("fence_kasa", {"ip": "127.0.0.1", "action": "status",
+                                         "login_timeout": "1", "password_script": script},
+                          environment={"PCMK_service": "pacemaker-fenced"})
+        self.assert_failure(result, "did not end within 1 s")
+        self.assertLess(result.seconds, 20)
+        with open(seen) as handle:
+            self.assertNotIn("PCMK", handle.read())
 
     def test_quiet_writes_nothing_to_stderr(self):
         device = self.start(fencetool.VirtualKasa(fault="refuse"))
@@ -472,8 +599,12 @@ class Secrets(AgentTest):
 
     def test_a_debug_file_that_cannot_be_written_does_not_stop_a_fence(self):
         device = self.start(fencetool.VirtualKasa())
-        self.assert_success(on_stdin("fence_kasa", self.address(
-            device, action="off", debug_file="/nonexistent/folder/log")))
+        with tempfile.TemporaryDirectory() as folder:
+            pipe = os.path.join(folder, "pipe")
+            os.mkfifo(pipe)
+            for path in ("/nonexistent/folder/log", pipe, "/tmp/a\0b"):
+                self.assert_success(on_stdin("fence_kasa", self.address(
+                    device, action="monitor", debug_file=path)))
 
 
 class NameResolution(unittest.TestCase):

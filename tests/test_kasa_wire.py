@@ -128,9 +128,16 @@ class Descriptions(unittest.TestCase):
                 ("no id", dict(children=[{"state": 0}], child_num=1)),
                 ("no number", dict(children=[{"id": "ab", "state": 0}], child_num=1)),
                 ("twice", dict(children=[children[0], children[0]], child_num=2)),
-                ("no object", dict(children=[0], child_num=1))):
+                ("no object", dict(children=[0], child_num=1)),
+                ("plug and strip", dict(relay_state=0)), ("no count", dict(child_num=None)),
+                ("true for 1", dict(children=[children[0]], child_num=True)),
+                ("no id of the device", dict(deviceId=None)), ("empty id", dict(deviceId=""))):
             with self.subTest(name), self.assertRaises(ProtocolError):
                 fencetool.parse_kasa_description(changed(STRIP, **members))
+
+    def test_an_alias_that_is_no_text_names_nothing(self):
+        outlet = fencetool.parse_kasa_description(dict(PLUG, alias=None)).outlets[0]
+        self.assertEqual(outlet.alias, "")
 
     def test_a_bulb_is_refused(self):
         with self.assertRaises(Refused):
@@ -143,6 +150,7 @@ class Meters(unittest.TestCase):
         self.assertEqual(fencetool.parse_kasa_watts({"power": 7.67}), 7.67)
 
     def test_what_is_no_number_is_no_reading(self):
-        for result in ({}, {"power": "0"}, {"power_mw": None}, {"power": True}, {"current": 0}):
+        for result in ({}, {"power": "0"}, {"power_mw": None}, {"power": True}, {"current": 0},
+                       {"power": 43.0, "power_mw": 0}, {"power_mw": 10 ** 400}):
             with self.subTest(result), self.assertRaises(ProtocolError):
                 fencetool.parse_kasa_watts(result)

@@ -16,8 +16,8 @@ ln -s %s /dev/log && exec %s -IS %s fence_kasa
 
 
 class Syslog(AgentTest):
-    def run_with_syslog(self, parameters):
-        """Return the Result and the lines that reached syslog."""
+    def run_with_syslog(self, parameters, hangs=False):
+        """Return the Result and the lines that reached syslog; one that hangs takes no more."""
         support.require_root()
         support.require_program("unshare")
         folder = tempfile.TemporaryDirectory()
@@ -27,6 +27,8 @@ class Syslog(AgentTest):
         self.addCleanup(log.close)
         log.bind(path)
         log.setblocking(False)
+        if hangs:
+            self.fill(path)
         result = support.run(
             ["unshare", "-m", "sh", "-c", WITH_OWN_SYSLOG % (path, sys.executable, support.SCRIPT)],
             stdin="".join("%s=%s\n" % item for item in parameters.items()),
@@ -37,6 +39,16 @@ class Syslog(AgentTest):
                 lines.append(log.recv(65536).decode("utf-8"))
             except BlockingIOError:
                 return result, lines
+
+    def fill(self, path):
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as writer:
+            writer.setblocking(False)
+            writer.connect(path)
+            try:
+                while True:
+                    writer.send(b"x")
+            except BlockingIOError:
+                pass
 
     def test_a_success_leaves_one_line_that_tells_everything(self):
         device = self.start(fencetool.VirtualKasa())
@@ -56,6 +68,12 @@ class Syslog(AgentTest):
         self.assertEqual(len(lines), 1, lines)
         self.assertIn("attempts=2 outcome=failed: no connection: Connection refused", lines[0])
         self.assertNotIn("hush", lines[0])
+
+    def test_a_log_daemon_that_hangs_does_not_hold_up_a_fence(self):
+        device = self.start(fencetool.VirtualKasa())
+        result, lines = self.run_with_syslog(self.address(device, action="off"), hangs=True)
+        self.assert_success(result)
+        self.assertFalse(any("outcome" in line for line in lines))
 
     def test_bad_input_is_in_syslog_too(self):
         result, lines = self.run_with_syslog({"action": "off"})

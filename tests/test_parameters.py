@@ -28,6 +28,15 @@ class Stdin(unittest.TestCase):
         with self.assertRaises(UsageError):
             fencetool.parse_stdin("action off\n")
 
+    def test_what_may_be_a_part_of_a_password_is_not_shown(self):
+        with self.assertRaises(UsageError) as on_stdin:
+            fencetool.parse_stdin("password=my\nhunter2\n")
+        with self.assertRaises(UsageError) as in_argv:
+            fencetool.parse_argv(["-p", "my", "hunter2"], ROWS)
+        self.assertIn("line 2 ", str(on_stdin.exception))
+        self.assertIn("argument 3 ", str(in_argv.exception))
+        self.assertNotIn("hunter2", str(on_stdin.exception) + str(in_argv.exception))
+
 
 class Argv(unittest.TestCase):
     def parse(self, *arguments):
@@ -105,7 +114,11 @@ class Settings(unittest.TestCase):
                             ("ip", "http://10.0.0.1"), ("ip", "-x;reboot"), ("ipport", "abc"),
                             ("power_timeout", "soon"), ("power_timeout", "0"),
                             ("power_meter", "maybe"), ("device_mac", "CC:32"), ("quiet", "maybe"),
-                            ("retry_on", "1.5")):
+                            ("retry_on", "1.5"), ("stonith_status_sleep", "100ms"),
+                            ("power_wait", "30"), ("stonith_status_sleep", "30"),
+                            ("delay", "9" * 25), ("ipport", "9" * 5000), ("ip", "10.20.20"),
+                            ("ip", "010.20.20.202"), ("ip", "1"), ("ip", "0x7f000001"),
+                            ("ip", "10.20.20.0x1"), ("ip", "fe80::1%ü")):
             with self.subTest(name + "=" + value), self.assertRaises(UsageError) as caught:
                 settings(**dict({"ip": "10.0.0.1"}, **{name: value}))
             self.assertIn(name, str(caught.exception))

@@ -37,10 +37,9 @@ class Plugin(AgentTest):
             self.assertIs(device.outlets[0].powered, powered)
         self.assert_success(self.plugin("status", **self.of(device)))
 
-    def test_several_hosts_are_aliases_of_outlets(self):
+    def test_an_outlet_of_a_strip_is_named_by_plug_or_by_the_hosts_name(self):
         device = self.start(fencetool.VirtualKasa(["storage-a", "storage-b"]))
-        both = self.of(device, hosts="storage-a storage-b")
-        self.assert_success(self.plugin("off", "storage-b", **both))
+        self.assert_success(self.plugin("off", "storage-b", **self.of(device, plug="2")))
         self.assertEqual([outlet.powered for outlet in device.outlets], [True, False])
 
     def test_nothing_is_switched_on_a_doubt(self):
@@ -49,7 +48,8 @@ class Plugin(AgentTest):
                 (("off", "other"), self.of(device)), (("off",), self.of(device)), ((), {}),
                 (("explode", "storage-b"), self.of(device)),
                 (("off", "storage-b"), self.of(device, hosts="storage-a storage-b")),
-                (("off", "storage-b"), self.of(device, hosts="storage-a storage-b", plug="1"))):
+                (("off", "storage-b"), self.of(device, hosts="storage-a storage-b", plug="1")),
+                (("off", "storage-b"), self.of(device, hosts=""))):
             with self.subTest(words):
                 self.assert_failure(self.plugin(*words, **environment))
         self.assertFalse(any("set_relay_state" in request.get("system", {})

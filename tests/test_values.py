@@ -41,6 +41,9 @@ class Conversions(unittest.TestCase):
         self.assertEqual(fencetool.redact("pw=secret2 secret", {"secret", "secret2"}),
                          "pw=*** ***")
 
+    def test_a_secret_of_one_letter_does_not_show_itself_by_its_gaps(self):
+        self.assertEqual(fencetool.redact("status", {"s"}), "status")
+
     def test_a_name_twice_with_two_values_is_an_error_even_if_python_calls_them_equal(self):
         for text in ('{"a": 0, "a": 1}', '{"a": 0, "a": false}', '{"a": {"b": 1, "b": 2}}'):
             with self.subTest(text), self.assertRaises(fencetool.ProtocolError):
@@ -94,6 +97,8 @@ class OutletSelection(unittest.TestCase):
     def test_an_alias_that_is_the_number_of_another_outlet_is_never_guessed(self):
         with self.assertRaises(Refused):
             self.number(strip("2", "b"), "2")
+        with self.assertRaises(Refused):
+            self.number(strip("3", "b"), "3")
         self.assertEqual(self.number(strip("a", "2"), "2"), 2)
 
 
@@ -103,6 +108,7 @@ class MeterDoubts(unittest.TestCase):
             self.assertEqual(fencetool.doubt_about_meter(43.2, policy),
                              "relay reports OFF but the outlet still draws 43 W")
             self.assertTrue(fencetool.doubt_about_meter(-43.2, policy))
+            self.assertTrue(fencetool.doubt_about_meter(2.0, policy))
             self.assertFalse(fencetool.doubt_about_meter(0.93, policy))
 
     def test_no_reading_is_a_doubt_only_when_one_is_required(self):
