@@ -953,6 +953,7 @@ class Device:
         self.system = system
         self.settings = settings
         self.label = settings.nodename
+        self.plug = settings.plug  # the outlet that the caller named, "" for none
 
     def describe(self):
         return "%s %s" % (self.kind, render_address(self.settings.ip, self.settings.ipport))
@@ -1280,7 +1281,7 @@ def run_status(job):
 def run_monitor(job):
     """Prove that the device could be used now, whatever its state; Pacemaker names no outlet."""
     def look(deadline):
-        if job.settings.plug:
+        if job.device.plug:
             job.device.find_outlet(deadline)
         elif len(job.device.list_outlets(deadline)) > 1:
             return
