@@ -22,8 +22,8 @@ WORLD = {"socket", "os", "sys", "time", "syslog", "subprocess", "threading", "ur
          "select", "fcntl"}
 # Names of values and pure functions in modules that otherwise touch the world.
 HARMLESS = {"os.path"}
-LIGHT_IMPORTS = {"collections", "enum", "errno", "json", "os", "re", "socket", "struct", "sys",
-                 "syslog", "time", "types"}
+LIGHT_IMPORTS = {"collections", "enum", "errno", "io", "json", "os", "re", "socket", "struct",
+                 "sys", "syslog", "time", "types"}
 
 
 def read_source():

@@ -1,0 +1,301 @@
+"""The HTTP codecs: logins, Tasmota, ESPHome and status pages; pure."""
+import json
+import types
+import unittest
+
+import fencetool
+from fencetool import PowerState, ProtocolError, Refused, UsageError
+
+# nonce, cnonce and the like of PROTOCOLS.md 4.3 (RFC 7616 3.9.1 the last two), and the response.
+RFC = {"realm": "http-auth@example.org", "qop": "auth, auth-int",
+       "nonce": "7ypf/xlj9XXwfDPEoM4URrv/xwf94BcCAzFZH4GiTo0v",
+       "opaque": "FQhe/qaU925kfnzjCev0ciny7QMkPqMAFRtzCUYo5tdS"}
+DIGESTS = (
+    ({"realm": "Login Required", "nonce": "0123456789abcdef0123456789abcdef", "qop": "auth"},
+     "admin", "s3cret", "POST", "/switch/Relay/turn_off", "f2c8e1aa",
+     "80acc34d29097b12914b795afadd9839"),
+    ({"realm": "shellyplus1pm-a8032ab636ec", "nonce": "1625038762", "qop": "auth",
+      "algorithm": "SHA-256"},
+     "admin", "s3cret", "GET", "/rpc/Switch.Set?id=0&on=false", "3313613977",
+     "0f39e9cda530beb5f8550f5d6c0a2f945c3183b63a4b979037b4abafe5ef1693"),
+    (dict(RFC, algorithm="MD5"), "Mufasa", "Circle of Life", "GET", "/dir/index.html",
+     "f2/wE4q74E6zIJEtWaHKaf5wv/H5QzzpXusqGemxURZJ", "8ca523f5e9506fed4657c9700eebdbec"),
+    (dict(RFC, algorithm="SHA-256"), "Mufasa", "Circle of Life", "GET", "/dir/index.html",
+     "f2/wE4q74E6zIJEtWaHKaf5wv/H5QzzpXusqGemxURZJ",
+     "753927fa0e85d155564e2e272a28d1802ca10daf4496794697cf8db5856cb6c1"),
+)
+
+
+def reply(status=200, body="", **headers):
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    return fencetool.HttpReply(status, named, body)
+
+
+class Logins(unittest.TestCase):
+    def test_digest_responses_are_those_of_the_published_vectors(self):
+        for fields, user, password, method, path, cnonce, expected in DIGESTS:
+            header = fencetool.build_digest_login(fields, user, password, method, path, cnonce)
+            self.assertIn('response="%s"' % expected, header)
+            self.assertIn('uri="%s"' % path, header)
+            self.assertIn("qop=auth, nc=00000001", header)
+
+    def test_basic_is_the_one_of_rfc_7617(self):
+        self.assertEqual(fencetool.build_basic_login("Aladdin", "open sesame"),
+                         "Basic QWxhZGRpbjpvcGVuIHNlc2FtZQ==")
+        self.assertEqual(fencetool.build_basic_login("test", "123\u00a3"), "Basic dGVzdDoxMjPCow==")
+
+    def test_the_strongest_challenge_that_can_be_answered_is_taken(self):
+        md5 = 'Digest realm="a, b", qop="auth,auth-int", nonce="n1", opaque="o"'
+        sha = 'Digest realm="a", qop=auth, nonce="n2", algorithm=SHA-256'
+        other = 'Digest realm="a", qop="auth", nonce="n3", algorithm=SHA-512-256'
+        parse = fencetool.parse_digest_challenge
+        self.assertEqual(parse([md5])["realm"], "a, b")
+        self.assertEqual(parse([md5, sha, other])["nonce"], "n2")
+        self.assertEqual(parse(['Basic realm="x", ' + sha])["nonce"], "n2")
+        self.assertEqual(parse([sha + ', Basic realm="x"'])["realm"], "a")
+        for hopeless in ([], [other], ['Basic realm="digest realm"'],
+                         ['Digest realm="a", nonce="n", qop="auth-int"'],
+                         ['Digest realm="a", nonce="n"']):
+            self.assertIsNone(parse(hopeless), hopeless)
+
+    def test_quotes_in_a_digest_are_escaped_and_read_back(self):
+        fields = fencetool.parse_digest_challenge([r'Digest realm="a\"b", qop="auth", nonce="n"'])
+        self.assertEqual(fields["realm"], 'a"b')
+        self.assertIn(r'realm="a\"b"', fencetool.build_digest_login(
+            fields, "u", "p", "GET", "/", "c"))
+
+    def test_secrets_in_the_query_of_a_url_are_found(self):
+        self.assertEqual(fencetool.find_url_secrets(
+            "/cm?user=a&password=s%20t&cmnd=Power&pw=x&token=y"), ["s%20t", "x", "y"])
+        self.assertEqual(fencetool.find_url_secrets("/set.cmd?user=a+pass=b+cmd=getpower"), ["b"])
+
+
+class Replies(unittest.TestCase):
+    def test_only_a_plain_200_is_an_answer(self):
+        self.assertEqual(fencetool.parse_http_body(reply(body="x")), "x")
+        self.assertEqual(fencetool.parse_http_body(reply(204), (200, 204)), "")
+        for bad, kind, words in (
+                (reply(302, Location="http://portal/?a"), Refused, "http://portal/?a"),
+                (reply(404), Refused, "404"), (reply(206, "OFF"), Refused, "206"),
+                (reply(204), Refused, "204"), (reply(500), ProtocolError, "500"),
+                (reply(body="OFF", Content_Encoding="gzip"), ProtocolError, "compressed"),
+                (reply(body="OFF <input name=p type='password'>"), Refused, "captive portal")):
+            with self.assertRaises(kind) as caught:
+                fencetool.parse_http_body(bad)
+            self.assertIn(words, str(caught.exception))
+
+    def test_a_status_page_must_match_exactly_one_expression(self):
+        def parse(text):
+            return fencetool.parse_status_page(text, "ON", "OFF")
+        self.assertIs(parse("now ON"), PowerState.ON)
+        self.assertIs(parse("now OFF"), PowerState.OFF)
+        for text, words in (("ON or OFF", "both"), ("off", "none"), ("", "none")):
+            with self.assertRaisesRegex(ProtocolError, "%s of status_on_regex" % words):
+                parse(text)
+        with self.assertRaises(ProtocolError) as caught:
+            parse("x" * 100)
+        self.assertIn("'%s...'" % ("x" * 80), str(caught.exception))
+
+    def test_words_that_pacemaker_reads_are_never_passed_on(self):
+        shown = fencetool.quote("Gateway Timeout, timed out, TIMEDOUT; timer")
+        self.assertEqual(shown, "'Gateway Time-out, timed-out, TIMED-OUT; timer'")
+
+
+class Tasmota(unittest.TestCase):
+    def parse(self, text, relay):
+        return fencetool.parse_tasmota_power(
+            fencetool.parse_tasmota_reply(text, "Power"), relay)
+
+    def test_only_the_own_member_of_a_relay_counts(self):
+        for text, relay, state in (
+                ('{"POWER":"ON"}', 1, "ON"), ('{"POWER1":"OFF"}', 1, "OFF"),
+                ('{"POWER1":"OFF","POWER2":"ON"}', 2, "ON"), ('{"POWER12":"OFF"}', 12, "OFF"),
+                ('{"POWER":"OFF","POWER2":"ON","LED":"ON"}', 1, "OFF"),
+                ('{"POWER":"ON","POWER":"ON"}', 1, "ON")):
+            self.assertEqual(self.parse(text, relay), PowerState[state], text)
+
+    def test_relay_2_is_never_read_from_the_bare_power(self):
+        for text in ('{"POWER":"OFF"}', '{"POWER1":"OFF"}', '{"POWER3":"OFF","POWER":"OFF"}'):
+            with self.assertRaisesRegex(ProtocolError, "no POWER2"):
+                self.parse(text, 2)
+
+    def test_replies_that_tell_no_power_state_are_errors(self):
+        for text, kind in (
+                ('{"POWER":"ON","POWER":"OFF"}', ProtocolError),
+                ('{"POWER":"ON","POWER1":"OFF"}', ProtocolError),
+                ('{"POWER":"Blink OFF"}', ProtocolError), ('{"POWER":"AUS"}', ProtocolError),
+                ('{"POWER":"off"}', ProtocolError), ('{"POWER":false}', ProtocolError),
+                ('{"POWER":0}', ProtocolError), ('{"POWER":["OFF"]}', ProtocolError),
+                ('{}', ProtocolError), ('{"POWER":{"POWER":"OFF"}}', ProtocolError),
+                ('["OFF"]', ProtocolError), ('{"POWER":"OFF"', ProtocolError),
+                ('', ProtocolError), ('OFF', ProtocolError),
+                ('{"WARNING":"Benutzer","POWER":"OFF"}', Refused),
+                ('{"Command":"Unknown","POWER":"OFF"}', Refused), ('{"Command":"Error"}', Refused)):
+            with self.assertRaises(kind, msg=text):
+                self.parse(text, 1)
+
+    def test_status_11_lists_the_relays(self):
+        def relays(members):
+            return [(outlet.number, outlet.alias, outlet.state.value)
+                    for outlet in fencetool.parse_tasmota_relays({"StatusSTS": members})]
+        self.assertEqual(relays({"POWER": "ON", "Wifi": {}}), [(1, "POWER", "ON")])
+        self.assertEqual(relays({"POWER2": "OFF", "POWER1": "ON", "POWERx": "ON"}),
+                         [(1, "POWER1", "ON"), (2, "POWER2", "OFF")])
+        self.assertEqual(relays({}), [])
+        for wrong in ({}, {"StatusSTS": []}):
+            with self.assertRaises(ProtocolError):
+                fencetool.parse_tasmota_relays(wrong)
+
+    def test_the_meter_is_read_as_numbers_only(self):
+        def energy(members):
+            return fencetool.parse_tasmota_energy({"StatusSNS": members})
+        self.assertIsNone(energy({"Time": "x"}))
+        self.assertEqual(energy({"ENERGY": {"Power": 43.5, "Voltage": 230}}), (43.5, 230))
+        self.assertEqual(energy({"ENERGY": {"Power": [3, -4], "Voltage": [0, 0]}}), (7, 0))
+        for wrong in ("0", None, True, [None], {}):
+            with self.assertRaises(ProtocolError, msg=wrong):
+                energy({"ENERGY": {"Power": wrong, "Voltage": 230}})
+
+    def test_urls_name_relay_and_state(self):
+        for path, expected in (
+                ("/cm?cmnd=Power%20OFF", ("", PowerState.OFF)),
+                ("/cm?cmnd=POWER2+on", ("2", PowerState.ON)), ("/cm?cmnd=power1", ("1", None)),
+                ("/cm?user=admin&password=x&cmnd=Power12%200", ("12", PowerState.OFF))):
+            self.assertEqual(fencetool.parse_tasmota_url(path), expected)
+        for path in ("/cm?cmnd=Power0%20OFF", "/cm?cmnd=Power%20TOGGLE", "/cm?cmnd=Power%2520OFF",
+                     "/cm?cmnd=Backlog%20Power%20OFF", "/cm?cmnd=Power&cmnd=Power2", "/cm", "/x"):
+            with self.assertRaises(UsageError, msg=path):
+                fencetool.parse_tasmota_url(path)
+
+
+class Esphome(unittest.TestCase):
+    def test_object_ids_are_made_as_the_firmware_makes_them(self):
+        for name, expected in (("Node 1 (Power)", "node_1__power_"), ("K\u00fcche", "k__che"),
+                               ("Relay", "relay"), ("a-b_c", "a-b_c")):
+            self.assertEqual(fencetool.build_esphome_object_id(name), expected)
+
+    def test_names_are_percent_encoded_once(self):
+        self.assertEqual(fencetool.build_esphome_path("Node 1 (Power)"),
+                         "/switch/Node%201%20%28Power%29")
+        self.assertEqual(fencetool.build_esphome_path("Desk/K\u00fcche,2"),
+                         "/switch/Desk/K%C3%BCche%2C2")
+
+    def test_urls_name_switch_and_state(self):
+        for path, expected in (
+                ("/switch/relay", ("relay", None)),
+                ("/switch/relay/turn_off", ("relay", PowerState.OFF)),
+                ("/switch/Node%201/turn_on", ("Node 1", PowerState.ON)),
+                ("/switch/Desk/Relay?detail=all", ("Desk/Relay", None))):
+            self.assertEqual(fencetool.parse_esphome_url(path), expected)
+        for path in ("/switch/", "/switch", "/sensor/relay"):
+            with self.assertRaises(UsageError, msg=path):
+                fencetool.parse_esphome_url(path)
+
+    def test_a_reply_of_the_switch_is_known_in_every_generation(self):
+        for wanted, members in (
+                ("relay", {"id": "switch-relay"}), ("Relay", {"id": "switch-relay"}),
+                ("Relay", {"id": "switch-relay", "name": "Relay"}),
+                ("relay", {"id": "switch-relay", "name_id": "switch/Relay", "name": "Relay"}),
+                ("Relay", {"id": "switch/Relay"}), ("relay", {"id": "switch/Relay"}),
+                ("K\u00fcche", {"id": "switch-k__che", "name": "K\u00fcche"}),
+                ("Desk/Relay", {"id": "switch/Desk/Relay", "device": "Desk", "name": "Relay"}),
+                ("Desk/Relay", {"id": "switch-relay", "device": "Desk", "name": "Relay"})):
+            self.assertTrue(fencetool.esphome_reply_is_of(members, wanted), (wanted, members))
+
+    def test_a_reply_of_another_switch_is_refused(self):
+        for wanted, members in (
+                ("relay", {}), ("relay", {"id": "switch-relay2"}),
+                ("relay", {"id": "sensor-relay"}), ("relay", {"id": "relay"}),
+                ("relay", {"id": "switch/relay2"}),
+                ("K\u00fcche", {"id": "switch-k__che", "name": "K\u00f6che"}),
+                ("Relay", {"id": "switch/relay"}), ("Relay", {"id": "switch/Desk/Relay"}),
+                ("Relay", {"id": "switch-relay", "name": "Relay", "device": "Desk"}),
+                ("Desk/Relay", {"id": "switch-relay", "name": "Relay"}),
+                ("Desk/Relay", {"id": "switch/Relay", "device": "Desk"}),
+                ("relay", {"id": "switch-relay", "name_id": "switch/Other"})):
+            self.assertFalse(fencetool.esphome_reply_is_of(members, wanted), (wanted, members))
+            text = json.dumps(dict(members, value=False, state="OFF"))
+            with self.assertRaises(Refused, msg=text):
+                fencetool.parse_esphome_switch(text, wanted)
+
+    def test_value_and_state_must_agree_and_one_is_enough(self):
+        parse = fencetool.parse_esphome_state
+        self.assertIs(parse({"value": False, "state": "OFF"}), PowerState.OFF)
+        self.assertIs(parse({"value": True}), PowerState.ON)
+        self.assertIs(parse({"state": "OFF", "icon": "ON"}), PowerState.OFF)
+        for wrong in ({}, {"value": False, "state": "ON"}, {"value": True, "state": "OFF"},
+                      {"value": 0}, {"value": 0, "state": "OFF"}, {"value": None, "state": "OFF"},
+                      {"value": "false"}, {"state": "off"}, {"state": None}, {"state": ["OFF"]}):
+            with self.assertRaises(ProtocolError, msg=wrong):
+                parse(wrong)
+
+    def test_an_assumed_state_is_told(self):
+        text = '{"id":"switch/R","value":true,"state":"ON","assumed_state":%s}'
+        parse = fencetool.parse_esphome_switch
+        self.assertEqual(parse(text % "true", "R"), (PowerState.ON, True))
+        self.assertEqual(parse(text % "false", "R"), (PowerState.ON, False))
+
+    def test_the_event_stream_lists_each_switch_once(self):
+        def event(kind, **data):
+            return "event: %s\r\ndata: %s\r\n\r\n" % (kind, json.dumps(data))
+        stream = (
+            "retry: 30000\r\n\r\n" + event("ping", title="plug")
+            + event("state", id="sensor-power", state="3 W", value=3)
+            + event("state", id="switch-relay", name="Relay", value=True, state="ON")
+            + event("log", id="switch-x")
+            + event("state", id="switch/Desk/Fan", name="Fan", device="Desk", value=False)
+            + event("state", id="switch-relay", value=False, state="OFF")
+            + 'event: state\r\ndata: {"id":"switch-cut","va')
+        for text in (stream, stream.replace("\r\n", "\n")):
+            self.assertEqual(
+                [(outlet.number, outlet.alias, outlet.state.value)
+                 for outlet in fencetool.parse_esphome_events(text)],
+                [("relay", "Relay", "ON"), ("Desk/fan", "Desk/Fan", "OFF")])
+        self.assertEqual(fencetool.parse_esphome_events(""), ())
+
+
+class Parameters(unittest.TestCase):
+    def settings(self, **given):
+        values = {"ip": "10.0.0.5", "ipport": 80, "ssl": False, "ssl_insecure": False,
+                  "power_on_url": "", "power_off_url": "", "status_url": ""}
+        values.update(given)
+        return types.SimpleNamespace(**values)
+
+    def test_the_urls_tell_the_kind_of_device(self):
+        for url, kind in (
+                ("/cm?cmnd=Power%20OFF", "tasmota"), ("/cm?user=a&cmnd=Power", "tasmota"),
+                ("http://10.0.0.5/cm?cmnd=Power", "tasmota"), ("/switch/relay", "esphome"),
+                ("https://plug/switch/relay/turn_off", "esphome"), ("/relay/0?turn=off", "url"),
+                ("/cm", "url"), ("/x?cmnd=Power", "url"), ("/switches/1", "url")):
+            self.assertEqual(fencetool.choose_http_device(self.settings(status_url=url)), kind, url)
+
+    def test_urls_of_two_kinds_or_none_are_usage_errors(self):
+        for urls in ({}, {"power_off_url": "/cm?cmnd=Power%20OFF", "status_url": "/state"}):
+            with self.assertRaises(UsageError):
+                fencetool.choose_http_device(self.settings(**urls))
+
+    def test_a_url_without_form_is_refused_without_being_shown(self):
+        for text in ("off", "/a b", "/\u00e4", "http://u:s3cret@h/", "ftp://h/", "http://h"):
+            with self.assertRaises(UsageError) as caught:
+                fencetool.parse_url(text)
+            self.assertNotIn("s3cret", str(caught.exception))
+
+    def test_full_urls_lead_to_the_device_itself_only(self):
+        find = fencetool.find_path
+        self.assertEqual(find("/a?b", self.settings()), "/a?b")
+        self.assertEqual(find("http://10.0.0.5/a", self.settings()), "/a")
+        self.assertEqual(find("http://[::1]:81/a", self.settings(ip="::1", ipport=81)), "/a")
+        self.assertEqual(find("https://Plug/a", self.settings(ip="plug", ipport=443, ssl=True)),
+                         "/a")
+        for url, given in (
+                ("http://10.0.0.6/a", {}), ("http://10.0.0.5:81/a", {}),
+                ("https://10.0.0.5/a", {}),
+                ("http://10.0.0.5:443/a", {"ipport": 443, "ssl": True})):
+            with self.assertRaises(UsageError, msg=url):
+                find(url, self.settings(**given))
+
+    def test_expressions_that_match_everything_or_nothing_sensible_are_refused(self):
+        self.assertTrue(fencetool.parse_pattern('"state":"ON"').search('{"state":"ON"}'))
+        for text in ("(", ".*", "x?", "ON|", "^"):
+            with self.assertRaises(UsageError, msg=text):
+                fencetool.parse_pattern(text)
