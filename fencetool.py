@@ -865,6 +865,8 @@ def parse_tasmota_relays(members):
     """Return the relays in the reply to Status 11 as Outlets."""
     states = require_member(members, "StatusSTS", dict, "the reply to Status 11")
     names = {int(name[5:] or 1): name for name in states if re.fullmatch("POWER[0-9]*", name)}
+    if not names:
+        raise ProtocolError("the reply to Status 11 holds no POWER: the device has no relay")
     return tuple(Outlet(number, name, (), parse_tasmota_power(states, number))
                  for number, name in sorted(names.items()))
 
@@ -1173,14 +1175,15 @@ class System:
                 failure.__cause__ = error
         raise failure
 
-    def request_http(self, connection, method, path, headers, deadline, silence_s=None):
-        """Send one HTTP request on a fresh connection; return its HttpReply, whatever its status.
+    def request_http(self, connect, method, path, headers, deadline, silence_s=None):
+        """Send one HTTP request; return its HttpReply, whatever its status.
 
-        silence_s: an event stream does not end; take what came until nothing more came so long.
+        connect: returns the Connection for it; called when the slow imports are done, because a
+        small device has only one. silence_s: an event stream does not end; take what came until
+        nothing more came for so long.
         """
         import http.client
         import urllib.request
-        stream = HttpStream(connection, deadline)
 
         def speak_on_stream(host, timeout):
             speaker = http.client.HTTPConnection(host)
@@ -1198,6 +1201,8 @@ class System:
         opener.add_handler(Handler())
         request = urllib.request.Request("http://device" + path, headers=headers, method=method,
                                          data=b"" if method == "POST" else None)
+        connection = connect()
+        stream = HttpStream(connection, deadline)
         try:
             response = opener.open(request)
             body = stream.read_body(response, silence_s)
@@ -1206,6 +1211,8 @@ class System:
         except http.client.HTTPException as error:
             raise ProtocolError("the answer is no complete HTTP: %s" % quote(
                 "%s %s" % (type(error).__name__, error))) from error
+        finally:
+            connection.close()
         return HttpReply(response.status, response.headers,
                          body.decode("utf-8", "backslashreplace"))
 
@@ -1645,18 +1652,26 @@ class HttpDevice(Device):
             headers["Authorization"] = login.encode("utf-8", "surrogateescape")
         self.system.debug("%s <- %s %s" % (self.describe(), method, path), level=2)
         limit = deadline.within(settings.shell_timeout)
+        return self.system.request_http(lambda: self._connect(limit), method,
+                                        self.path_with_login(path), headers, limit, silence_s)
+
+    def _connect(self, deadline):
+        """Return a Connection to the device.
+
+        SAFETY: a name is looked up once an action; the proof must come from the device that was
+        switched. Test: test_a_name_that_changes_its_address_changes_no_device
+        """
+        settings = self.settings
         connection = self.system.connect(self.address, settings.ipport, settings.family,
-                                         limit.within(settings.login_timeout))
+                                         deadline.within(settings.login_timeout))
         try:
-            # SAFETY: a name is looked up once; the proof must come from the device that was
-            # switched. Test: test_a_name_that_changes_its_address_changes_no_device
             self.address = connection.peer()
-            if tls:
-                connection.start_tls(settings.ip, not settings.ssl_insecure, limit)
-            return self.system.request_http(connection, method, self.path_with_login(path),
-                                            headers, limit, silence_s)
-        finally:
+            if uses_tls(settings):
+                connection.start_tls(settings.ip, not settings.ssl_insecure, deadline)
+            return connection
+        except FenceError:
             connection.close()
+            raise
 
 
 class TasmotaDevice(HttpDevice):
@@ -1772,11 +1787,11 @@ class EsphomeDevice(HttpDevice):
         object_id = (device + "/" if device else "") + build_esphome_object_id(name)
         self.switch = switch
         for spelling in (switch, object_id) if object_id != switch else (switch,):
-            self.path = build_esphome_path(spelling)
-            state = self.exchange("GET", self.path + "?detail=all", self._parse_found, deadline)
+            path = build_esphome_path(spelling)
+            state = self.exchange("GET", path + "?detail=all", self._parse_found, deadline)
             if state:
+                self.path = path  # not before: it is what will be switched
                 return state
-        self.path = ""
         return None
 
     def _check_identity(self, deadline):
@@ -1907,6 +1922,7 @@ def confirm_power(job, wanted):
     """
     deadline = job.deadline
     refusal = "not sent yet"
+    reason = ""
     agreed = 0
     while True:
         if refusal:
@@ -1918,9 +1934,11 @@ def confirm_power(job, wanted):
         agreed = 0 if doubt else agreed + 1
         if agreed == (OFF_READINGS if wanted is PowerState.OFF else 1):
             return
+        if doubt and deadline.left():
+            reason = doubt  # a look that the deadline cut short says less than the one before
         if not job.pause(deadline):
-            raise NotConfirmed(doubt or "%s was seen only once, and there is no time to look again"
-                               % wanted.value)
+            raise NotConfirmed(reason or doubt or "%s was seen only once, and there is no time "
+                               "to look again" % wanted.value)
         job.system.debug("not confirmed yet: %s" % (doubt or "one more look"))
 
 
@@ -2405,7 +2423,7 @@ class VirtualDevice:
         self._stopping = False
 
     def start(self, host="127.0.0.1", port=0):
-        """Listen on TCP and return the port (0: any free one); a fault "refuse" closes it again."""
+        """Listen on TCP and return the port (0: any free one); bound only with a fault "refuse"."""
         import threading
         self.lock = threading.RLock()
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -2413,11 +2431,10 @@ class VirtualDevice:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))
         self.address = (host, listener.getsockname()[1])
-        if self.fault == "refuse":
-            listener.close()
-            return self.address[1]
-        listener.listen(16)
         self._sockets.append(listener)
+        if self.fault == "refuse":
+            return self.address[1]  # kept, or the next device gets the port
+        listener.listen(16)
         self._thread(self._accept, listener)
         return self.address[1]
 
@@ -2936,9 +2953,9 @@ VIRTUAL_PAGES = {
                             "/rpc/Switch.GetStatus?id=0",
                             '{"id":0, "source":"http", "output":true, "apower":43.0}',
                             '{"id":0, "source":"http", "output":false, "apower":0.0}'),
-    "pdu": VirtualPages("/set.cmd?cmd=setpower+p61=1", "/set.cmd?cmd=setpower+p61=0",
-                        "/set.cmd?cmd=getpower", "<html>p61=1,p62=1,p63=0,p64=0</html>",
-                        "<html>p61=0,p62=1,p63=0,p64=0</html>"),
+    "pdu": VirtualPages("/Set.cmd?CMD=SetPower+P60=1", "/Set.cmd?CMD=SetPower+P60=0",
+                        "/Set.cmd?CMD=GetPower", "<html>P60=1,P61=0,P62=1,P63=0</html>",
+                        "<html>P60=0,P61=0,P62=1,P63=0</html>"),
 }
 
 

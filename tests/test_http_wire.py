@@ -26,6 +26,19 @@ DIGESTS = (
 )
 
 
+# What configure-stonith.sh of ha-san-ansible passes to fence_http, by its method.
+TASMOTA_URLS = {
+    "power_off_url": "/cm?cmnd=Power%20OFF", "power_on_url": "/cm?cmnd=Power%20ON",
+    "status_url": "/cm?cmnd=Power", "status_on_regex": "ON", "status_off_regex": "OFF"}
+ESPHOME_URLS = {
+    "power_off_url": "/switch/relay/turn_off", "power_on_url": "/switch/relay/turn_on",
+    "status_url": "/switch/relay", "status_on_regex": '"state":"ON"',
+    "status_off_regex": '"state":"OFF"'}
+HTTP_URLS = {
+    "power_off_url": "/off", "power_on_url": "/on", "status_url": "/state",
+    "status_on_regex": "ON", "status_off_regex": "OFF"}
+
+
 def reply(status=200, body="", **headers):
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     return fencetool.HttpReply(status, named, body)
@@ -141,8 +154,7 @@ class Tasmota(unittest.TestCase):
         self.assertEqual(relays({"POWER": "ON", "Wifi": {}}), [(1, "POWER", "ON")])
         self.assertEqual(relays({"POWER2": "OFF", "POWER1": "ON", "POWERx": "ON"}),
                          [(1, "POWER1", "ON"), (2, "POWER2", "OFF")])
-        self.assertEqual(relays({}), [])
-        for wrong in ({}, {"StatusSTS": []}):
+        for wrong in ({}, {"StatusSTS": []}, {"StatusSTS": {"POWERx": "ON"}}):
             with self.assertRaises(ProtocolError):
                 fencetool.parse_tasmota_relays(wrong)
 
@@ -299,3 +311,59 @@ class Parameters(unittest.TestCase):
         for text in ("(", ".*", "x?", "ON|", "^"):
             with self.assertRaises(UsageError, msg=text):
                 fencetool.parse_pattern(text)
+
+
+class Calls(unittest.TestCase):
+    """Parameters of fence_http that cannot work, found before anything is sent."""
+
+    def build(self, **given):
+        agent = fencetool.AGENTS["fence_http"]
+        values = {name: value for name, value in dict(HTTP_URLS, ip="127.0.0.1", **given).items()
+                  if value}
+        settings = fencetool.build_settings(values, fencetool.rows_of(agent), agent.defaults)
+        return fencetool.build_device(agent, settings, fencetool.System("test"))
+
+    def test_every_contradiction_is_a_usage_error_that_says_which(self):
+        cases = (
+            ({"status_on_regex": "("}, "status_on_regex: '('"),
+            ({"status_off_regex": ".*"}, "status_off_regex: '.*' matches anything"),
+            ({"status_off_regex": ""}, "no status_off_regex"),
+            ({"status_url": ""}, "no status_url"),
+            ({"power_off_url": ""}, "no power_off_url"),
+            ({"power_off_url": "/on"}, "must differ"), ({"status_url": "/off"}, "must differ"),
+            ({"power_off_url": "off"}, "power_off_url: neither a path"),
+            ({"power_off_url": "http://10.0.0.9/off"}, "power_off_url: it leads to 10.0.0.9:80"),
+            ({"device": "tasmota"}, "power_on_url: it is not /cm?cmnd=Power"),
+            ({"device": "shelly"}, "device: 'shelly'"), ({"http_method": "PUT"}, "http_method"),
+            (dict(TASMOTA_URLS, power_off_url="/cm?cmnd=Power%20ON"), "it switches ON"),
+            (dict(TASMOTA_URLS, status_url="/cm?cmnd=Power%20OFF"), "it switches OFF"),
+            (dict(TASMOTA_URLS, power_off_url="/cm?cmnd=Power"), "it switches nothing"),
+            (dict(TASMOTA_URLS, status_url="/cm?cmnd=Power2"), "name different outlets"),
+            (dict(ESPHOME_URLS, status_url="/switch/fan"), "name different outlets"),
+            (dict(ESPHOME_URLS, plug="fan", nodename="n"), "name different outlets"),
+            (dict(ESPHOME_URLS, power_off_url="/switch/relay/toggle"), "it switches nothing"),
+            (dict(TASMOTA_URLS, status_url="/state"), "different kinds of device"),
+            ({"plug": "a", "switch_name": "b"}, "name different outlets"))
+        for case, words in cases:
+            with self.subTest(case), self.assertRaises(UsageError) as caught:
+                self.build(**case)
+            self.assertIn(words, str(caught.exception))
+        with self.assertRaisesRegex(UsageError, "nothing says what the device is"):
+            self.build(power_on_url="", power_off_url="", status_url="")
+
+    def test_the_urls_and_plug_name_the_outlet_together(self):
+        for given, kind, plug in (
+                (TASMOTA_URLS, "tasmota", ""), (ESPHOME_URLS, "esphome", "relay"),
+                (dict(TASMOTA_URLS, plug="n", nodename="n"), "tasmota", "n"),
+                (dict(TASMOTA_URLS, plug="2", nodename="n"), "tasmota", "2"),
+                (dict(ESPHOME_URLS, plug="n", nodename="n"), "esphome", "relay"),
+                (dict(ESPHOME_URLS, switch_name="relay", plug="n", nodename="n"), "esphome",
+                 "relay"),
+                ({}, "url", "")):
+            device = self.build(**given)
+            self.assertEqual((device.kind, device.plug), (kind, plug), given)
+
+    def test_tls_brings_its_own_default_port(self):
+        for given, port in (({}, 80), ({"ssl": "1"}, 443), ({"ssl_insecure": "1"}, 443),
+                            ({"ssl": "1", "ipport": "80"}, 80), ({"ssl": "0"}, 80)):
+            self.assertEqual(self.build(**given).settings.ipport, port)

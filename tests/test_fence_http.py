@@ -1,0 +1,572 @@
+"""fence_http as a process against virtual devices on real sockets."""
+import functools
+import os
+import re
+import ssl
+import subprocess
+import tempfile
+import threading
+
+import fencetool
+from tests import support
+from tests.support import AgentTest, at_once, in_argv, on_stdin
+from tests.test_http_wire import ESPHOME_URLS, HTTP_URLS, TASMOTA_URLS
+
+BOTH_WAYS = (on_stdin, in_argv)
+# More at once than there are cores starve each other out of their limits.
+WORKERS = 12
+PASSWORD = "s3cret &%+/\u00fc"
+
+STRICT_URLS = dict(HTTP_URLS, status_on_regex='^{"outlet":1,"state":"ON"}$',
+                   status_off_regex='^{"outlet":1,"state":"OFF"}$')
+
+
+def call(way, parameters, **more):
+    return functools.partial(way, "fence_http", dict(parameters, **more))
+
+
+def make_variants():
+    """Return {name: (virtual device, parameters)}: what must work, for each family."""
+    tasmota, esphome, switch = (
+        fencetool.VirtualTasmota, fencetool.VirtualEsphome, fencetool.VirtualSwitch)
+    login = {"username": "admin", "password": PASSWORD}
+    four = ("POWER1", "POWER2", "POWER3", "POWER4")
+    digest = {"password": PASSWORD, "login": "digest"}
+    return {
+        "tasmota, playbook": (tasmota(), dict(TASMOTA_URLS, username="admin")),
+        "tasmota, playbook, password": (tasmota(password=PASSWORD), dict(TASMOTA_URLS, **login)),
+        "tasmota, old firmware, password, no user": (
+            tasmota(password=PASSWORD, old=True), dict(TASMOTA_URLS, password=PASSWORD)),
+        "tasmota, relay 3 of 4 by its URLs": (tasmota(four), {
+            name: value.replace("Power", "Power3") for name, value in TASMOTA_URLS.items()}),
+        "tasmota, relay 3 of 4 by switch_name, password": (
+            tasmota(four, password=PASSWORD), dict(login, device="tasmota", switch_name="3")),
+        "tasmota, SetOption128 0": (tasmota(referer=True), TASMOTA_URLS),
+        "tasmota, meter": (tasmota(metered=True, always_metered=True), dict(
+            TASMOTA_URLS, power_meter="require")),
+        "openbeken": (tasmota(openbeken=True, metered=True), TASMOTA_URLS),
+        "openbeken, relay 3 of 4, password": (
+            tasmota(four, openbeken=True, password=PASSWORD),
+            dict(login, device="tasmota", plug="3")),
+        "esphome 2024, playbook": (esphome(["Relay"], version="2024"), ESPHOME_URLS),
+        "esphome 2024, playbook, Basic": (
+            esphome(["Relay"], version="2024", password=PASSWORD), dict(ESPHOME_URLS, **login)),
+        "esphome 2024, Digest, by name": (
+            esphome(["K\u00fcche (1)", "b"], version="2024", **digest),
+            dict(login, device="esphome", plug="K\u00fcche (1)")),
+        "esphome 2026.6, playbook": (esphome(["b", "Relay"], version="2026.6"), ESPHOME_URLS),
+        "esphome 2026.6, by object id": (
+            esphome(["b", "Node 1"], version="2026.6"), {"device": "esphome", "plug": "node_1"}),
+        "esphome 2026.10, playbook": (esphome(["b", "Relay"]), ESPHOME_URLS),
+        "esphome 2026.10, playbook, Basic": (
+            esphome(["Relay"], password=PASSWORD), dict(ESPHOME_URLS, **login)),
+        "esphome 2026.10, playbook, Digest": (
+            esphome(["Relay"], **digest), dict(ESPHOME_URLS, **login)),
+        "esphome 2026.10, SHA-256, by name": (
+            esphome(["b", "Node 1"], algorithm="SHA-256", **digest),
+            dict(login, device="esphome", switch_name="Node 1")),
+        "esphome, its only switch": (esphome(["Relay"]), {"device": "esphome"}),
+        "url, playbook": (switch(), HTTP_URLS),
+        "url, playbook, Basic": (switch(password=PASSWORD), dict(HTTP_URLS, **login)),
+        "url, Digest, SHA-256, POST": (
+            switch(algorithm="SHA-256", **digest), dict(STRICT_URLS, http_method="POST", **login)),
+    }
+
+
+class HttpTest(AgentTest):
+    def reach(self, virtual, **parameters):
+        """Return the parameters that reach a virtual device, and more of them."""
+        return dict(self.address(virtual), **parameters)
+
+
+class Works(HttpTest):
+    def test_every_device_login_and_firmware_with_every_action_from_stdin_and_argv(self):
+        rounds = ((on_stdin, ("off", "status", "monitor")),
+                  (in_argv, ("on", "status", "list-status")))
+        variants = make_variants()
+        for device, _ in variants.values():
+            self.start(device)
+
+        def run_all(device, parameters):
+            results = []
+            for way, actions in rounds:
+                for action in actions:
+                    results.append((action, way("fence_http", self.reach(
+                        device, action=action, nodename="node", **parameters))))
+            return results
+        for name, results in zip(variants, at_once(
+                [functools.partial(run_all, *variant) for variant in variants.values()], WORKERS)):
+            device, _ = variants[name]
+            with self.subTest(name):
+                ended = [(action, result.code, result.err) for action, result in results]
+                self.assertEqual(ended, [
+                    ("off", 0, ""), ("status", 2, ""), ("monitor", 0, ""),
+                    ("on", 0, ""), ("status", 0, ""), ("list-status", 0, "")])
+                said = [result.out for _, result in results]
+                self.assertEqual(said[:5], ["Success: Powered OFF\n", "Status: OFF\n", "",
+                                            "Success: Powered ON\n", "Status: ON\n"])
+                self.assertEqual(said[5].count(",ON\n"), len(device.outlets))
+                # Each change moved one contact, and always the same one.
+                self.assertEqual([on for _, on in device.moved], [False, True])
+                self.assertEqual(len({number for number, _ in device.moved}), 1)
+
+    def start(self, device, *arguments, **options):
+        device.moved = []
+        device.on_power = lambda *move: device.moved.append(move)
+        return super().start(device, *arguments, **options)
+
+    def test_the_outlet_that_was_named_is_the_one_that_moves(self):
+        for device, parameters, number in (
+                (fencetool.VirtualTasmota(["POWER1", "POWER2"]),
+                 dict(TASMOTA_URLS, plug="2", nodename="storage-b"), 2),
+                (fencetool.VirtualTasmota(["POWER1", "POWER2"], openbeken=True),
+                 {"device": "tasmota", "plug": "POWER2"}, 2),
+                (fencetool.VirtualEsphome(["a", "b", "storage-b"]),
+                 {"device": "esphome", "nodename": "storage-b", "port": "storage-b"}, 3),
+                (fencetool.VirtualEsphome(["Relay"]),
+                 {"device": "esphome", "plug": "1"}, 1)):
+            self.start(device)
+            self.assert_success(on_stdin("fence_http", self.reach(
+                device, action="off", **parameters)))
+            self.assertEqual(device.moved, [(number, False)])
+
+    def test_reboot_works_in_every_family(self):
+        cases = ((fencetool.VirtualTasmota(), TASMOTA_URLS),
+                 (fencetool.VirtualEsphome(["relay"]), ESPHOME_URLS),
+                 (fencetool.VirtualSwitch(), HTTP_URLS))
+        for device, _ in cases:
+            self.start(device)
+        for (device, _), result in zip(cases, at_once([call(on_stdin, self.reach(
+                device, action="reboot", power_timeout="8", **urls)) for device, urls in cases])):
+            self.assert_success(result)
+            self.assertEqual((result.out, device.moved),
+                             ("Success: Rebooted\n", [(1, False), (1, True)]))
+
+    def test_one_status_takes_one_request(self):
+        for device, parameters in (
+                (fencetool.VirtualTasmota(password="x"), dict(TASMOTA_URLS, password="x")),
+                (fencetool.VirtualEsphome(["relay"]), ESPHOME_URLS),
+                (fencetool.VirtualSwitch(), HTTP_URLS)):
+            self.start(device)
+            self.assert_success(on_stdin("fence_http", self.reach(
+                device, action="status", **parameters)))
+            self.assertEqual(len(device.requests), 1)
+
+    def test_requests_say_what_devices_need_and_nothing_else(self):
+        device = self.start(fencetool.VirtualEsphome(["relay"]))
+        on_stdin("fence_http", self.reach(device, action="off", **ESPHOME_URLS),
+                 environment={"http_proxy": "http://127.0.0.1:1"})
+        host = "127.0.0.1:%d" % device.address[1]
+        methods = set()
+        for method, path, fields in device.requests:
+            methods.add((method, path))
+            self.assertEqual(fields["host"], host)
+            self.assertEqual(fields["referer"], "http://%s/" % host)
+            self.assertEqual(fields["connection"], "close")
+            self.assertEqual(fields.get("content-length"), "0" if method == "POST" else None)
+            self.assertNotIn("origin", fields)
+            self.assertNotIn("authorization", fields)
+        self.assertEqual(methods, {("GET", "/switch/relay?detail=all"),
+                                   ("POST", "/switch/relay/turn_off")})
+
+    def test_a_login_in_the_playbooks_tasmota_url_is_used_and_never_shown(self):
+        device = self.start(fencetool.VirtualTasmota(password="hidden"))
+        result = on_stdin("fence_http", self.reach(
+            device, action="off", verbose_level="2", password="hidden", username="admin",
+            power_off_url="/cm?user=admin&password=hidden&cmnd=Power%20OFF"))
+        self.assertEqual(result.code, 0)
+        self.assertNotIn("hidden", result.err)
+
+    def test_addresses_with_ports_ipv6_and_names(self):
+        device = self.start(fencetool.VirtualTasmota())
+        six = self.start(fencetool.VirtualTasmota(referer=True), "::1")
+        port, port_six = device.address[1], six.address[1]
+        for address in ({"ip": "127.0.0.1:%d" % port}, {"ip": "localhost", "ipport": str(port)},
+                        {"ip": "::1", "ipport": str(port_six)}, {"ip": "[::1]:%d" % port_six},
+                        {"ip": "localhost:%d" % port, "inet4_only": "1"}):
+            six.referer = False
+            self.assert_success(on_stdin("fence_http", dict(
+                TASMOTA_URLS, action="status", **address)))
+        self.assertEqual(six.requests[0][2]["host"], "[::1]:%d" % port_six)
+        self.assert_failure(on_stdin("fence_http", dict(
+            TASMOTA_URLS, action="status", ip="nosuch.invalid", login_timeout="1")), "nosuch")
+
+    def test_full_urls_of_the_device_work(self):
+        device = self.start(fencetool.VirtualSwitch())
+        address = "http://127.0.0.1:%d" % device.address[1]
+        urls = {name: address + value if name.endswith("url") else value
+                for name, value in HTTP_URLS.items()}
+        self.assert_success(on_stdin("fence_http", self.reach(device, action="off", **urls)))
+
+    def test_an_assumed_state_is_warned_of_and_works(self):
+        device = self.start(fencetool.VirtualEsphome(["relay"], assumed=True))
+        parameters = self.reach(device, action="off", **ESPHOME_URLS)
+        self.assert_success(on_stdin("fence_http", parameters))
+        self.assertIn("warning: switch 'relay' is an assumed_state",
+                      on_stdin("fence_http", dict(parameters, verbose="1")).err)
+
+    def test_device_mac_lets_the_right_device_through(self):
+        for device, parameters in (
+                (fencetool.VirtualTasmota(), TASMOTA_URLS),
+                (fencetool.VirtualEsphome(["relay"], version="2026.6"), ESPHOME_URLS)):
+            self.start(device)
+            self.assert_success(on_stdin("fence_http", self.reach(
+                device, action="off", device_mac=device.mac, **parameters)))
+
+
+class Tls(HttpTest):
+    def start_encrypted(self):
+        """Return a virtual device behind TLS, with a certificate that nobody signed."""
+        program = support.require_program("openssl")
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        pair = [os.path.join(folder.name, name) for name in ("key", "cert")]
+        subprocess.check_call(
+            [program, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=plug",
+             "-days", "2", "-keyout", pair[0], "-out", pair[1]], stderr=subprocess.DEVNULL)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if hasattr(ssl, "PROTOCOL_TLS_SERVER")
+                                 else ssl.PROTOCOL_TLS)
+        context.load_cert_chain(pair[1], pair[0])
+        device = fencetool.VirtualTasmota()
+        converse = device.converse
+
+        def converse_encrypted(handle):
+            try:
+                with context.wrap_socket(handle, server_side=True) as encrypted:
+                    converse(encrypted)
+            except (ssl.SSLError, ConnectionError):
+                pass  # the client did not trust us
+        device.converse = converse_encrypted
+        return self.start(device)
+
+    def test_an_untrusted_certificate_is_refused_unless_the_caller_wants_it(self):
+        parameters = self.reach(self.start_encrypted(), action="off", **TASMOTA_URLS)
+        refused, accepted, plain = at_once([
+            call(on_stdin, parameters, ssl="1"), call(on_stdin, parameters, ssl_insecure="1"),
+            call(on_stdin, parameters)])
+        self.assert_failure(refused, "certificate is not trusted", "ssl_insecure=1")
+        self.assert_success(accepted)
+        self.assert_failure(plain)
+
+    def test_tls_against_a_plain_server_and_the_default_port(self):
+        device = self.start(fencetool.VirtualTasmota())
+        self.assert_failure(on_stdin("fence_http", self.reach(
+            device, action="status", ssl="1", **TASMOTA_URLS)), "no TLS")
+        with_ssl = on_stdin("fence_http", dict(
+            TASMOTA_URLS, ip="127.0.0.1", action="status", ssl_insecure="1"))
+        self.assertIn("127.0.0.1:443", with_ssl.err)
+
+
+class Faults(HttpTest):
+    FAMILIES = {
+        "tasmota": (functools.partial(fencetool.VirtualTasmota, metered=True, always_metered=True),
+                    TASMOTA_URLS),
+        "esphome": (functools.partial(fencetool.VirtualEsphome, ["relay"]), ESPHOME_URLS),
+        "url": (fencetool.VirtualSwitch, STRICT_URLS),
+    }
+    # A failing off takes all of its time; only a device that is late needs more of it.
+    POWER_SECONDS = {"late": 5, "lag": 4}
+    # Where off must succeed in spite of the fault, because the contact is open in the end.
+    HARMLESS = {"drop", "late", "lag", "elsewhere", "dead_meter"}
+    # Where status tells the truth, which is ON.
+    READABLE = HARMLESS | {"ignore", "welded", "wrong_outlet"}
+
+    def run_all(self, action):
+        """Return (family, fault, device, result, milliseconds) for each family and fault."""
+        faults = [name for table in (fencetool.FAULTS, fencetool.HTTP_FAULTS) for name in table]
+        cases = [(family, fault, self.start(build(fault=fault)), urls)
+                 for family, (build, urls) in self.FAMILIES.items() for fault in faults
+                 if family == "tasmota" or fault not in ("welded", "dead_meter")]
+        with tempfile.TemporaryDirectory() as folder:
+            def run_one(family, fault, device, urls):
+                log = os.path.join(folder, "%s-%s" % (family, fault))
+                result = on_stdin("fence_http", self.reach(
+                    device, action=action, nodename="node", debug_file=log,
+                    power_timeout=str(self.POWER_SECONDS.get(fault, 1)), **urls))
+                # The agent's own clock: a loaded machine is slow to start an interpreter.
+                with open(log, encoding="utf-8") as handle:
+                    took = int(re.search(r" ms=(\d+) ", handle.read()).group(1))
+                return family, fault, device, result, took
+            return at_once([functools.partial(run_one, *case) for case in cases], WORKERS)
+
+    def check_end(self, fault, took):
+        # login_timeout, shell_timeout, power_timeout, and the contract's second.
+        self.assertLess(took, 1000 * (1 + 1 + self.POWER_SECONDS.get(fault, 1) + 1))
+
+    def test_no_fault_of_an_http_device_is_ever_taken_for_off(self):
+        for family, fault, device, result, took in self.run_all("off"):
+            with self.subTest("%s %s" % (family, fault)):
+                self.check_end(fault, took)
+                if fault in self.HARMLESS - ({"elsewhere"} if family == "url" else set()):
+                    self.assert_success(result)
+                    self.assertEqual(result.out, "Success: Powered OFF\n")
+                    self.assertFalse(device.outlets[0].powered)
+                else:
+                    self.assert_failure(result, "fence_http: off node: %s 127.0.0.1" % family)
+                    self.assertNotRegex(result.err, "(?i)timed? ?out")
+
+    def test_no_fault_of_an_http_device_changes_what_status_says(self):
+        readable = {"tasmota": self.READABLE | {"wrong_key"}, "esphome": self.READABLE,
+                    "url": self.READABLE - {"elsewhere"}}
+        for family, fault, _, result, took in self.run_all("status"):
+            with self.subTest("%s %s" % (family, fault)):
+                self.check_end(fault, took)
+                if fault in readable[family]:
+                    self.assertEqual((result.code, result.out, result.err),
+                                     (0, "Status: ON\n", ""))
+                else:
+                    self.assert_failure(result, "fence_http: status node: %s" % family)
+                    self.assertNotRegex(result.err, "(?i)timed? ?out")
+
+    def test_faults_have_reasons_that_can_be_acted_on(self):
+        for fault, words in (
+                ("redirect", "redirected to 'http://192.168.4.1/'"), ("portal", "captive portal"),
+                ("server_error", "HTTP status 500"), ("endless", "longer than 65536 bytes"),
+                ("oversize", "claims a length of 1073741824"), ("garbage", "not JSON"),
+                ("wrong_type", "neither ON nor OFF"), ("wrong_key", "no POWER1"),
+                ("silent", "GET /cm?cmnd=Status%2011: no complete answer"),
+                ("refuse", "no connection")):
+            device = self.start(fencetool.VirtualTasmota(fault=fault))
+            with self.subTest(fault):
+                urls = dict(TASMOTA_URLS, device="tasmota", plug="1")
+                result = on_stdin("fence_http", self.reach(
+                    device, action="off" if fault == "wrong_key" else "status",
+                    shell_timeout="500ms", power_timeout="1", **urls))
+                self.assert_failure(result, words)
+
+    def test_a_search_that_broke_off_starts_again_from_its_beginning(self):
+        # Two spellings are asked for; the answer to the first is lost.
+        device = self.start(fencetool.VirtualEsphome(["Relay"], version="2024"))
+        device.answers, device.lose_every = 8, 9
+        self.assert_success(on_stdin("fence_http", self.reach(
+            device, action="status", device="esphome", plug="Relay", shell_timeout="500ms")))
+
+    def test_every_third_lost_answer_fails_nothing(self):
+        for build, urls in self.FAMILIES.values():
+            device = build()
+            device.lose_every = 3
+            self.start(device)
+            self.assert_success(on_stdin("fence_http", self.reach(
+                device, action="off", shell_timeout="300ms", power_timeout="8", **urls)))
+            self.assertFalse(device.outlets[0].powered)
+
+
+class Refuses(HttpTest):
+    def test_wrong_and_missing_passwords_have_their_own_reason(self):
+        cases = (
+            (fencetool.VirtualTasmota(password="right"), TASMOTA_URLS, "asks for a password",
+             "refuses the login"),
+            (fencetool.VirtualTasmota(password="right", old=True), TASMOTA_URLS,
+             "Need user", "Need user"),
+            (fencetool.VirtualTasmota(password="right", openbeken=True), TASMOTA_URLS,
+             "asks for a password", "OpenBeken"),
+            (fencetool.VirtualEsphome(["relay"], password="right", login="digest"), ESPHOME_URLS,
+             "asks for a password", "Basic and Digest"),
+            (fencetool.VirtualSwitch(password="right"), HTTP_URLS, "asks for a password",
+             "refuses the login of user 'admin'"))
+        for device, urls, missing, wrong in cases:
+            self.start(device)
+            parameters = self.reach(device, action="off", username="admin", **urls)
+            results = at_once([call(on_stdin, parameters),
+                               call(on_stdin, parameters, password="wr0ng")])
+            with self.subTest(wrong):
+                self.assert_failure(results[0], missing)
+                self.assert_failure(results[1], wrong)
+            self.assertEqual(device.commands, 0)
+
+    def test_secrets_are_nowhere_in_the_output_in_any_form(self):
+        secret = "p w&s"
+        forms = (secret, "p%20w%26s", "p+w%26s", "YWRtaW46cCB3JnM=", "urlsecret")
+        urls = dict(TASMOTA_URLS, power_off_url="/cm?password=urlsecret&cmnd=Power%20OFF")
+        calls = []
+        for fault in ("", "redirect", "wrong_type", "silent"):
+            device = self.start(fencetool.VirtualTasmota(password=secret, fault=fault))
+            with_password = self.reach(device, action="off", username="admin", password=secret,
+                                         verbose_level="2", power_timeout="1", **urls)
+            calls += [call(on_stdin, with_password), call(on_stdin, with_password, ssl="1")]
+        echo = self.start(fencetool.VirtualSwitch())
+        echo.respond = lambda method, path, fields: (200, {}, path + str(fields))
+        calls.append(call(on_stdin, self.reach(
+            echo, action="off", username="admin", password=secret, verbose_level="2",
+            **dict(STRICT_URLS, status_url="/state?token=urlsecret&pw=" + "p%20w%26s"))))
+        for result in at_once(calls):
+            self.assertTrue(result.err)
+            for form in forms:
+                self.assertNotIn(form, result.err + result.out)
+
+    def test_outlets_that_are_not_exactly_named_are_never_switched(self):
+        four = ["POWER1", "POWER2", "POWER3", "POWER4"]
+        tasmota = self.start(fencetool.VirtualTasmota(four))
+        beken = self.start(fencetool.VirtualTasmota(openbeken=True))
+        esphome = self.start(fencetool.VirtualEsphome(["Relay", "Fan"]))
+        switch = self.start(fencetool.VirtualSwitch())
+        cases = (
+            (tasmota, TASMOTA_URLS, "no outlet named"),
+            (tasmota, {"device": "tasmota", "plug": "5"}, "'5' names none"),
+            (tasmota, {"device": "tasmota", "plug": "n", "nodename": "n"}, "'n' names none"),
+            (tasmota, {"device": "tasmota", "plug": "0"}, "'0' names none"),
+            (beken, {"device": "tasmota", "plug": "2"}, "'2' names none"),
+            (esphome, {"device": "esphome"}, "no outlet named"),
+            (esphome, {"device": "esphome", "plug": "2"}, "'2' names none"),
+            (esphome, {"device": "esphome", "plug": "FAN"}, "relay ('Relay'), fan ('Fan')"),
+            (esphome, {"device": "esphome", "plug": "n", "nodename": "n"}, "'n' names none"),
+            (switch, dict(HTTP_URLS, plug="3", nodename="n"), "the URLs alone say"))
+        for (_, _, words), result in zip(cases, at_once([call(on_stdin, self.reach(
+                device, action="off", **more)) for device, more, _ in cases])):
+            with self.subTest(words):
+                self.assert_failure(result, words)
+        for device in (tasmota, beken, esphome, switch):
+            self.assertEqual(device.commands, 0)
+
+    def test_a_wrong_or_unknown_mac_is_refused_before_anything_is_switched(self):
+        cases = (
+            (fencetool.VirtualTasmota(), TASMOTA_URLS, "another device has this address"),
+            (fencetool.VirtualEsphome(["relay"], version="2024"), ESPHOME_URLS,
+             "another device has this address"),
+            (fencetool.VirtualEsphome(["relay"]), ESPHOME_URLS, "does not tell its MAC"),
+            (fencetool.VirtualSwitch(), HTTP_URLS, "does not tell its MAC"))
+        for device, _, _ in cases:
+            self.start(device)
+        actions = ("off", "status", "monitor")
+        results = at_once([call(on_stdin, self.reach(
+            device, action=action, device_mac="CC:32:E5:00:00:77", **urls))
+            for device, urls, _ in cases for action in actions])
+        for number, result in enumerate(results):
+            self.assert_failure(result, cases[number // len(actions)][2])
+        for device, _, _ in cases:
+            self.assertEqual(device.commands, 0)
+
+    def test_bad_parameters_are_usage_errors_and_send_nothing(self):
+        device = self.start(fencetool.VirtualSwitch())
+        for case, words in (({"status_on_regex": "("}, "status_on_regex: '('"),
+                            ({"power_off_url": "/on"}, "must differ")):
+            for action in ("off", "validate-all"):
+                self.assert_failure(on_stdin("fence_http", self.reach(
+                    device, **dict(HTTP_URLS, action=action, **case))), words)
+        self.assertEqual(device.requests, [])
+
+    def test_a_device_that_is_locked_on_says_so(self):
+        device = self.start(fencetool.VirtualTasmota())
+        device.switch = lambda number, on: None
+        self.assert_failure(on_stdin("fence_http", self.reach(
+            device, action="off", **TASMOTA_URLS)), "OFF was not acknowledged", "PowerLock")
+
+    def test_a_connection_without_an_answer_says_so(self):
+        device = self.start(fencetool.VirtualTasmota())
+        device.respond = lambda *request: None
+        self.assert_failure(on_stdin("fence_http", self.reach(
+            device, action="status", **TASMOTA_URLS)), "closed the connection without an answer")
+
+    def test_a_welded_relay_is_seen_only_by_a_meter_that_measures_always(self):
+        for options, policy, words in (
+                ({"always_metered": True}, "auto", "still draws 43 W"),
+                ({}, "require", "power_meter=require"), ({}, "auto", "")):
+            device = self.start(fencetool.VirtualTasmota(metered=True, fault="welded", **options))
+            result = on_stdin("fence_http", self.reach(
+                device, action="off", power_timeout="1", power_meter=policy, **TASMOTA_URLS))
+            if words:
+                self.assert_failure(result, words)
+            else:
+                self.assert_success(result)
+
+    def test_two_answers_half_an_answer_and_foreign_answers_are_no_status(self):
+        bodies = ('{"POWER1":"ON","POWER":"OFF"}', '{"POWER":"OFF","POWER":"ON"}',
+                  '{"StatusSTS":{"POWER":"OFF"}', '{"StatusSTS":{"POWER":"OFF","POWER":"ON"}}',
+                  '{"StatusSTS":{"POWER1":"OFF","POWER":"ON"}}', "OFF", "", '{"POWER":"OFF"}',
+                  '{"StatusSTS":{"POWER":"OFF"},"WARNING":"x"}', '{"StatusSTS":{"power":"OFF"}}')
+        calls = []
+        for body in bodies:
+            device = self.start(fencetool.VirtualTasmota())
+            device.respond = functools.partial(
+                lambda text, method, path, fields: (200, {}, text), body)
+            calls.append(call(on_stdin, self.reach(
+                device, action="off" if len(calls) % 2 else "status", power_timeout="1",
+                **TASMOTA_URLS)))
+        for result in at_once(calls, WORKERS):
+            self.assert_failure(result, "GET /cm?cmnd=Status%2011: ")
+
+
+class OneDevice(HttpTest):
+    """Inside one process: what a name server can do between two requests."""
+
+    def test_a_name_that_changes_its_address_changes_no_device(self):
+        first = self.start(fencetool.VirtualTasmota())
+        other = self.start(fencetool.VirtualTasmota(), "127.0.0.2", first.address[1])
+        system = fencetool.System("test")
+        answers = [("127.0.0.1", first.address[1]), ("127.0.0.2", first.address[1])]
+        resolve = system.resolve
+
+        def change_with_each_look(host, port, family, deadline):
+            return [(2, answers.pop(0))] if host == "plug.lan" \
+                else resolve(host, port, family, deadline)
+        system.resolve = change_with_each_look
+        settings = fencetool.build_settings(
+            {"ip": "plug.lan", "ipport": str(first.address[1]), "device": "tasmota"},
+            fencetool.rows_of(fencetool.AGENTS["fence_http"]), {})
+        settings.family = 0
+        device = fencetool.TasmotaDevice(system, settings)
+        deadline = system.deadline(10)
+        device.find_outlet(deadline)
+        device.request_state(fencetool.PowerState.OFF, deadline)
+        self.assertIs(device.read_state(deadline), fencetool.PowerState.OFF)
+        self.assertEqual(other.requests, [])
+        self.assertEqual(len(answers), 1)
+
+    def test_a_drip_that_never_pauses_ends_by_the_deadline(self):
+        device = fencetool.VirtualSwitch()
+        stopped = threading.Event()
+
+        def drip(handle):
+            handle.recv(4096)
+            handle.sendall(b"HTTP/1.1 200 OK\r\n")
+            while not stopped.wait(0.0005):
+                handle.sendall(b"X")
+        device.converse = drip
+        self.start(device)
+        self.addCleanup(stopped.set)
+        system = fencetool.System("test")
+        settings = fencetool.build_settings(
+            dict(HTTP_URLS, ip="127.0.0.1", ipport=str(device.address[1]), shell_timeout="1"),
+            fencetool.rows_of(fencetool.AGENTS["fence_http"]), {})
+        settings.family = 0
+        started = system.clock()
+        with self.assertRaisesRegex(fencetool.Unreachable, "no complete answer within 1 s"):
+            fencetool.UrlDevice(system, settings).read_state(system.deadline(9))
+        self.assertLess(system.clock() - started, 2)
+
+
+class Recipes(HttpTest):
+    """The examples of the README, run as they stand against virtual devices."""
+
+    def read_recipes(self):
+        for name in ("README.md", "README-http.md"):
+            path = os.path.join(support.ROOT, name)
+            if os.path.exists(path):
+                with open(path, encoding="utf-8") as handle:
+                    found = re.findall(r"pcs stonith create \S+ fence_http (.*?[^\\])\n",
+                                       handle.read(), re.S)
+                if found:
+                    return found
+        return []
+
+    def test_every_recipe_of_the_readme_switches_its_virtual_device(self):
+        import shlex
+        recipes = self.read_recipes()
+        styles = {pages.off: style for style, pages in fencetool.VIRTUAL_PAGES.items()}
+        ran = set()
+        for recipe in recipes:
+            words = dict(word.split("=", 1) for word in shlex.split(recipe.replace("\\\n", " "))
+                         if "=" in word and not word.startswith(("pcmk_", "timeout", "interval")))
+            style = styles.get(words.get("power_off_url"), "")
+            if not style:
+                continue
+            ran.add(style)
+            login = {"password": words.get("password", ""),
+                     "login": "digest" if style == "shelly2" else "basic", "algorithm": "SHA-256"}
+            device = self.start(fencetool.VirtualSwitch(style=style, **login))
+            words.update(ip="127.0.0.1", ipport=str(device.address[1]),
+                         stonith_status_sleep="100ms")
+            for action, code in (("status", 0), ("off", 0), ("status", 2), ("on", 0)):
+                self.assert_success(on_stdin("fence_http", dict(
+                    words, action=action, nodename="storage-b", plug="storage-b")), code)
+        self.assertEqual(ran, set(styles.values()) - {"plain"})
