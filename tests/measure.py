@@ -32,8 +32,13 @@ def main():
     device.start()
     kasa = "%s fence_kasa -a 127.0.0.1 -u %d -o status" % (
         os.path.join(ROOT, "fencetool.py"), device.address[1])
+    switch = fencetool.VirtualTasmota()
+    switch.start()
+    http = ("%s fence_http -a 127.0.0.1 -u %d -o status --device=tasmota"
+            % (os.path.join(ROOT, "fencetool.py"), switch.address[1]))
     with tempfile.TemporaryDirectory() as folder:
-        bare, dummy, status = medians([BARE, "fence_dummy -o metadata", kasa], folder)
+        bare, dummy, status, apc, http_status = medians(
+            [BARE, "fence_dummy -o metadata", kasa, "fence_apc -o metadata", http], folder)
     with open(os.path.join(ROOT, "fencetool.py")) as handle:
         print("fencetool.py: %d lines (limit 4500)" % sum(1 for _ in handle))
     print("bare interpreter: %.1f ms" % (bare * 1000))
@@ -41,9 +46,12 @@ def main():
           % (status * 1000, status / bare))
     print("fence_kasa status: %.2f of fence_dummy metadata at %.1f ms (wanted: at most 0.75)"
           % (status / dummy, dummy * 1000))
+    print("fence_http status: %.1f ms, %.2f of fence_apc metadata at %.1f ms (wanted: at most 1.25)"
+          % (http_status * 1000, http_status / apc, apc * 1000))
     print("peak memory of fence_kasa status: %.1f MB (wanted: below 25)"
           % (peak_kilobytes(kasa) / 1024))
     device.stop()
+    switch.stop()
 
 
 if __name__ == "__main__":

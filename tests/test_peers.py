@@ -2,6 +2,8 @@
 
 The programs come from the machine's PATH; .ci/run installs them.
 """
+import os
+
 import fencetool
 from tests import support
 from tests.support import AgentTest
@@ -45,3 +47,30 @@ class PythonKasa(AgentTest):
                 self.assertIn(alias, shown)
             self.kasa(device, "--type", "strip", "device", "--child", "b", "off")
             self.assertEqual([outlet.powered for outlet in device.outlets], [True, False, True])
+
+
+class TasmotaHttp(AgentTest):
+    """tasmota-http: a client library, run by the interpreter that has it."""
+
+    def find_interpreter(self):
+        for folder in os.environ.get("PATH", "").split(":"):
+            program = os.path.join(folder, "python3")
+            if os.access(program, os.X_OK) and support.run(
+                    [program, "-c", "import tasmota_http"], environment=ENVIRONMENT).code == 0:
+                return program
+        support.require(False, "tasmota-http is not installed for any python3 on the PATH")
+
+    def test_it_reads_and_switches_relays_of_virtual_devices(self):
+        program = self.find_interpreter()
+        code = ("import sys; from tasmota_http import TasmotaClient; "
+                "client = TasmotaClient(sys.argv[1], username='admin', password='s3cret'); "
+                "print(client.power_get(2), client.power_set(False, 2), client.power_get(2), "
+                "client.power_get(1), client.status(11)['StatusSTS']['POWER2'])")
+        for old in (False, True):
+            device = self.start(fencetool.VirtualTasmota(["POWER1", "POWER2"], password="s3cret",
+                                                         old=old))
+            result = support.run([program, "-c", code, "127.0.0.1:%d" % device.address[1]],
+                                 environment=ENVIRONMENT)
+            self.assertEqual(result.out, "{'POWER2': 'ON'} {'POWER2': 'OFF'} {'POWER2': 'OFF'} "
+                                         "{'POWER1': 'ON'} OFF\n", result)
+            self.assertEqual([outlet.powered for outlet in device.outlets], [True, False])
