@@ -1178,9 +1178,8 @@ class System:
     def request_http(self, connect, method, path, headers, deadline, silence_s=None):
         """Send one HTTP request; return its HttpReply, whatever its status.
 
-        connect: returns the Connection for it; called when the slow imports are done, because a
-        small device has only one. silence_s: an event stream does not end; take what came until
-        nothing more came for so long.
+        connect: returns the Connection, which a small device has only one of, after the slow
+        imports. silence_s: of an event stream, which does not end, take what came until then.
         """
         import http.client
         import urllib.request
