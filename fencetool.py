@@ -9,7 +9,8 @@ Started as fence_kasa or fence_http this file is a fence agent: parameters come 
 there are no arguments, else from the command line. Started as "kasa" it is a cluster-glue external
 plugin.
 "fencetool.py SUBCOMMAND" is for people; "fencetool.py fence_kasa ..." is the agent without its
-link. The file needs Python 3.6 or newer and nothing else.
+link. Started as fence_check it switches nothing: second in a fencing level, it proves that the node
+is dead. The file needs Python 3.6 or newer and nothing else.
 
 The one rule: "off" succeeds only on proof. No answer, half an answer, two answers, a wrong outlet
 or a missing tool is a failure with a reason. A failure blocks a failover, which a person can mend;
@@ -18,8 +19,8 @@ a false success corrupts data, which nobody can.
 Sections; each uses only those above it (tests/test_layout.py proves it):
    1 ABOUT          2 CONSTANTS      3 ERRORS         4 VALUES
    5 PARAMETERS     6 WIRE FORMATS   7 SYSTEM         8 DEVICES
-  10 FENCING       11 AGENTS        14 COMMANDS      15 SIMULATOR
-  16 ENTRY
+   9 PROBES        10 FENCING       11 AGENTS        14 COMMANDS
+  15 SIMULATOR     16 ENTRY
 
 Exit codes of an agent: 0 done and confirmed (status: ON), 2 only for a status of OFF (fence_check:
 proven dead), 1 anything else, usage errors included. Subcommands for people: 0 good, 1 bad, 2 usage
@@ -72,6 +73,12 @@ REBOOT_OFF_SECONDS = 3.0   # see run_reboot
 EVENTS_SILENCE_SECONDS = 2.0  # after the states of all switches; the next ping may take ten
 METER_SILENT_WATTS = 1.0   # meters show up to 0.9 W of noise on an open relay (HS110 capture)
 CHILD_PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
+CLUSTER_FILE = "/etc/fencetool/cluster.yml"
+
+FEWEST_ECHOES, MOST_ECHOES = 3, 50  # one lost packet is no silence, and a look is no flood
+SHORTEST_LOOK_SECONDS = 1.0
+ASKING_PART = 2 / 3                 # of a look; in the rest the last questions can be answered
+LONGEST_DRAIN_SECONDS = 1.0         # for reading what has piled up while the process was held up
 
 
 # ==================================================================================================
@@ -202,7 +209,7 @@ def quote(text, limit=MAX_SHOWN_CHARACTERS):
     Test: test_words_that_pacemaker_reads_are_never_passed_on
     """
     shown = text if len(text) <= limit else text[:limit] + "..."
-    return "'%s'" % re.sub("(?i)(timed?) ?(out)", r"\1-\2", one_line(shown))
+    return "'%s'" % hide_timer_words(one_line(shown))
 
 
 def one_line(text):
@@ -220,6 +227,11 @@ def escape_xml(text):
     for character, name in (("&", "amp"), ("<", "lt"), (">", "gt"), ('"', "quot"), ("'", "apos")):
         text = text.replace(character, "&%s;" % name)
     return text
+
+
+def hide_timer_words(text):
+    """Return text without the words by which Pacemaker takes a failure for its own timer's."""
+    return re.sub("(?i)(timed?) ?(out)", r"\1-\2", text)
 
 
 def redact(text, secrets):
@@ -330,6 +342,165 @@ def doubt_about_meter(watts, policy):
     return ""
 
 
+class Finding(enum.Enum):
+    """What one observation says about the target, and what all of them together do."""
+
+    DEAD = "dead"
+    ALIVE = "alive"
+    UNKNOWN = "unknown"
+
+
+POWER = "power"
+NETWORK = "network"
+
+Evidence = collections.namedtuple("Evidence", "source finding subject seen reason")
+Evidence.__doc__ = """One observation about the target.
+
+source: POWER or NETWORK. finding: a Finding. subject: what was observed. seen: what it showed.
+reason: what else a reader should know, or "".
+"""
+
+Verdict = collections.namedtuple("Verdict", "finding blockers")
+Verdict.__doc__ = "What all Evidence adds up to; blockers: the Evidence that keeps it from dead."
+
+Target = collections.namedtuple("Target", "network address")
+
+Path = collections.namedtuple("Path", "interface index mac source gateway has_carrier changes")
+Path.__doc__ = """How packets to one address leave this machine, by its kernel.
+
+mac, source: our own addresses there (bytes); mac is b"" where nobody speaks ARP or neighbour
+discovery. gateway: b"" for an attached network. changes: how often the carrier came or went.
+"""
+
+
+class Sight:
+    """What one look saw of one address.
+
+    path: a Path, or None. obstacle: why its silence would mean nothing, or "". echoed: it answered
+    an echo. rejected: it refused one with an ICMP error of its own. neighbour: it answered ARP (if
+    uses_arp) or neighbour discovery.
+    """
+
+    def __init__(self, address):
+        self.address = address
+        self.family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        self.packed = socket.inet_pton(self.family, address)
+        self.path = None
+        self.obstacle = ""
+        self.echoed = self.rejected = self.neighbour = self.uses_arp = False
+
+    def answered(self):
+        return self.echoed or self.rejected or self.neighbour
+
+    def is_attached(self):
+        return bool(self.path.mac) and not self.path.gateway
+
+    def goes_the_way_of(self, other):
+        """An address without a path may go any way: it must not pass for one nobody asked about."""
+        return self.family == other.family and (
+            self.path is None or (self.path.interface, self.path.gateway)
+            == (other.path.interface, other.path.gateway))
+
+    def block(self, reason):
+        """Remember the first reason why silence means nothing."""
+        self.obstacle = self.obstacle or reason
+
+
+def judge(evidence):
+    """Return the Verdict over all evidence about one target.
+
+    SAFETY: one sign of life outweighs everything, and dead is only what every observation agrees
+    on: exactly one device, which says OFF, and at least one silent network.
+    Test: test_dead_needs_every_observation_to_agree
+    """
+    sources = [item.source for item in evidence]
+    alive = [item for item in evidence if item.finding is Finding.ALIVE]
+    doubts = [item for item in evidence if item.finding is not Finding.DEAD]
+    if alive:
+        return Verdict(Finding.ALIVE, alive)
+    if doubts or sources.count(POWER) != 1 or sources.count(NETWORK) < 1:
+        return Verdict(Finding.UNKNOWN, doubts)
+    return Verdict(Finding.DEAD, [])
+
+
+def judge_power(state, watts, policy):
+    """Return (finding, reason) for what a device says about the target's outlet.
+
+    SAFETY: only a positive OFF is evidence of death; a load that is still drawn is evidence of
+    life: the relay is welded, or another outlet was switched.
+    Test: test_only_a_positive_off_is_evidence_of_death
+    """
+    if state is not PowerState.OFF:
+        return Finding.ALIVE if state is PowerState.ON else Finding.UNKNOWN, ""
+    doubt = "" if policy == "ignore" else doubt_about_meter(watts, policy)
+    if not doubt:
+        return Finding.DEAD, ""
+    return Finding.UNKNOWN if watts is None else Finding.ALIVE, doubt
+
+
+def judge_address(sight, witnesses, is_direct):
+    """Return (finding, what was seen, reason) for one address of the target after one look."""
+    if sight.answered():
+        means = "ARP" if sight.family == socket.AF_INET else "neighbour discovery"
+        reason = ("" if sight.echoed else "it rejects ICMP echo with an error of its own"
+                  if sight.rejected else means + " only: ICMP is filtered")
+        return Finding.ALIVE, "reachable", reason
+    doubt = doubt_about_path(sight, witnesses, is_direct)
+    if doubt:
+        return Finding.UNKNOWN, "unreachable", doubt
+    remark = ""
+    if not sight.path.has_carrier:
+        remark = "the other end of the cable is dead: %s has no carrier" % sight.path.interface
+    elif not any(witness.goes_the_way_of(sight) for witness in witnesses):
+        remark = "no witness: route and carrier of %s must do" % sight.path.interface
+    return Finding.DEAD, "unreachable", remark
+
+
+def doubt_about_path(sight, witnesses, is_direct):
+    """Return why silence of this address would prove nothing, or "" when it would.
+
+    SAFETY: own failures look exactly like a dead target, so silence needs a path that is known to
+    work: a route, a carrier, and the answer of a witness that goes the same way. Where no witness
+    is known only ARP is believed, which no IP firewall on either side filters.
+    Test: test_silence_counts_only_over_a_proven_path
+    """
+    if sight.path is None:
+        return "no path from here: " + sight.obstacle
+    if not sight.path.has_carrier:
+        # A cable without a switch: the peer itself feeds the carrier, so its loss is its silence.
+        return "" if is_direct and not sight.path.gateway else (
+            "no path from here: %s has no carrier" % sight.path.interface)
+    if sight.obstacle:
+        return sight.obstacle
+    known = [witness for witness in witnesses if witness.goes_the_way_of(sight)]
+    if known and not any(witness.answered() for witness in known):
+        return "no path from here: witness %s is silent too" % " and ".join(
+            witness.address for witness in known)
+    if not known and not sight.uses_arp:
+        return "no proof of a path: without ARP a witness there must answer (witness_ips)"
+    return ""
+
+
+# What to look at first, by the evidence that stands against death.
+FIRST_LOOKS = {
+    (POWER, Finding.ALIVE): "did the device before this one in the level act on the right outlet?",
+    (POWER, Finding.UNKNOWN): "look first at the fence device and the way to it",
+    (NETWORK, Finding.ALIVE): "it has power: is it the right outlet, is there a UPS or a second "
+                              "power supply?",
+    (NETWORK, Finding.UNKNOWN): "look first at this machine's link, route and firewall, and at the "
+                                "witness"}
+
+
+def render_evidence(item):
+    return "%s: %s%s" % (item.subject, item.seen, " (%s)" % item.reason if item.reason else "")
+
+
+def render_blockers(verdict):
+    """Return which evidence stands against death, and what to look at first."""
+    hints = [FIRST_LOOKS[item.source, item.finding] for item in verdict.blockers[:1]]
+    return "; ".join([render_evidence(item) for item in verdict.blockers] + hints)
+
+
 # ==================================================================================================
 # SECTION 5: PARAMETERS
 # Every parameter is one row: stdin names, options, defaults, metadata and help follow from it.
@@ -359,7 +530,8 @@ PARAMS = (
           "that cannot tell its MAC, is refused before anything is switched"),
     param("plug", STRING, "Outlet to switch: the number printed on the case, its alias or its id. "
           "The name of the fenced node is taken for the cluster's label, not for an outlet, unless "
-          "an outlet carries it; a device with several outlets needs exactly one that matches",
+          "an outlet carries it; a device with several outlets needs exactly one that matches. For "
+          "fence_check it is the name of the node",
           letter="n", aliases=("port",)),
     param("username", STRING, "User name, where the device asks for one", letter="l",
           aliases=("login",)),
@@ -388,6 +560,33 @@ PARAMS = (
     param("power_meter", SELECT, "What a power meter in the device says about an outlet that "
           "reports OFF: auto (a load fails the action, no reading does not), ignore, or require "
           "(no reading fails it too)", default="auto", choices=("auto", "ignore", "require")),
+    param("fence_method", STRING, "What the fence device speaks: ipmi, kasa, tasmota, esphome, "
+          "http, or the name of any installed fence agent"),
+    param("fence_ip", STRING, "Address or name of the fence device"),
+    param("fence_ipport", INTEGER, "Port of the fence device"),
+    param("fence_user", STRING, "User name at the fence device"),
+    param("fence_pass", STRING, "Password at the fence device; as password or password_script "
+          "Pacemaker hides it in its own outputs", secret=True),
+    param("fence_plug", STRING, "Outlet to be read, if the node's name does not mean it"),
+    param("fence_options", STRING, "More parameters for the fence device: name=value,...",
+          secret=True),
+    param("target_mgmt_ip", STRING, "The node's address in the management network"),
+    param("target_storage_ip", STRING, "The node's address in the storage network"),
+    param("target_client_ips", STRING, "The node's addresses in client networks: address,...",
+          aliases=("target_client_ip",)),
+    param("target_ips", STRING, "The node's addresses in any other networks: name=address,..."),
+    param("witness_ips", STRING, "Addresses that must answer for silence in that network to "
+          "count: name=address,... (names: mgmt, storage, client and those of target_ips)"),
+    param("direct_networks", STRING, "Names of networks that are one cable from node to node: a "
+          "lost carrier is the other node's silence there"),
+    param("verify_wait", SECONDS, "Seconds that off gives the node to go down", default="10"),
+    param("early_exit", SECONDS, "Seconds of unbroken proof after which off need not wait on; 0: "
+          "it waits for verify_wait", default="0"),
+    param("ping_count", INTEGER, "Questions to each address in one look", default="10"),
+    param("ping_timeout", SECONDS, "Seconds of one look", default="1.5"),
+    param("arp_check", BOOLEAN, "Ask by ARP and neighbour discovery too: it shows a node that "
+          "drops ICMP", default="1"),
+    param("config", STRING, "Cluster file that holds the parameters of the node"),
     param("delay", SECONDS, "Seconds to wait before off and reboot", default="0"),
     param("login_timeout", SECONDS, "Seconds to wait for a connection", default="5"),
     param("shell_timeout", SECONDS, "Seconds to wait for the answer to one request", default="10"),
@@ -514,6 +713,9 @@ def build_settings(values, params, defaults):
         settings.ipport = HTTPS_PORT
     settings.verbose_level = max(settings.verbose_level, int(settings.verbose))
     check_settings(settings)
+    if values.get("ipport", "") not in ("", str(getattr(settings, "ipport", ""))):
+        raise UsageError("ip names port %d and ipport %s"
+                         % (settings.ipport, quote(values["ipport"])))
     return settings
 
 
@@ -523,8 +725,8 @@ def uses_tls(settings):
 
 def check_settings(settings):
     """Raise UsageError for values that no action can work with."""
-    for name in ("login_timeout", "shell_timeout", "power_timeout", "stonith_status_sleep"):
-        if getattr(settings, name, 1) <= 0:
+    for name in ("login_timeout", "shell_timeout", "power_timeout"):
+        if getattr(settings, name) <= 0:
             raise UsageError("%s must be more than 0 seconds" % name)
     if settings.stonith_status_sleep < SHORTEST_PAUSE_SECONDS:
         raise UsageError("stonith_status_sleep must be %s or more: two looks at one moment are one"
@@ -532,9 +734,9 @@ def check_settings(settings):
     if settings.power_wait + settings.stonith_status_sleep >= settings.power_timeout:
         raise UsageError("power_wait and stonith_status_sleep leave no time to look within "
                          "power_timeout")
-    if settings.inet4_only and settings.inet6_only:
+    if getattr(settings, "inet4_only", False) and settings.inet6_only:
         raise UsageError("inet4_only and inet6_only exclude each other")
-    if settings.ip:
+    if getattr(settings, "ip", ""):
         settings.ip, settings.ipport = split_address(settings.ip, settings.ipport)
 
 
@@ -591,6 +793,108 @@ def find_path(url, settings):
     if (scheme == "https") != uses_tls(settings):
         raise UsageError("it is a %s URL, which contradicts ssl and ssl_insecure" % scheme)
     return path
+
+
+def check_look(settings):
+    """Turn fence_check's lists into values, and refuse a look that could prove nothing.
+
+    SAFETY: no targets, a misspelled network or a look too short for an answer would all end in
+    silence where there is life.
+    Test: test_parameters_that_could_prove_nothing_are_usage_errors
+    """
+    settings.targets = [Target(network, check_address(address)) for network, text in (
+        ("Management", settings.target_mgmt_ip), ("Storage", settings.target_storage_ip),
+        ("Client", settings.target_client_ips)) for address in split_list(text)]
+    settings.targets += parse_named_addresses("target_ips", settings.target_ips)
+    if not settings.targets:
+        raise UsageError("no address of the node given (target_mgmt_ip, target_storage_ip, "
+                         "target_client_ips, target_ips): nothing could be proven")
+    settings.witnesses = parse_named_addresses("witness_ips", settings.witness_ips)
+    settings.direct_keys = {network_key(name) for name in split_list(settings.direct_networks)}
+    known = {network_key(target.network) for target in settings.targets}
+    named = {network_key(witness.network) for witness in settings.witnesses}
+    for name in sorted((named | settings.direct_keys) - known):
+        raise UsageError("%s is none of the node's networks (%s)"
+                         % (quote(name), ", ".join(sorted(known))))
+    if (not FEWEST_ECHOES <= settings.ping_count <= MOST_ECHOES
+            or settings.ping_timeout < SHORTEST_LOOK_SECONDS):
+        raise UsageError("one look must have %d to %d questions, and take %s or more" % (
+            FEWEST_ECHOES, MOST_ECHOES, render_seconds(SHORTEST_LOOK_SECONDS)))
+    wait = max(settings.verify_wait, settings.early_exit)
+    if wait + settings.ping_timeout >= settings.power_timeout:
+        raise UsageError("verify_wait or early_exit, and one look after it, do not fit into the %s "
+                         "of the whole confirmation" % render_seconds(settings.power_timeout))
+
+
+def network_key(name):
+    """Return the name of a network as names are compared: in any case, and mgmt is management."""
+    return {"mgmt": "management"}.get(name.lower(), name.lower())
+
+
+def split_list(text):
+    return [item.strip() for item in text.split(",") if item.strip()]
+
+
+def parse_named_addresses(parameter, text):
+    """Return the Targets of "name=address,..."; an address alone is in the network "Network"."""
+    found = []
+    for item in split_list(text):
+        name, _, address = item.partition("=") if "=" in item else ("Network", "=", item)
+        if not name.strip():
+            raise UsageError("%s: %s has no name before its =" % (parameter, quote(item)))
+        found.append(Target(name.strip(), check_address(address.strip())))
+    return found
+
+
+def check_address(text):
+    """Return the address; raise UsageError for a name: it may mean another host when it matters."""
+    try:
+        socket.inet_pton(socket.AF_INET6 if ":" in text else socket.AF_INET, text)
+    except (OSError, ValueError):
+        raise UsageError("%s is not an IP address" % quote(text)) from None
+    return text
+
+
+def parse_options(text):
+    """Return {name: value} of fence_options, "name=value,..."; raise UsageError."""
+    pairs = [item.partition("=") for item in split_list(text)]
+    options = {name.strip().replace("-", "_"): value for name, _, value in pairs}
+    if not all(name and equals for name, equals, _ in pairs):
+        raise UsageError("fence_options is not name=value,...")
+    if {"action", "option"} & set(options):
+        raise UsageError("fence_options names an action, and fence_check only reads the device")
+    return options
+
+
+# Where fence_check's parameters go in the settings of its fence device, and the default port of
+# what that speaks; an installed agent has one of its own.
+DEVICE_NAMES = {"fence_ip": "ip", "fence_ipport": "ipport", "fence_user": "username",
+                "fence_pass": "password", "fence_plug": "plug"}
+METHOD_PORTS = {"kasa": KASA_PORT, "tasmota": HTTP_PORT, "esphome": HTTP_PORT, "http": HTTP_PORT}
+
+
+def build_check_settings(settings):
+    """Return fence_check's settings together with those that its device's own agent would have.
+
+    As there, a device with several outlets is asked for the one that carries the node's name,
+    unless fence_plug names another.
+    """
+    check_look(settings)
+    if settings.fence_pass and settings.password not in ("", settings.fence_pass):
+        raise UsageError("fence_pass and password are both given, with different values")
+    options = parse_options(settings.fence_options)
+    port = METHOD_PORTS.get(settings.fence_method)
+    values, unknown = collect_values(options.items() if port else (), PARAMS)
+    if unknown:
+        raise UsageError("fence_options: %s is unknown" % ", ".join(map(quote, unknown)))
+    merged = build_settings(values, PARAMS, {"ipport": str(port or "")})
+    label = settings.nodename or settings.plug
+    given = {name: value for name, value in vars(settings).items() if value not in ("", None)}
+    vars(merged).update(given, options=options, nodename=label, plug=label)
+    vars(merged).update({name: given[own] for own, name in DEVICE_NAMES.items() if own in given})
+    if port:
+        merged.ip, merged.ipport = split_address(merged.ip, merged.ipport)
+    return merged
 
 
 # ==================================================================================================
@@ -992,6 +1296,115 @@ def parse_status_page(text, on_pattern, off_pattern):
     return found[0]
 
 
+# Signs of life. Source: RFC 792 and 4443 (echo and errors), RFC 826 (ARP), RFC 4861 (neighbour
+# discovery), linux/rtnetlink.h, linux/if_link.h; read 2026-11. Seen: Linux 6.18.
+IcmpWords = collections.namedtuple("IcmpWords", "protocol request reply errors silence")
+IcmpWords.__doc__ = """The numbers of one family. silence: the (type, code) for "nobody there"."""
+ICMP = {socket.AF_INET: IcmpWords(socket.IPPROTO_ICMP, 8, 0, (3, 11), (3, 1)),
+        socket.AF_INET6: IcmpWords(socket.IPPROTO_ICMPV6, 128, 129, (1, 3), (1, 3))}
+ETHERTYPE_ARP = 0x0806
+ARP_HEADER = struct.pack(">HHBB", 1, 0x0800, 6, 4)  # Ethernet, IPv4, and their address lengths
+NEIGHBOUR_SOLICITATION, NEIGHBOUR_ADVERTISEMENT = 135, 136
+
+
+def build_echo(family, marker, sequence):
+    """Return an echo request; marker: 8 bytes that its answer, and no other, brings back.
+
+    Two of them are the identifier too: that is all of a request that every ICMP error quotes.
+    """
+    body = marker[:2] + struct.pack(">H", sequence) + marker
+    words = struct.unpack(">6H", body) + (ICMP[family].request << 8,)
+    # The remainder is the ones' complement sum. For ICMPv6 the kernel fills in its own.
+    return struct.pack(">BBH", ICMP[family].request, 0, 0xFFFF - sum(words) % 0xFFFF) + body
+
+
+def parse_echo_reply(family, message):
+    """Return the marker that an echo reply brings back, or b"" for any other message."""
+    return message[8:16] if message[:2] == bytes([ICMP[family].reply, 0]) else b""
+
+
+def parse_icmp_error(family, message):
+    """Return ((type, code), target, identifier) of the echo an ICMP error is about, or None."""
+    if len(message) < 9 or message[0] not in ICMP[family].errors:
+        return None
+    quoted = message[8:]
+    if family == socket.AF_INET:
+        header_bytes, protocol, target = (quoted[0] & 15) * 4, quoted[9:10], quoted[16:20]
+    else:
+        header_bytes, protocol, target = 40, quoted[6:7], quoted[24:40]
+    echo = quoted[header_bytes:header_bytes + 8]
+    if protocol != bytes([ICMP[family].protocol]) or echo[:1] != bytes([ICMP[family].request]):
+        return None
+    return tuple(message[:2]), target, echo[4:6]
+
+
+def build_arp_request(mac, source, target):
+    """Return "who has target", from our MAC and address; all are bytes."""
+    return ARP_HEADER + struct.pack(">H", 1) + mac + source + bytes(6) + target
+
+
+def parse_arp_sender(message):
+    """Return the address that sent an ARP packet, be it a reply or a request, or b""."""
+    return message[14:18] if message[:6] == ARP_HEADER else b""
+
+
+def build_neighbour_solicitation(mac, target):
+    """Return (message, address to send it to) that asks target for its MAC."""
+    group = b"\xff\x02" + bytes(9) + b"\x01\xff" + target[13:]
+    return (struct.pack(">BBHI", NEIGHBOUR_SOLICITATION, 0, 0, 0) + target + b"\x01\x01" + mac,
+            socket.inet_ntop(socket.AF_INET6, group))
+
+
+def parse_neighbour_advertisement(message):
+    """Return the address that an advertisement speaks for, or b"" for any other message."""
+    return message[8:24] if message[:2] == bytes([NEIGHBOUR_ADVERTISEMENT, 0]) else b""
+
+
+def parse_agent_status(code, text):
+    """Return the PowerState that another fence agent tells by its exit code and its output.
+
+    SAFETY: both must say the same. Exit code 2 is a usage error of many programs, and an agent may
+    print a state before it fails.
+    Test: test_an_agents_exit_code_and_words_must_agree
+    """
+    words = set(re.findall("(?m)^Status: (.*?)\\s*$", text))
+    for state, right_code in ((PowerState.ON, EXIT_GOOD), (PowerState.OFF, EXIT_OFF)):
+        if (code, words) == (right_code, {state.value}):
+            return state
+    raise ProtocolError("agent ended with code %d and printed %s" % (code, quote(text.strip())))
+
+
+# What the kernel is asked about routes and links, and the parts of its answers.
+GET_LINK, GET_ROUTE = 18, 26
+LINK_BODY, ROUTE_BODY = "BxHiII", "BBBBBBBBI"
+LINK_MAC, LINK_NAME, LINK_CARRIER_CHANGES = 1, 3, 35
+ROUTE_TARGET, ROUTE_INTERFACE, ROUTE_GATEWAY, ROUTE_SOURCE, ROUTE_VIA = 1, 4, 5, 7, 18
+ROUTE_KINDS = {1: "", 2: "the address is this machine's own", 3: "it is a broadcast address",
+               5: "it is a multicast address"}
+NETLINK_ERROR = 2
+ETHERNET = 1
+IFF_RUNNING, IFF_NOARP, IFF_LOWER_UP = 0x40, 0x80, 0x10000
+
+
+def build_netlink(kind, body):
+    return struct.pack("IHHII", 16 + len(body), kind, 1, 1, 0) + body
+
+
+def parse_netlink(data, body_format):
+    """Return (fields, {attribute: bytes}) of an answer; raise OSError with the kernel's error."""
+    length, kind = struct.unpack_from("IH", data)
+    if kind == NETLINK_ERROR:
+        code = -struct.unpack_from("i", data, 16)[0]
+        raise OSError(code, os.strerror(code))
+    attributes = {}
+    position = 16 + struct.calcsize(body_format)
+    while position + 4 <= length:
+        size, name = struct.unpack_from("HH", data, position)
+        attributes[name & 0x3FFF] = data[position + 4:position + size]
+        position += max(4, (size + 3) & ~3)
+    return struct.unpack_from(body_format, data, 16), attributes
+
+
 # ==================================================================================================
 # SECTION 7: SYSTEM
 # The only code that touches sockets, processes, the clock and the log. It turns OSError into
@@ -1232,6 +1645,7 @@ class System:
             out, err = child.communicate(stdin_text.encode("utf-8", "surrogateescape"),
                                          timeout=deadline.left())
         except subprocess.TimeoutExpired as error:
+            # Not communicate() again: a grandchild may hold the pipes open for longer than we have.
             child.kill()
             # Not communicate() again: a grandchild may hold the pipes open for longer than we have.
             child.wait()
@@ -1241,6 +1655,92 @@ class System:
                               % (argv[0], render_seconds(deadline.seconds))) from error
         return (child.returncode, out.decode("utf-8", "surrogateescape"),
                 err.decode("utf-8", "surrogateescape"))
+
+
+    def find_path(self, family, target):
+        """Return the Path of packets to target (bytes); raise Unreachable where there is none."""
+        try:
+            route, found = self._ask_kernel(GET_ROUTE, ROUTE_BODY, struct.pack(
+                ROUTE_BODY, family, len(target) * 8, 0, 0, 0, 0, 0, 0, 0)
+                + struct.pack("HH", 4 + len(target), ROUTE_TARGET) + target)
+            doubt = ROUTE_KINDS.get(route[7], "its route is of kind %d" % route[7])
+            if doubt or ROUTE_INTERFACE not in found:
+                raise Unreachable(doubt or "its route names no interface")
+            index = struct.unpack("i", found[ROUTE_INTERFACE])[0]
+            link, facts = self._ask_kernel(GET_LINK, LINK_BODY, struct.pack(
+                LINK_BODY, 0, 0, index, 0, 0))
+        except OSError as error:
+            raise Unreachable("no route: %s" % one_line(error.strerror or str(error))) from error
+        kind, flags = link[1], link[3]
+        return Path(
+            facts[LINK_NAME].rstrip(b"\0").decode("ascii", "backslashreplace"), index,
+            facts.get(LINK_MAC, b"") if kind == ETHERNET and not flags & IFF_NOARP else b"",
+            found.get(ROUTE_SOURCE, bytes(len(target))),
+            found.get(ROUTE_GATEWAY, found.get(ROUTE_VIA, b"")),
+            bool(flags & IFF_LOWER_UP and flags & IFF_RUNNING), facts.get(LINK_CARRIER_CHANGES))
+
+    def _ask_kernel(self, kind, body_format, body):
+        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0) as handle:  # 0: NETLINK_ROUTE
+            handle.settimeout(1)
+            handle.send(build_netlink(kind, body))
+            return parse_netlink(handle.recv(MAX_REPLY_BYTES), body_format)
+
+    def open_echo(self, family):
+        """Return a PacketSocket for ICMP, raw where that is permitted; None where nothing is."""
+        for is_raw, kind in ((True, socket.SOCK_RAW), (False, socket.SOCK_DGRAM)):
+            try:
+                handle = socket.socket(family, kind, ICMP[family].protocol)
+            except OSError:
+                continue
+            if family == socket.AF_INET6:  # neighbours believe nothing that a router could forward
+                for option in (socket.IPV6_UNICAST_HOPS, socket.IPV6_MULTICAST_HOPS):
+                    handle.setsockopt(socket.IPPROTO_IPV6, option, 255)
+            return PacketSocket(handle, family, is_raw)
+        return None
+
+    def open_arp(self, interface):
+        """Return a PacketSocket for ARP on one interface, or None where that is not permitted."""
+        try:
+            handle = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(ETHERTYPE_ARP))
+            handle.bind((interface, ETHERTYPE_ARP))
+        except OSError:
+            return None
+        return PacketSocket(handle, socket.AF_PACKET, True)
+
+    def wait_readable(self, handles, seconds):
+        """Return those of the PacketSockets that have something to read within the time."""
+        import select
+        return select.select(handles, [], [], max(0.0, seconds))[0]
+
+
+class PacketSocket:
+    """A socket for single packets that never blocks."""
+
+    def __init__(self, handle, family, is_raw):
+        handle.setblocking(False)
+        self.handle = handle
+        self.family = family
+        self.is_raw = is_raw
+        self.fileno = handle.fileno
+        self.close = handle.close
+
+    def send(self, packet, address):
+        """Return "" when the packet left, else why it did not."""
+        try:
+            self.handle.sendto(packet, address)
+            return ""
+        except OSError as error:
+            return "cannot send to it: %s" % one_line(error.strerror or str(error))
+
+    def receive(self):
+        """Return (packet without IP header, sender); (b"", "") when an error came instead."""
+        try:
+            packet, address = self.handle.recvfrom(MAX_REPLY_BYTES)
+        except OSError:
+            return b"", ""
+        if self.family == socket.AF_INET and self.is_raw:
+            packet = packet[(packet[0] & 15) * 4:] if packet else b""
+        return packet, address[0].partition("%")[0]
 
 
 class Connection:
@@ -1854,8 +2354,244 @@ class UrlDevice(HttpDevice):
                                  self.settings.status_off_regex)
 
 
+class InstalledAgent(Device):
+    """Any fence agent of this machine, asked for the state of its outlet and never to switch it."""
+
+    def describe(self):
+        return "%s %s" % (self.settings.fence_method, self.settings.ip)
+
+    def find_outlet(self, deadline):
+        return self.read_state(deadline)
+
+    def read_state(self, deadline):
+        code, out, err = self._run("status", deadline)
+        try:
+            return parse_agent_status(code, redact(out, self.system.secrets))
+        except ProtocolError as error:
+            raise ProtocolError("%s; %s" % (error, self._quote(err))) from error
+
+    def read_watts(self, deadline):
+        return None
+
+    def list_outlets(self, deadline):
+        code, _, err = self._run("monitor", deadline)
+        if code != EXIT_GOOD:
+            raise Unreachable("its monitor failed: %s" % self._quote(err))
+        return ()
+
+    def _run(self, action, deadline):
+        """Run the agent as Pacemaker does: the password goes over its stdin, never its argv."""
+        is_ipmi = self.settings.fence_method == "ipmi"
+        parameters = {
+            "ip": self.settings.ip, "ipport": self.settings.ipport, "plug": self.settings.plug,
+            "username": self.settings.username, "password": self.settings.password,
+            "nodename": self.label, "lanplus": "1" if is_ipmi else ""}
+        parameters.update(self.settings.options, action=action)
+        lines = ["%s=%s" % item for item in parameters.items() if item[1] != ""]
+        if any("\n" in line for line in lines):
+            raise Refused("a parameter for the agent has a line break in it")
+        return self.system.run(
+            ["fence_ipmilan" if is_ipmi else self.settings.fence_method], "\n".join(lines) + "\n",
+            deadline.within(self.settings.login_timeout + self.settings.shell_timeout))
+
+    def _quote(self, text):
+        # Redacted before it is cut, where half a password would no longer be found.
+        return quote(hide_timer_words(redact(text.strip(), self.system.secrets)))
+
+
 DEVICES = {device.kind: device for device in (
     KasaDevice, TasmotaDevice, EsphomeDevice, UrlDevice)}
+
+
+def open_device(method, system, settings):
+    """Return the Device that a method means: http, a kind of DEVICES, ipmi or an agent's name."""
+    kind = method
+    if method == "http":
+        kind = settings.device if settings.device != "auto" else choose_http_device(settings)
+    if getattr(settings, "switch_name", ""):
+        if settings.plug not in ("", settings.nodename, settings.switch_name):
+            raise UsageError("plug %s and switch_name %s name different outlets"
+                             % (quote(settings.plug), quote(settings.switch_name)))
+        settings.plug = settings.switch_name
+    if kind in DEVICES:
+        return DEVICES[kind](system, settings)
+    if kind != "ipmi" and not re.fullmatch(r"(/\S*/)?fence_\w+", kind):
+        raise UsageError("fence_method: %s is none of ipmi, %s, http and fence_NAME"
+                         % (quote(kind), ", ".join(sorted(set(DEVICES) - {"url"}))))
+    return InstalledAgent(system, settings)
+
+
+# ==================================================================================================
+# SECTION 9: PROBES
+# Whether addresses show life, by what, and over which path. Collects what was seen; what it means
+# is judged in section 4.
+# ==================================================================================================
+class Look:
+    """One look at all addresses at once: each is asked several times, in several ways.
+
+    router_errors: {address: what a router said about it}, from all looks of an action. SAFETY: a
+    router tells an error once in a while only, so the next look may find the same way just silent.
+    Test: test_what_a_router_said_holds_for_the_whole_action
+    """
+
+    def __init__(self, system, settings, router_errors):
+        self.system = system
+        self.settings = settings
+        self.router_errors = router_errors
+        self.marker = os.urandom(8)
+        self.targets = {target.address for target in settings.targets}
+        self.sights = [Sight(address) for address in sorted(
+            self.targets | {witness.address for witness in settings.witnesses})]
+        self.by_packed = {sight.packed: sight for sight in self.sights}
+        self.sockets = {}  # by family (ICMP) or interface (ARP); None: not permitted
+
+    def run(self):
+        """Return {address: Sight}."""
+        for sight in self.sights:
+            sight.block(self.router_errors.get(sight.address, ""))
+            self._find_path(sight)
+        try:
+            for sight in self.sights:
+                if sight.path:
+                    self._open_sockets(sight)
+            self._ask_and_hear()
+        finally:
+            for handle in filter(None, self.sockets.values()):
+                handle.close()
+        for sight in self.sights:
+            if sight.path and not self.sockets[sight.family]:
+                self._run_ping(sight)
+            self._check_path(sight)
+        return {sight.address: sight for sight in self.sights}
+
+    def _find_path(self, sight):
+        try:
+            sight.path = self.system.find_path(sight.family, sight.packed)
+        except Unreachable as error:
+            sight.block(str(error))
+
+    def _check_path(self, sight):
+        """SAFETY: a link that was gone for a part of the look has hidden answers.
+
+        Test: test_a_link_that_flaps_during_the_look_proves_nothing
+        """
+        before, sight.path = sight.path, None
+        self._find_path(sight)
+        if sight.path != before:
+            sight.path, sight.obstacle = None, "it changed during the look"
+
+    def _open_sockets(self, sight):
+        if sight.family not in self.sockets:
+            self.sockets[sight.family] = self.system.open_echo(sight.family)
+        echo = self.sockets[sight.family]
+        if not echo or not echo.is_raw:
+            sight.block("silence proves nothing without a raw ICMP socket (run it as root)")
+        interface = sight.path.interface
+        sight.uses_arp = (sight.family == socket.AF_INET and sight.is_attached()
+                          and self.settings.arp_check)
+        if sight.uses_arp and interface not in self.sockets:
+            self.sockets[interface] = self.system.open_arp(interface)
+        if sight.uses_arp and not self.sockets[interface]:
+            sight.block("ARP is not permitted here (run it as root)")
+
+    def _ask_and_hear(self):
+        """Ask at even intervals, so that a burst of losses does not take all questions.
+
+        Counted, not timed: a process that was held up for a while still asks every question.
+        """
+        for sequence in range(self.settings.ping_count):
+            for sight in self.sights:
+                if sight.path and not sight.echoed:
+                    self._ask(sight, sequence)
+            self._hear(self.settings.ping_timeout * ASKING_PART / self.settings.ping_count)
+        self._hear(self.settings.ping_timeout * (1 - ASKING_PART))
+
+    def _ask(self, sight, sequence):
+        path = sight.path
+        echo = self.sockets[sight.family]
+        arp = self.sockets[path.interface] if sight.uses_arp else None
+        if echo:
+            sight.block(echo.send(build_echo(sight.family, self.marker, sequence),
+                                  (sight.address, 0)))
+        if arp:
+            sight.block(arp.send(build_arp_request(path.mac, path.source, sight.packed),
+                                 (path.interface, ETHERTYPE_ARP, 0, 0, b"\xff" * 6)))
+        elif (sight.family == socket.AF_INET6 and echo and echo.is_raw and sight.is_attached()
+              and self.settings.arp_check):
+            message, group = build_neighbour_solicitation(path.mac, sight.packed)
+            sight.block(echo.send(message, (group, 0, 0, path.index)))
+
+    def _is_complete(self):
+        """Nothing more can be learned: an early ARP reply does not say that ICMP is filtered."""
+        return all(sight.path is None or sight.echoed
+                   or sight.answered() and sight.address not in self.targets
+                   for sight in self.sights)
+
+    def _hear(self, seconds):
+        """Take in what comes in this time, and all that has piled up by its end."""
+        end = self.system.clock() + seconds
+        handles = [handle for handle in self.sockets.values() if handle]
+        while not self._is_complete():
+            ready = self.system.wait_readable(handles, end - self.system.clock())
+            if not ready:
+                return
+            for handle in ready:
+                self._take(handle, *handle.receive())
+            if self.system.clock() > end + LONGEST_DRAIN_SECONDS:
+                raise Unreachable("more packets come in than can be read; nothing can be judged")
+
+    def _take(self, handle, packet, sender):
+        """Note what one packet shows; everything is matched by address, an echo by its marker too.
+
+        Who sends an error about itself is alive. Of a router's errors only "nobody there" fits a
+        dead target, and is no more than its silence; all others are a way that does not work.
+        """
+        if handle.family == socket.AF_PACKET:
+            self._note_neighbour(parse_arp_sender(packet))
+            return
+        if not packet:
+            return
+        answering = self.by_packed.get(socket.inet_pton(handle.family, sender))
+        if answering and parse_echo_reply(handle.family, packet) == self.marker:
+            answering.echoed = True
+        if handle.family == socket.AF_INET6:
+            self._note_neighbour(parse_neighbour_advertisement(packet))
+        kind, target, identifier = parse_icmp_error(handle.family, packet) or (None, b"", b"")
+        sight = self.by_packed.get(target)
+        if not sight or identifier != self.marker[:2]:
+            return
+        if sight is answering:
+            sight.rejected = True
+        elif kind != ICMP[handle.family].silence:
+            sight.block("no path from here: %s answers with ICMP error %d.%d" % ((sender,) + kind))
+            self.router_errors[sight.address] = sight.obstacle
+
+    def _note_neighbour(self, address):
+        if address in self.by_packed:
+            self.by_packed[address].neighbour = True
+
+    def _run_ping(self, sight):
+        """Where no ICMP socket is permitted, the ping program may still show life, never death."""
+        try:
+            code, _, _ = self.system.run(["ping", "-n", "-c", "1", "-W", "1", sight.address], "",
+                                         self.system.deadline(self.settings.shell_timeout))
+            sight.echoed = code == 0
+        except Unreachable as error:
+            self.system.debug(str(error))
+
+
+def look_by_answer(system, address):
+    """Return the Sight of an address that has just answered in another way, or None.
+
+    It is a witness for what is attached to the same interface, and for nothing behind a router.
+    """
+    try:
+        sight = Sight(address)
+        sight.path = system.find_path(sight.family, sight.packed)
+    except (OSError, Unreachable):  # a name, or an address that only the agent knows how to reach
+        return None
+    sight.echoed = True
+    return sight if sight.is_attached() else None
 
 
 # ==================================================================================================
@@ -1872,6 +2608,7 @@ class Job:
         self.settings = settings
         self.attempts = 0
         self.load_seen = ""  # what a meter said about a load after OFF, until it says it is gone
+        self.router_errors = {}  # fence_check: what routers said about an address, see Look
         limit = settings.login_timeout + settings.shell_timeout + settings.power_timeout
         self.deadline = system.deadline(limit)
 
@@ -2071,6 +2808,135 @@ def run_list_status(job):
     return list_outlets(job, with_state=True)
 
 
+# fence_check: whether the target is dead. It reads, and switches nothing.
+
+def collect_evidence(job):
+    """Return the Evidence of one look: the device first, then all addresses at once."""
+    power = observe_power(job)
+    answer = None
+    if power.finding is not Finding.UNKNOWN:
+        answer = look_by_answer(job.system, job.settings.ip)
+    evidence = [power]
+    for target, sight, witnesses, is_direct in look_at_networks(job, answer):
+        finding, seen, reason = judge_address(sight, witnesses, is_direct)
+        evidence.append(Evidence(NETWORK, finding, "%s %s" % target, seen, reason))
+    for item in evidence:
+        job.system.debug("%s: %s" % (item.finding.value, render_evidence(item)))
+    return evidence
+
+
+def observe_power(job):
+    """Return what the fence device says about the outlet, as Evidence, whatever goes wrong."""
+    subject = "STONITH device (%s @ %s)" % (job.settings.fence_method, job.settings.ip)
+    try:
+        state = job.retry(job.device.read_state, READ_ATTEMPTS)
+        watts = read_meter(job, job.deadline) if state is PowerState.OFF else None
+    except FenceError as error:
+        return Evidence(POWER, Finding.UNKNOWN, subject, "power=unknown",
+                        hide_timer_words(redact(str(error), job.system.secrets)))
+    finally:
+        job.device.close()
+    finding, reason = judge_power(state, watts, job.settings.power_meter)
+    return Evidence(POWER, finding, subject, "power=" + state.value.lower(), reason)
+
+
+def look_at_networks(job, answer):
+    """Return [(Target, its Sight, Sights of its witnesses, whether it is one cable)].
+
+    answer: the Sight of the fence device if it has just answered, else None: a witness too.
+    """
+    settings = job.settings
+    sights = Look(job.system, settings, job.router_errors).run()
+    found = []
+    for target in settings.targets:
+        key = network_key(target.network)
+        witnesses = [sights[witness.address] for witness in settings.witnesses
+                     if network_key(witness.network) == key] + ([answer] if answer else [])
+        found.append((target, sights[target.address], witnesses, key in settings.direct_keys))
+    return found
+
+
+def record_evidence(job, evidence):
+    """Write what the verdict stands on to the log: it is read at three in the morning."""
+    for item in evidence:
+        job.system.event("evidence target=%s finding=%s %s" % (
+            job.settings.nodename or "-", item.finding.value, render_evidence(item)))
+
+
+def run_check_off(job, collect=collect_evidence):
+    """Return success when the target is proven dead, within power_timeout.
+
+    One look counts, after verify_wait; with early_exit as many, from the start, as fill that time
+    without a doubt. A target that lives on, or is in doubt, is looked at until the time is over.
+    """
+    settings = job.settings
+    limit = job.deadline.within(settings.power_timeout)
+    if not settings.early_exit:
+        job.system.sleep(settings.verify_wait)
+    proven_since = None
+    while True:
+        started = job.system.clock()
+        evidence = collect(job)
+        verdict = judge(evidence)
+        if verdict.finding is not Finding.DEAD:
+            proven_since = None
+            blocked = render_blockers(verdict)
+        else:
+            proven_since = started if proven_since is None else proven_since
+            proven_seconds = job.system.clock() - proven_since
+            if proven_seconds >= settings.early_exit:
+                record_evidence(job, evidence)
+                return EXIT_GOOD, "Success: %s is proven dead" % (settings.nodename or "the node")
+            blocked = "the proof has held for %s only" % render_seconds(proven_seconds)
+        if not limit.left() or proven_since is None and not job.pause(limit):
+            record_evidence(job, evidence)
+            raise NotConfirmed("not proven dead: " + blocked)
+
+
+# SAFETY: exit code 2 is a proof of death; what is not known has none of the others' words.
+# Test: test_status_exits_2_only_for_a_node_that_is_proven_dead
+STATUS_ANSWERS = {Finding.ALIVE: ("ON", EXIT_GOOD), Finding.DEAD: ("OFF", EXIT_OFF),
+                  Finding.UNKNOWN: ("UNKNOWN", EXIT_BAD)}
+
+
+def run_check_status(job):
+    evidence = collect_evidence(job)
+    verdict = judge(evidence)
+    record_evidence(job, evidence)
+    word, code = STATUS_ANSWERS[verdict.finding]
+    lines = ["fence_check status for %s:" % (job.settings.nodename or "the node")]
+    lines += ["  " + render_evidence(item) for item in evidence]
+    if verdict.finding is Finding.UNKNOWN:
+        job.system.tell("not known: " + render_blockers(verdict))
+    return code, "\n".join(lines + ["Status: " + word])
+
+
+def run_check_monitor(job):
+    """Prove that this machine could tell now whether the target is dead, whatever it is."""
+    run_monitor(job)
+    job.device.close()
+    answer = look_by_answer(job.system, job.settings.ip)
+    doubts = ["%s %s: %s" % (target + (doubt,))
+              for target, sight, witnesses, is_direct in look_at_networks(job, answer)
+              for doubt in [doubt_about_path(sight, witnesses, is_direct)] if doubt]
+    if doubts:
+        raise Refused("could prove nothing now: %s" % "; ".join(doubts))
+    return EXIT_GOOD, ""
+
+
+def run_check_on(job):
+    return EXIT_GOOD, "Success: nothing to do"
+
+
+def refuse_check_reboot(job):
+    """SAFETY: outside a fencing level Pacemaker would take a success for the fence itself.
+
+    Test: test_reboot_is_always_refused
+    """
+    raise Refused("fence_check switches nothing, it only proves: make it the second device of a "
+                  "fencing level, where it is called with off")
+
+
 # ==================================================================================================
 # SECTION 11: AGENTS
 # The fence agents: names, parameters, actions and texts, as rows; metadata and help from the rows.
@@ -2086,6 +2952,14 @@ DEVICE_ACTIONS = {
     "monitor": Action(run_monitor, False),
     "list": Action(run_list, False),
     "list-status": Action(run_list_status, False),
+}
+# What fence_check does; the device is its witness, and two of the actions do not ask it.
+CHECK_ACTIONS = {
+    "on": Action(run_check_on, False),
+    "off": Action(run_check_off, True),
+    "reboot": Action(refuse_check_reboot, False),
+    "status": Action(run_check_status, False),
+    "monitor": Action(run_check_monitor, False),
 }
 # What needs no device, and where a repeated spelling of the same action leads.
 TEXT_ACTIONS = ("metadata", "manpage", "validate-all")
@@ -2103,6 +2977,13 @@ DEVICE_PARAMS = ("ip", "ipport", "device_mac", "plug", "username", "password", "
 HTTP_PARAMS = ("ssl", "ssl_insecure", "device", "switch_name", "power_on_url", "power_off_url",
                "status_url", "status_on_regex", "status_off_regex", "http_method")
 
+CHECK_PARAMS = (
+    "fence_method", "fence_ip", "fence_ipport", "fence_user", "fence_pass", "fence_plug",
+    "switch_name", "status_url", "status_on_regex", "status_off_regex", "fence_options",
+    "device_mac", "power_meter", "password", "password_script", "target_mgmt_ip",
+    "target_storage_ip", "target_client_ips", "target_ips", "witness_ips", "direct_networks",
+    "verify_wait", "early_exit", "ping_count", "ping_timeout", "arp_check", "config", "plug")
+
 AGENTS = {agent.name: agent for agent in (
     Agent("fence_kasa", "kasa", "Fence agent for TP-Link Kasa smart plugs and power strips",
           "fence_kasa switches the outlets of TP-Link Kasa plugs and power strips over their local "
@@ -2119,6 +3000,13 @@ AGENTS = {agent.name: agent for agent in (
           "is gone.",
           DEVICE_PARAMS + HTTP_PARAMS + COMMON_PARAMS, {"ipport": str(HTTP_PORT)}, ("ip",),
           tuple(DEVICE_ACTIONS) + TEXT_ACTIONS),
+    Agent("fence_check", "", "Proof that a fenced node is dead",
+          "fence_check switches nothing. As the second device of a fencing level it lets the "
+          "failover go on only when the node is proven dead: the fence device says OFF, at least "
+          "one of the node's networks is silent over a path that is known to work, and nothing at "
+          "all shows life or is in doubt.",
+          CHECK_PARAMS + COMMON_PARAMS, {"action": "status"}, ("fence_method", "fence_ip"),
+          tuple(CHECK_ACTIONS) + TEXT_ACTIONS),
 )}
 
 
@@ -2190,25 +3078,24 @@ def render_help(agent):
         "  printf 'ip=10.20.20.202\\naction=status\\n' | %s" % agent.name])
 
 
-def run_agent(agent, pairs, system):
-    """Run one call of a fence agent; return its exit code."""
+def run_agent(agent, pairs, system, find_parameters=None):
+    """Run one call of a fence agent; return its exit code.
+
+    find_parameters(node, values, system): returns what the cluster knows about a node that the call
+    only names; None where that is not offered.
+    """
     values, unknown = collect_values(pairs, rows_of(agent))
     action = values.get("action", agent.defaults.get("action", "")).lower()
     action = ACTION_ALIASES.get(action, action)
-    system.secrets.update(values[row.name] for row in PARAMS if row.secret and row.name in values)
-    texts = {"help": render_help, "version": lambda agent: __version__}
-    for name in texts:
-        if parse_boolean(values.get(name, "0")):
-            # SAFETY: version=1 in a cluster's configuration must not make every off a success.
-            # Test: test_version_and_help_beside_an_action_are_refused
-            if "action" in values:
-                raise UsageError("%s and an action exclude each other" % name)
-            system.write(texts[name](agent))
-            return EXIT_GOOD
-    if action in ("metadata", "manpage"):
-        # Before the settings: asked for with nothing else, by users that may do nothing else.
-        system.write(render_metadata(agent))
+    text = render_about(agent, action, values)
+    if text:
+        system.write(text)
         return EXIT_GOOD
+    node = values.get("nodename") or values.get("plug")
+    if find_parameters and node and not any(name in values for name in agent.required):
+        found, _ = collect_values(find_parameters(node, values, system).items(), rows_of(agent))
+        values = dict(found, **values)
+    system.secrets.update(find_secrets(values))
     settings = build_settings(values, rows_of(agent), agent.defaults)
     system.verbose_level = settings.verbose_level
     system.quiet = settings.quiet
@@ -2216,11 +3103,39 @@ def run_agent(agent, pairs, system):
     if unknown:
         system.debug("ignored unknown parameters: %s" % ", ".join(sorted(unknown)))
     check_call(agent, action, settings)
+    if not agent.device:
+        settings = build_check_settings(settings)
     if action == "validate-all":
         check_password_script(settings)
         build_device(agent, settings, system)
         return EXIT_GOOD
     return run_device_action(agent, action, settings, system)
+
+
+def render_about(agent, action, values):
+    """Return what the call asks to be told about the agent itself, or "" when it asks to act.
+
+    Metadata comes before the settings are looked at: it is asked for with nothing else.
+    SAFETY: version=1 in a cluster's configuration must not make every off a success.
+    Test: test_version_and_help_beside_an_action_are_refused
+    """
+    texts = {"help": render_help, "version": lambda agent: __version__}
+    asked = [name for name in texts if parse_boolean(values.get(name, "0"))]
+    if asked and "action" in values:
+        raise UsageError("%s and an action exclude each other" % asked[0])
+    if asked:
+        return texts[asked[0]](agent)
+    return render_metadata(agent) if action in ("metadata", "manpage") else ""
+
+
+def find_secrets(values):
+    """Return the values that no log may hold; options of other agents are known by their names."""
+    found = {values[row.name] for row in PARAMS if row.secret and row.name in values}
+    options = [item.partition("=") for item in values.get("fence_options", "").split(",")]
+    for name, _, value in options:
+        if value and re.search("pass|secret|key|token|community|_kg", name):
+            found.add(value)
+    return found
 
 
 def check_call(agent, action, settings):
@@ -2233,8 +3148,9 @@ def check_call(agent, action, settings):
     for name in agent.required:
         if not getattr(settings, name):
             row = PARAMS_BY_NAME[name]
-            raise UsageError("no %s given (use -%s, or %s= on stdin): %s"
-                             % (name, row.letter, name, row.help.lower()))
+            option = "-" + row.letter if row.letter else "--" + name.replace("_", "-")
+            raise UsageError("no %s given (use %s, or %s= on stdin): %s"
+                             % (name, option, name, row.help.lower()))
 
 
 def check_password_script(settings):
@@ -2263,23 +3179,17 @@ def read_password(settings, system):
 
 def build_device(agent, settings, system):
     """Return the agent's device; raises UsageError for parameters that it cannot work with."""
-    kind = agent.device
-    if kind == "http":
-        kind = settings.device if settings.device != "auto" else choose_http_device(settings)
-        if kind == "url" and not settings.power_off_url:
-            raise UsageError("no power_off_url given, and nothing else says how to switch off")
-        if settings.switch_name:
-            if settings.plug not in ("", settings.nodename, settings.switch_name):
-                raise UsageError("plug %s and switch_name %s name different outlets"
-                                 % (quote(settings.plug), quote(settings.switch_name)))
-            settings.plug = settings.switch_name
-    return DEVICES[kind](system, settings)
+    device = open_device(agent.device or settings.fence_method, system, settings)
+    if agent.device and device.kind == "url" and not settings.power_off_url:
+        raise UsageError("no power_off_url given, and nothing else says how to switch off")
+    return device
 
 
 def run_device_action(agent, name, settings, system):
     """Run one action on the agent's device; write its answer and the event's log line."""
-    action = DEVICE_ACTIONS[name]
-    read_password(settings, system)
+    action = (DEVICE_ACTIONS if agent.device else CHECK_ACTIONS)[name]
+    if action.run not in (run_check_on, refuse_check_reboot):
+        read_password(settings, system)
     settings.family = (socket.AF_INET if settings.inet4_only
                        else socket.AF_INET6 if settings.inet6_only else socket.AF_UNSPEC)
     device = build_device(agent, settings, system)
@@ -3090,7 +4000,8 @@ def main(argv, environment):
             rows = rows_of(AGENTS[name])
             pairs = (parse_argv(arguments, rows) if arguments
                      else parse_stdin(system.read_stdin()))
-            return run_agent(AGENTS[name], pairs, system)
+            return run_agent(AGENTS[name], pairs, system,
+                             find_check_parameters if name == "fence_check" else None)
         return run_command(arguments, system)
     except FenceError as error:
         system.error(str(error))
@@ -3101,6 +4012,46 @@ def main(argv, environment):
     except Exception as error:  # a defect of ours: still one line, and no exit code of success
         system.error(describe_defect(error))
         return EXIT_BAD
+
+
+def find_check_parameters(node, values, system):
+    """Return the fence_check parameters of a node: from the cluster file, else from the cluster."""
+    path = values.get("config", CLUSTER_FILE)
+    if "config" in values or os.path.exists(path):
+        return read_check_parameters(path, node)
+    code, out, err = system.run(
+        ["cibadmin", "--query", "--local", "--xpath", "//primitive[@type='fence_check']"], "",
+        system.deadline(10))
+    if code != 0:
+        raise UsageError("%s does not exist, and the cluster knows no fence_check for %s: %s"
+                         % (CLUSTER_FILE, quote(node), quote(err.strip())))
+    return parse_check_parameters(out, node)
+
+
+def read_check_parameters(path, node):
+    """Return the fence_check parameters of a node from a cluster file, by their names."""
+    raise UsageError("%s: this version has no reader for cluster files" % path)
+
+
+def parse_check_parameters(text, node):
+    """Return the parameters of the one fence_check device in a part of the CIB that is for node."""
+    from xml.etree import ElementTree
+    found = []
+    try:
+        tree = ElementTree.fromstring(text)
+    except ElementTree.ParseError:
+        raise UsageError("cibadmin printed no XML: %s" % quote(text)) from None
+    for primitive in tree.iter("primitive"):
+        pairs = {pair.get("name"): pair.get("value", "") for pair in primitive.iter("nvpair")}
+        hosts = re.split("[,; \t]+", pairs.get("pcmk_host_list", ""))
+        hosts += [item.partition(":")[0]
+                  for item in re.split("[; \t]+", pairs.get("pcmk_host_map", ""))]
+        if node in hosts:
+            found.append(pairs)
+    if len(found) != 1:
+        raise UsageError("the cluster has %d fence_check devices for %s (pcmk_host_list)"
+                         % (len(found), quote(node)))
+    return found[0]
 
 
 def describe_defect(error):

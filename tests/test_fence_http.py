@@ -565,7 +565,7 @@ class Recipes(HttpTest):
                      "login": "digest" if style == "shelly2" else "basic", "algorithm": "SHA-256"}
             device = self.start(fencetool.VirtualSwitch(style=style, **login))
             words.update(ip="127.0.0.1", ipport=str(device.address[1]),
-                         stonith_status_sleep="100ms")
+                         stonith_status_sleep="200ms")
             for action, code in (("status", 0), ("off", 0), ("status", 2), ("on", 0)):
                 self.assert_success(on_stdin("fence_http", dict(
                     words, action=action, nodename="storage-b", plug="storage-b")), code)

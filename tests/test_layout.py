@@ -13,7 +13,8 @@ TITLES = ("ABOUT", "CONSTANTS", "ERRORS", "VALUES", "PARAMETERS", "WIRE FORMATS"
           "SIMULATOR", "ENTRY")
 # Section number to the sections it may use, besides itself.
 MAY_USE = {
-    1: set(), 2: set(), 3: {2}, 4: {2, 3}, 5: {2, 3, 4}, 6: {2, 3, 4}, 7: {2, 3, 4},
+    1: set(), 2: set(), 3: {2}, 4: {2, 3}, 5: {2, 3, 4}, 6: {2, 3, 4},
+    7: set(range(2, 7)),  # the kernel's own messages (routes, links) are wire formats too
     8: set(range(2, 8)), 9: set(range(2, 8)), 10: set(range(2, 10)), 11: set(range(2, 11)),
     12: set(range(2, 7)), 13: set(range(2, 7)) | {11, 12}, 14: set(range(2, 14)),
     15: set(range(2, 8)), 16: set(range(2, 16))}
@@ -21,7 +22,7 @@ PURE = {3, 4, 5, 6, 12, 13}
 WORLD = {"socket", "os", "sys", "time", "syslog", "subprocess", "threading", "urllib", "ssl",
          "select", "fcntl"}
 # Names of values and pure functions in modules that otherwise touch the world.
-HARMLESS = {"os.path"}
+HARMLESS = {"os.path", "os.strerror", "socket.inet_pton", "socket.inet_ntop"}
 LIGHT_IMPORTS = {"collections", "enum", "errno", "io", "json", "os", "re", "socket", "struct",
                  "sys", "syslog", "time", "types"}
 

@@ -123,6 +123,11 @@ class Settings(unittest.TestCase):
                 settings(**dict({"ip": "10.0.0.1"}, **{name: value}))
             self.assertIn(name, str(caught.exception))
 
+    def test_two_ports_are_never_guessed(self):
+        self.assertEqual(settings(ip="10.0.0.1:80", ipport="80").ipport, 80)
+        with self.assertRaises(UsageError):
+            settings(ip="10.0.0.1:80", ipport="9999")
+
     def test_a_port_outside_the_range_is_refused(self):
         for port in ("0", "65536", "-1"):
             with self.subTest(port), self.assertRaises(UsageError):

@@ -1,0 +1,373 @@
+"""fence_check without a network: evidence and verdict as tables, parameters, texts."""
+import itertools
+import types
+import unittest
+from xml.etree import ElementTree
+
+import fencetool
+from fencetool import Evidence, Finding, PowerState, Sight
+from tests import support
+
+DEAD, ALIVE, UNKNOWN = Finding.DEAD, Finding.ALIVE, Finding.UNKNOWN
+PATH = fencetool.Path("eth0", 2, b"\2\0\0\0\0\1", b"\n\0\0\1", b"", True, b"\2\0\0\0")
+GOOD = {"fence_method": "kasa", "fence_ip": "10.20.20.202", "target_mgmt_ip": "10.20.20.2",
+        "nodename": "storage-b"}
+
+
+def power(finding):
+    return Evidence(fencetool.POWER, finding, "STONITH device", "power", "")
+
+
+def network(finding):
+    return Evidence(fencetool.NETWORK, finding, "Storage 10.10.10.2", "seen", "")
+
+
+def sight(address="10.0.0.2", path=PATH, **seen):
+    found = Sight(address)
+    found.path = path
+    for name, value in seen.items():
+        setattr(found, name, value)
+    return found
+
+
+def check_settings(**changes):
+    """Return what fence_check makes of the good parameters with some changes."""
+    values = dict(GOOD, **changes)
+    values = {name: value for name, value in values.items() if value is not None}
+    agent = fencetool.AGENTS["fence_check"]
+    found, _ = fencetool.collect_values(values.items(), fencetool.rows_of(agent))
+    return fencetool.build_check_settings(
+        fencetool.build_settings(found, fencetool.rows_of(agent), agent.defaults))
+
+
+class VerdictTest(unittest.TestCase):
+    def test_dead_needs_every_observation_to_agree(self):
+        seen = 0
+        for devices in itertools.chain(*(itertools.product(Finding, repeat=n) for n in range(3))):
+            for networks in itertools.chain(*(itertools.product(Finding, repeat=n)
+                                              for n in range(5))):
+                verdict = fencetool.judge([power(one) for one in devices]
+                                          + [network(one) for one in networks])
+                everything = set(devices) | set(networks)
+                with self.subTest(devices=devices, networks=networks):
+                    if ALIVE in everything:
+                        self.assertIs(verdict.finding, ALIVE)
+                    elif len(devices) == 1 and networks and everything == {DEAD}:
+                        self.assertIs(verdict.finding, DEAD)
+                        seen += 1
+                    else:
+                        self.assertIs(verdict.finding, UNKNOWN)
+        self.assertEqual(seen, 4)
+
+    def test_the_order_of_the_evidence_does_not_matter(self):
+        for items in itertools.permutations([power(DEAD), network(DEAD), network(UNKNOWN)]):
+            self.assertIs(fencetool.judge(items).finding, UNKNOWN)
+
+    def test_a_status_that_is_not_proven_has_exit_code_1_or_0(self):
+        codes = {finding: code for finding, (_, code) in fencetool.STATUS_ANSWERS.items()}
+        self.assertEqual(codes, {DEAD: 2, ALIVE: 0, UNKNOWN: 1})
+
+    def test_the_last_line_tells_what_blocks_and_what_to_look_at(self):
+        for item in (power(ALIVE), power(UNKNOWN), network(ALIVE), network(UNKNOWN)):
+            text = fencetool.render_blockers(fencetool.judge([power(DEAD), network(DEAD), item]))
+            self.assertIn(item.subject, text)
+            self.assertIn(fencetool.FIRST_LOOKS[item.source, item.finding], text)
+        # Incomplete evidence has no blocker to show, and must not end in a defect.
+        self.assertEqual(fencetool.render_blockers(fencetool.judge([power(DEAD)])), "")
+
+
+class PowerEvidenceTest(unittest.TestCase):
+    def test_only_a_positive_off_is_evidence_of_death(self):
+        off, on = PowerState.OFF, PowerState.ON
+        for state, watts, policy, finding in (
+                (off, None, "auto", DEAD), (off, None, "ignore", DEAD),
+                (off, None, "require", UNKNOWN), (off, 0.0, "auto", DEAD),
+                (off, 0.9, "require", DEAD), (off, 43.0, "auto", ALIVE),
+                (off, 43.0, "require", ALIVE), (off, -43.0, "auto", ALIVE),
+                (off, 43.0, "ignore", DEAD), (on, None, "auto", ALIVE), (on, 0.0, "auto", ALIVE),
+                (on, None, "ignore", ALIVE), (None, None, "auto", UNKNOWN),
+                (None, 0.0, "ignore", UNKNOWN), ("OFF", None, "auto", UNKNOWN)):
+            with self.subTest(state=state, watts=watts, policy=policy):
+                self.assertIs(fencetool.judge_power(state, watts, policy)[0], finding)
+
+    def test_an_agents_exit_code_and_words_must_agree(self):
+        on, off, bad = PowerState.ON, PowerState.OFF, None
+        for code, text, expected in (
+                (0, "Status: ON\n", on), (2, "Status: OFF\n", off), (2, "", bad), (0, "", bad),
+                (2, "Status: ON\n", bad), (0, "Status: OFF\n", bad), (1, "Status: OFF\n", bad),
+                (-9, "Status: OFF\n", bad), (2, "Status: ON\nStatus: OFF\n", bad),
+                (2, "usage: Status: OFF\n", bad), (2, "Status: off\n", bad),
+                (2, "Status: OFFLINE\n", bad), (2, "noise\nStatus: OFF  \nmore\n", off)):
+            with self.subTest(code=code, text=text):
+                if expected:
+                    self.assertIs(fencetool.parse_agent_status(code, text), expected)
+                else:
+                    with self.assertRaises(fencetool.ProtocolError):
+                        fencetool.parse_agent_status(code, text)
+
+
+class NetworkEvidenceTest(unittest.TestCase):
+    def test_any_answer_is_life_whatever_else_is_wrong(self):
+        for path in (PATH, None, PATH._replace(has_carrier=False)):
+            for answer, reason in (("echoed", ""), ("rejected", "it rejects ICMP echo with an "
+                                                    "error of its own"),
+                                   ("neighbour", "ARP only: ICMP is filtered")):
+                found = fencetool.judge_address(
+                    sight(path=path, obstacle="any", **{answer: True}), [], True)
+                self.assertEqual(found, (ALIVE, "reachable", reason))
+
+    def test_silence_counts_only_over_a_proven_path(self):
+        """Every combination, against the rule in other words."""
+        witnesses = {
+            "none": [], "silent": [sight("10.0.0.9")], "answers": [sight("10.0.0.9", echoed=True)],
+            "one of two": [sight("10.0.0.9"), sight("10.0.0.8", neighbour=True)],
+            "unroutable": [sight("10.0.0.9", path=None)],
+            "elsewhere": [sight("10.0.0.9", PATH._replace(interface="eth1"), echoed=True)],
+            "behind a router": [sight("10.0.0.9", PATH._replace(gateway=b"\1\2\3\4"), echoed=True)],
+            "other family": [sight("fd00::9", echoed=True)]}
+        dead = 0
+        for (name, known), carrier, gateway, direct, arp, obstacle, routed in itertools.product(
+                witnesses.items(), (True, False), (b"", b"\1\2\3\4"), (True, False),
+                (True, False), ("", "in the way"), (True, False)):
+            path = PATH._replace(has_carrier=carrier, gateway=gateway) if routed else None
+            finding, seen, _ = fencetool.judge_address(
+                sight(path=path, uses_arp=arp, obstacle=obstacle), known, direct)
+            proven = name in ("answers", "one of two") if not gateway else name == "behind a router"
+            asked = name in ("silent", "unroutable") if not gateway else name == "unroutable"
+            expected = routed and (
+                (carrier and not obstacle and (proven or arp and not asked))
+                or (not carrier and direct and not gateway))
+            with self.subTest(witness=name, carrier=carrier, gateway=gateway, direct=direct,
+                              arp=arp, obstacle=obstacle, routed=routed):
+                self.assertEqual(seen, "unreachable")
+                self.assertIs(finding, DEAD if expected else UNKNOWN)
+            dead += bool(expected)
+        self.assertGreater(dead, 20)
+
+    def test_silence_without_a_witness_says_so(self):
+        self.assertEqual(
+            fencetool.judge_address(sight(uses_arp=True), [], False),
+            (DEAD, "unreachable", "no witness: route and carrier of eth0 must do"))
+        witness = sight("10.0.0.9", echoed=True)
+        self.assertEqual(fencetool.judge_address(sight(uses_arp=True), [witness], False),
+                         (DEAD, "unreachable", ""))
+
+
+class ParameterTest(support.AgentTest):
+    def test_parameters_that_could_prove_nothing_are_usage_errors(self):
+        for changes in (
+                {"target_mgmt_ip": None}, {"target_mgmt_ip": ","}, {"target_mgmt_ip": "storage-b"},
+                {"target_ips": "=10.0.0.1"}, {"target_ips": "a="}, {"target_ips": "a=10.0.0"},
+                {"target_client_ips": "10.0.0.1 10.0.0.2"}, {"target_storage_ip": "None"},
+                {"witness_ips": "strorage=10.0.0.1"}, {"witness_ips": "mgmt=gateway"},
+                {"direct_networks": "storage"}, {"ping_count": "2"}, {"ping_count": "51"},
+                {"ping_timeout": "0.9"}, {"ping_timeout": "0"}, {"verify_wait": "30"},
+                {"early_exit": "29"}, {"power_timeout": "11"}, {"fence_options": "cipher"},
+                {"fence_options": "action=off"}, {"fence_options": "nosuch=1"},
+                {"fence_pass": "one", "password": "two"}, {"fence_ip": "10.0.0.1 ; reboot"},
+                {"fence_ipport": "0"}):
+            with self.subTest(changes=changes), self.assertRaises(fencetool.UsageError) as caught:
+                check_settings(**changes)
+            self.assertNotIn("timeout", str(caught.exception))
+
+    def test_networks_have_the_names_of_the_status_output(self):
+        settings = check_settings(
+            target_storage_ip="10.10.10.2", target_client_ips="10.30.30.2, 10.40.40.2,",
+            target_ips="backup=10.50.50.2,fd00::2", witness_ips="mgmt=10.20.20.1,Client=10.30.30.1",
+            direct_networks="STORAGE")
+        self.assertEqual([tuple(target) for target in settings.targets], [
+            ("Management", "10.20.20.2"), ("Storage", "10.10.10.2"), ("Client", "10.30.30.2"),
+            ("Client", "10.40.40.2"), ("backup", "10.50.50.2"), ("Network", "fd00::2")])
+        self.assertEqual(settings.direct_keys, {"storage"})
+
+    def test_the_device_gets_what_its_own_agent_would_have(self):
+        settings = check_settings(fence_user="u", fence_pass="p", device_mac="cc:32:e5:00:00:01",
+                                  fence_options="shell_timeout=3")
+        self.assertEqual((settings.ip, settings.ipport, settings.username, settings.password),
+                         ("10.20.20.202", 9999, "u", "p"))
+        self.assertEqual((settings.plug, settings.nodename), ("storage-b", "storage-b"))
+        self.assertEqual(settings.device_mac, "cc32e5000001")
+        self.assertEqual(check_settings(fence_plug="3").plug, "3")
+        self.assertEqual(check_settings(fence_ipport="1234").ipport, 1234)
+        self.assertEqual(check_settings(fence_ip="10.0.0.1:77").ipport, 77)
+        self.assertEqual(check_settings(nodename=None, plug="storage-b").nodename, "storage-b")
+        self.assertEqual(check_settings(fence_method="ipmi").ipport, "")
+
+    def test_secrets_are_known_before_anything_is_logged(self):
+        self.assertEqual(
+            fencetool.find_secrets({"fence_pass": "a1", "password": "b2",
+                                    "fence_options": "cipher=3,passwd=c3,hexadecimal_kg=d4"}),
+            {"a1", "b2", "c3", "d4", "cipher=3,passwd=c3,hexadecimal_kg=d4"})
+
+    def test_the_playbooks_parameters_work_unchanged(self):
+        """As configure-stonith.sh passes them, the older spelling of the client address too."""
+        common = {"fence_user": "", "fence_pass": "", "target_mgmt_ip": "10.20.20.2",
+                  "target_storage_ip": "10.10.10.2", "verify_wait": "10", "nodename": "node1",
+                  "port": "node1"}
+        clients = ({"target_client_ips": "10.30.30.2,10.40.40.2"},
+                   {"target_client_ip": "10.30.3.2"})
+        methods = [{"fence_method": "ipmi", "fence_ip": "10.20.20.101", "fence_user": "bmcadmin",
+                    "fence_pass": "CHANGEME"}, {"fence_method": "kasa", "fence_ip": "10.20.20.202"}]
+        if "tasmota" in fencetool.DEVICES:
+            methods += [
+                {"fence_method": "tasmota", "fence_ip": "10.20.20.203", "fence_user": "admin"},
+                {"fence_method": "esphome", "fence_ip": "10.20.20.204", "switch_name": "relay"},
+                {"fence_method": "http", "fence_ip": "10.20.20.205", "status_url": "/state",
+                 "status_on_regex": "ON", "status_off_regex": "OFF"}]
+        for method, client in itertools.product(methods, clients):
+            with self.subTest(method=method["fence_method"]):
+                self.assert_success(support.on_stdin("fence_check", dict(
+                    common, action="validate-all", **dict(method, **client))))
+
+    def test_an_unknown_method_is_a_usage_error(self):
+        for method in ("plugd", "fence-ipmilan", "reboot", "/bin/sh", "fence_x; id"):
+            self.assert_failure(support.on_stdin("fence_check", dict(
+                GOOD, action="validate-all", fence_method=method)), "fence_method")
+
+    def test_missing_parameters_are_named_with_their_option(self):
+        self.assert_failure(support.on_stdin("fence_check", {"action": "off"}),
+                            "no fence_method given (use --fence-method")
+
+
+class ActionTest(support.AgentTest):
+    def test_reboot_is_always_refused(self):
+        for extra in ({}, {"fence_method": "ipmi"}, {"fence_options": ""}):
+            self.assert_failure(
+                support.on_stdin("fence_check", dict(GOOD, action="reboot", **extra)),
+                "second device of a fencing level")
+
+    def test_on_does_nothing_and_succeeds_at_once(self):
+        # The device and the password script of these parameters do not exist: nobody asks them.
+        result = support.on_stdin("fence_check", dict(
+            GOOD, action="on", password_script="/nonexistent"))
+        self.assert_success(result)
+        self.assertEqual(result.out, "Success: nothing to do\n")
+
+    def test_metadata_describes_the_agent_and_needs_nothing(self):
+        result = support.on_stdin("fence_check", {"action": "metadata"}, cwd="/")
+        self.assert_success(result)
+        tree = ElementTree.fromstring(result.out)
+        self.assertEqual(tree.get("name"), "fence_check")
+        actions = [action.attrib for action in tree.iter("action")]
+        self.assertEqual([action["name"] for action in actions], [
+            "on", "off", "reboot", "status", "monitor", "metadata", "manpage", "validate-all"])
+        self.assertEqual(actions[0].get("automatic"), "0")
+        names = {parameter.get("name") for parameter in tree.iter("parameter")}
+        self.assertLess({
+            "fence_method", "fence_ip", "fence_ipport", "fence_user", "fence_pass", "password",
+            "password_script", "fence_plug", "switch_name", "status_url", "status_on_regex",
+            "status_off_regex", "fence_options", "target_mgmt_ip", "target_storage_ip",
+            "target_client_ips", "target_ips", "witness_ips", "direct_networks", "verify_wait",
+            "ping_count", "ping_timeout", "arp_check", "early_exit", "plug", "port"}, names)
+        defaults = {parameter.get("name"): parameter.find("content").get("default")
+                    for parameter in tree.iter("parameter")}
+        self.assertEqual((defaults["verify_wait"], defaults["arp_check"], defaults["early_exit"]),
+                         ("10", "1", "0"))
+
+    def test_list_is_no_action_of_a_verifier(self):
+        self.assert_failure(support.on_stdin("fence_check", dict(GOOD, action="list")), "list")
+
+
+class ClusterParametersTest(unittest.TestCase):
+    CIB = """<xpath-query><primitive id="v-a" class="stonith" type="fence_check">
+      <instance_attributes id="1"><nvpair id="2" name="fence_method" value="ipmi"/>
+      <nvpair id="3" name="pcmk_host_list" value="storage-a"/></instance_attributes>
+      <operations><op name="monitor" interval="0" id="4"/></operations></primitive>
+      <primitive id="v-b" class="stonith" type="fence_check"><instance_attributes id="5">
+      <nvpair id="6" name="fence_method" value="kasa"/>
+      <nvpair id="7" name="pcmk_host_map" value="storage-b:2;storage-c:3"/></instance_attributes>
+      </primitive></xpath-query>"""
+
+    def test_the_device_is_found_by_its_host_list_or_map(self):
+        for node, method in (("storage-a", "ipmi"), ("storage-b", "kasa"), ("storage-c", "kasa")):
+            found = fencetool.parse_check_parameters(self.CIB, node)
+            self.assertEqual(found["fence_method"], method)
+
+    def test_no_device_or_two_are_an_error(self):
+        twice = self.CIB.replace('value="storage-a"', 'value="storage-a, storage-b"')
+        for text, node in ((self.CIB, "storage"), (twice, "storage-b"), ("<cib/>", "storage-b"),
+                           ("no xml", "storage-b"), ("", "storage-b")):
+            with self.subTest(node=node), self.assertRaises(fencetool.UsageError):
+                fencetool.parse_check_parameters(text, node)
+
+    def test_a_cluster_file_that_is_named_is_the_only_source(self):
+        with self.assertRaises(fencetool.UsageError):
+            fencetool.find_check_parameters("storage-b", {"config": "/nonexistent"}, None)
+
+
+class WrongTimesTest(unittest.TestCase):
+    """Waits and deadlines on a clock of the test's own."""
+
+    class System:
+        """A clock that moves only by sleeping and looking, and a log."""
+
+        secrets = ()
+
+        def __init__(self):
+            self.now = 0.0
+            self.events = []
+            self.sleep = self.wait
+            self.event = self.events.append
+
+        def clock(self):
+            return self.now
+
+        def wait(self, seconds):
+            self.now += seconds
+
+        def deadline(self, seconds):
+            return fencetool.Deadline(self.clock, seconds)
+
+        def debug(self, text, level=1):
+            pass
+
+    def run_off(self, looks, **changes):
+        """Run off where the n-th look, of 1.5 s, finds looks[n]; the last one repeats."""
+        system = self.System()
+        settings = check_settings(**changes)
+        job = fencetool.Job(system, None, settings)
+        findings = iter(looks)
+        last = [None]
+
+        def collect(job):
+            last[0] = next(findings, last[0])
+            system.wait(settings.ping_timeout)
+            return [power(DEAD), network(last[0])]
+        try:
+            code, _ = fencetool.run_check_off(job, collect)
+        except fencetool.NotConfirmed as error:
+            code = str(error)
+        return types.SimpleNamespace(code=code, now=system.now, events=system.events)
+
+    def test_a_dead_node_is_looked_at_once_after_verify_wait(self):
+        result = self.run_off([DEAD])
+        self.assertEqual((result.code, result.now), (0, 11.5))
+
+    def test_a_node_that_dies_late_gets_the_rest_of_power_timeout(self):
+        result = self.run_off([ALIVE, ALIVE, UNKNOWN, DEAD])
+        self.assertEqual((result.code, result.now), (0, 10 + 4 * 1.5 + 3))
+
+    def test_a_node_that_lives_on_fails_before_the_action_must_end(self):
+        for finding in (ALIVE, UNKNOWN):
+            result = self.run_off([finding])
+            self.assertIn("not proven dead", result.code)
+            self.assertLessEqual(result.now, 30 + 1.5)
+
+    def test_early_exit_needs_that_long_without_a_doubt(self):
+        result = self.run_off([DEAD], early_exit="3")
+        self.assertEqual((result.code, result.now), (0, 3.0))
+        result = self.run_off([DEAD, UNKNOWN, DEAD], early_exit="3")
+        self.assertEqual((result.code, result.now), (0, 1.5 + 1.5 + 1 + 3.0))
+        result = self.run_off([DEAD, ALIVE] * 50, early_exit="3")
+        self.assertIn("not proven dead", result.code)
+        self.assertLessEqual(result.now, 30 + 2 * 1.5)
+
+    def test_the_evidence_is_in_the_log_whatever_the_verdict(self):
+        for finding in Finding:
+            events = self.run_off([finding]).events
+            self.assertEqual(len(events), 2)
+            self.assertIn("target=storage-b finding=%s Storage" % finding.value, events[1])
+
+
+if __name__ == "__main__":
+    unittest.main()

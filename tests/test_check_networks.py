@@ -1,0 +1,655 @@
+"""fence_check in real networks: what each situation of a network looks like, and its verdict.
+
+One lab serves all tests. 10.77.0.0/24 is a switched network with the checkers, a plug whose outlet
+is OFF, a witness, and targets of every kind; behind its router is 10.78.0.0/24.
+"""
+import collections
+import os
+import re
+import shutil
+import stat
+import subprocess
+import sys
+import tempfile
+import unittest
+
+import fencetool
+from tests import netlab, support
+
+NO_ICMP = "meta l4proto icmp"
+NEIGHBOURS = "icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } accept"
+PLUG = "10.77.0.9"
+NOBODY = "10.77.0.99"
+LAB = None
+WORKERS = 16  # most of a check is waiting
+# One look is as short as it may be, wherever its length is not the subject.
+QUICK = {"ping_timeout": "1", "stonith_status_sleep": "200ms", "login_timeout": "1",
+         "shell_timeout": "1"}
+
+
+def setUpModule():
+    global LAB
+    LAB = netlab.Lab()
+    build_lab(LAB)
+
+
+def tearDownModule():
+    LAB.close()
+
+
+def build_lab(lab):
+    lab.switch("switch")
+    lab.add("check", "node", "plug", "witness", "router", "far", "hole")
+    lab.plug_in("check", "switch", "10.77.0.1/24", "fd77::1/64")
+    lab.plug_in("node", "switch", "10.77.0.2/24", "fd77::2/64")
+    lab.plug_in("plug", "switch", PLUG + "/24")
+    lab.plug_in("witness", "switch", "10.77.0.8/24", "fd77::8/64")
+    lab.plug_in("router", "switch", "10.77.0.254/24")
+    for name, number, rules, family in (
+            ("drops", 3, [("input", NEIGHBOURS + "; drop")], "inet"),
+            ("rejects", 4, [("input", "icmp type echo-request reject with icmp type "
+                             "admin-prohibited")], "inet"),
+            ("ignores", 5, [], "inet"), ("deaf", 6, [("input", "drop")], "arp"),
+            ("drops6", 7, [("input", "drop")], "ip6")):
+        lab.add(name)
+        lab.plug_in(name, "switch", "10.77.0.%d/24" % number, "fd77::%d/64" % number)
+        lab.firewall(name, rules, family)
+    lab.inside("ignores", "sysctl", "-qw", "net.ipv4.icmp_echo_ignore_all=1")
+    build_routes(lab)
+    # Checkers with a firewall of their own.
+    for number, (name, hook, rule) in enumerate((
+            ("no-input", "input", NO_ICMP + " drop"), ("no-output", "output", NO_ICMP + " drop"),
+            ("rejects-out", "output", NO_ICMP + " reject"),
+            # A router tells each machine about a missing route five times, then once a second.
+            ("alone", "input", "accept"), ("alone2", "input", "accept"))):
+        lab.add(name)
+        lab.plug_in(name, "switch", "10.77.0.%d/24" % (11 + number))
+        lab.firewall(name, [(hook, rule)])
+        lab.inside(name, "ip", "route", "add", "default", "via", "10.77.0.254")
+    build_cables(lab)
+
+
+def build_routes(lab):
+    lab.cable("router", "far0", "far", "eth0")
+    lab.address("router", "far0", "10.78.0.254/24")
+    for host in ("2", "8"):
+        lab.address("far", "eth0", "10.78.0.%s/24" % host)
+    lab.inside("far", "ip", "route", "add", "default", "via", "10.78.0.254")
+    lab.inside("router", "sysctl", "-qw", "net.ipv4.ip_forward=1", "net.ipv4.conf.all.proxy_arp=1")
+    # Nobody is there, and the router answers ARP for it.
+    lab.inside("router", "ip", "route", "add", "10.77.0.200/32", "dev", "far0")
+    lab.inside("router", "ip", "route", "add", "blackhole", "10.81.0.0/24")
+    lab.inside("check", "ip", "route", "add", "default", "via", "10.77.0.254")
+    for kind in ("blackhole", "unreachable", "prohibit"):
+        lab.inside("check", "ip", "route", "add", kind, "10.82.%d.0/24" % len(kind))
+    # The target drops ARP and answers ICMP: the checker knows its MAC without asking.
+    mac = lab.inside("deaf", "cat", "/sys/class/net/eth0/address").strip()
+    lab.inside("check", "ip", "neigh", "add", "10.77.0.6", "lladdr", mac, "dev", "eth0")
+    lab.inside("deaf", "ip", "neigh", "add", "10.77.0.1", "dev", "eth0", "lladdr",
+               lab.inside("check", "cat", "/sys/class/net/eth0/address").strip())
+    # An entry that says REACHABLE and lies.
+    lab.inside("check", "ip", "neigh", "add", "10.77.0.98", "lladdr", "02:00:00:00:00:98", "nud",
+               "reachable", "dev", "eth0")
+
+
+def build_cables(lab):
+    """Networks of the checker that swallow everything, have no carrier, or are down."""
+    for number, (interface, network) in enumerate(
+            (("swallow", "10.75.0"), ("dark", "10.74.0"), ("broken", "10.73.0"))):
+        lab.cable("check", interface, "hole", "hole%d" % number)
+        lab.address("check", interface, network + ".1/24")
+    lab.inside("hole", "ip", "link", "set", "hole1", "down")
+    lab.inside("check", "ip", "link", "set", "broken", "down")
+    # A storage network that both nodes have, and nobody else: one cable.
+    lab.cable("check", "direct", "node", "direct")
+    lab.address("check", "direct", "10.76.0.1/24")
+    lab.address("node", "direct", "10.76.0.2/24")
+
+
+Row = collections.namedtuple("Row", "situation checker parameters code words")
+
+
+def row(situation, code, words, checker="check", **parameters):
+    return Row(situation, checker, parameters, code, words)
+
+
+# Exit codes of status: 0 alive, 2 proven dead, 1 not known. The outlet is OFF in all of them.
+ALIVE, DEAD, UNKNOWN = 0, 2, 1
+SITUATIONS = (
+    row("alive", ALIVE, "Management 10.77.0.2: reachable\n", target_mgmt_ip="10.77.0.2"),
+    row("nobody there", DEAD, "Management 10.77.0.99: unreachable\n", target_mgmt_ip=NOBODY),
+    row("dead, and the neighbour table still says REACHABLE", DEAD, "10.77.0.98: unreachable\n",
+        target_mgmt_ip="10.77.0.98"),
+    row("target drops all input", ALIVE, "10.77.0.3: reachable (ARP only: ICMP is filtered)",
+        target_mgmt_ip="10.77.0.3"),
+    row("target ignores echo", ALIVE, "10.77.0.5: reachable (ARP only: ICMP is filtered)",
+        target_mgmt_ip="10.77.0.5"),
+    row("target rejects with an ICMP error", ALIVE, "reachable (it rejects ICMP echo",
+        target_mgmt_ip="10.77.0.4"),
+    row("target rejects, and ARP is not asked", ALIVE, "reachable (it rejects ICMP echo",
+        target_mgmt_ip="10.77.0.4", arp_check="0"),
+    row("target drops ARP, and its MAC is known", ALIVE, "10.77.0.6: reachable\n",
+        target_mgmt_ip="10.77.0.6"),
+    row("own input firewall drops the replies of a live target", ALIVE, "(ARP only",
+        checker="no-input", target_mgmt_ip="10.77.0.2"),
+    row("own input firewall, target dead: ARP is heard", DEAD, "10.77.0.99: unreachable\n",
+        checker="no-input", target_mgmt_ip=NOBODY),
+    row("own input firewall, routed: the witness is not heard", UNKNOWN,
+        "witness 10.78.0.8 is silent too", checker="no-input", target_ips="far=10.78.0.2",
+        witness_ips="far=10.78.0.8"),
+    row("own input firewall, and ARP is not asked", UNKNOWN, "10.77.0.8 is silent too",
+        checker="no-input", target_mgmt_ip="10.77.0.2", arp_check="0",
+        witness_ips="mgmt=10.77.0.8", fence_method="fence_stub"),
+    row("own output firewall drops the echo, target alive", ALIVE, "(ARP only",
+        checker="no-output", target_mgmt_ip="10.77.0.2"),
+    row("own output firewall drops the echo, target dead", UNKNOWN,
+        "cannot send to it: Operation not permitted", checker="no-output", target_mgmt_ip=NOBODY),
+    row("own output firewall rejects the echo", UNKNOWN,
+        "cannot send to it: Operation not permitted", checker="rejects-out",
+        target_mgmt_ip=NOBODY),
+    row("own link without carrier", UNKNOWN, "(no path from here: dark has no carrier)",
+        target_storage_ip="10.74.0.2"),
+    row("own link without carrier, a cable from node to node", DEAD,
+        "(the other end of the cable is dead: dark has no carrier)", target_storage_ip="10.74.0.2",
+        direct_networks="storage"),
+    row("own interface down: no route but the default", UNKNOWN, "unreachable (",
+        target_storage_ip="10.73.0.2"),
+    row("a cable that is down here is not the other node's silence", UNKNOWN, "unreachable (",
+        target_storage_ip="10.73.0.2", direct_networks="storage"),
+    row("no route", UNKNOWN, "(no path from here: no route: ", target_ips="six=fd99::1"),
+    row("own routes say blackhole", UNKNOWN, "no route: ", target_ips="b=10.82.9.1"),
+    row("own routes say unreachable", UNKNOWN, "no route: ", target_ips="b=10.82.11.1"),
+    row("own routes say prohibit", UNKNOWN, "no route: ", target_ips="b=10.82.8.1"),
+    row("the checker's own address", UNKNOWN, "this machine's own", target_mgmt_ip="10.77.0.1"),
+    row("its loopback", UNKNOWN, "this machine's own", target_mgmt_ip="127.0.0.1"),
+    row("a broadcast address", UNKNOWN, "broadcast", target_mgmt_ip="10.77.0.255"),
+    row("a multicast address", UNKNOWN, "multicast", target_mgmt_ip="224.0.0.1"),
+    row("routed and alive", ALIVE, "far 10.78.0.2: reachable\n", target_ips="far=10.78.0.2"),
+    row("routed and dead", UNKNOWN, "a witness there must answer", target_ips="far=10.78.0.99"),
+    row("routed and dead, with a witness", DEAD, "far 10.78.0.99: unreachable\n",
+        target_ips="far=10.78.0.99", witness_ips="far=10.78.0.8"),
+    row("routed and dead, and its router says so within the look", DEAD,
+        "far 10.78.0.99: unreachable\n", target_ips="far=10.78.0.99",
+        witness_ips="far=10.78.0.8", ping_timeout="4"),
+    row("routed, with a witness that is not behind the router", UNKNOWN,
+        "a witness there must answer", target_ips="far=10.78.0.99", witness_ips="far=10.77.0.8"),
+    row("routed, with a dead witness", UNKNOWN, "witness 10.78.0.98 is silent too",
+        target_ips="far=10.78.0.99", witness_ips="far=10.78.0.98"),
+    row("routed, with one dead witness and one alive", DEAD, "10.78.0.99: unreachable\n",
+        target_ips="far=10.78.0.99", witness_ips="far=10.78.0.98,far=10.78.0.8"),
+    row("the router has no route", UNKNOWN, "(no p", target_ips="net=10.79.0.2"),
+    row("the router has no route, and a witness elsewhere answers", UNKNOWN,
+        "10.77.0.254 answers with ICMP error 3.0", checker="alone", target_ips="net=10.79.0.2",
+        witness_ips="net=10.78.0.8"),
+    row("the router swallows it", UNKNOWN, "(", target_ips="net=10.81.0.2"),
+    row("a router answers ARP for it", ALIVE, "reachable (ARP only", target_mgmt_ip="10.77.0.200"),
+    row("a port that swallows everything, without a witness", DEAD,
+        "(no witness: route and carrier of swallow must do)", target_storage_ip="10.75.0.2"),
+    row("a port that swallows everything, and a witness", UNKNOWN,
+        "witness 10.75.0.8 is silent too", target_storage_ip="10.75.0.2",
+        witness_ips="storage=10.75.0.8"),
+    row("a witness that does not answer, where the plug does", DEAD, "10.77.0.99: unreachable\n",
+        target_mgmt_ip=NOBODY, witness_ips="mgmt=10.77.0.97"),
+    row("no ARP wanted, no witness but the plug", DEAD, "10.77.0.99: unreachable\n",
+        target_mgmt_ip=NOBODY, arp_check="0"),
+    row("IPv6, alive", ALIVE, "six fd77::2: reachable\n", target_ips="six=fd77::2"),
+    row("IPv6, drops echo and answers neighbours", ALIVE,
+        "reachable (neighbour discovery only: ICMP is filtered)", target_ips="six=fd77::3"),
+    row("IPv6, dead, without a witness", UNKNOWN, "a witness there must answer",
+        target_ips="six=fd77::99"),
+    row("IPv6, dead, with a witness of the other family", UNKNOWN, "a witness there must answer",
+        target_ips="six=fd77::99", witness_ips="six=10.77.0.8"),
+    row("IPv6, dead, with a witness", DEAD, "six fd77::99: unreachable\n",
+        target_ips="six=fd77::99", witness_ips="six=fd77::8"),
+    row("one network dead, one not known", UNKNOWN, "Management 10.77.0.99: unreachable\n",
+        target_mgmt_ip=NOBODY, target_storage_ip="10.74.0.2"),
+    row("one network dead, one alive", ALIVE, "Management 10.77.0.99: unreachable\n",
+        target_mgmt_ip=NOBODY, target_storage_ip="10.76.0.2"),
+    row("all of three networks dead", DEAD, "Client 10.77.0.96: unreachable\n",
+        target_mgmt_ip=NOBODY, target_storage_ip="10.76.0.9", target_client_ips="10.77.0.96"),
+)
+
+
+class LabTest(support.AgentTest):
+    maxDiff = None
+
+    @classmethod
+    def setUpClass(cls):
+        cls.folder = tempfile.mkdtemp(prefix="fencetool-test-")
+        os.chmod(cls.folder, 0o755)
+
+    @classmethod
+    def tearDownClass(cls):
+        shutil.rmtree(cls.folder, ignore_errors=True)
+
+    def start_plug(self, state, host=PLUG, **options):
+        """Start a Kasa plug in its namespace; return it and the parameters that reach it."""
+        plug = fencetool.VirtualKasa(["storage-b"], **options)
+        plug.outlets[0].relay = plug.outlets[0].powered = state
+        LAB.call_inside("plug", lambda: plug.start(host))
+        self.addCleanup(plug.stop)
+        return plug, {"fence_method": "kasa", "fence_ip": host, "nodename": "storage-b",
+                      "fence_ipport": str(plug.address[1])}
+
+    def script(self, name, text):
+        """Write an agent of the test's own and return its path."""
+        path = os.path.join(self.folder, name)
+        with open(path, "w") as handle:
+            handle.write("#!/bin/sh\n" + text)
+        os.chmod(path, os.stat(path).st_mode | stat.S_IXUSR | stat.S_IXGRP | stat.S_IXOTH)
+        return path
+
+    def within(self, bound, call):
+        """Return the first result of call() within bound; a loaded machine gets three tries."""
+        for _ in range(3):
+            result = call()
+            if result.seconds <= bound:
+                break
+        self.assertLessEqual(result.seconds, bound)
+        return result
+
+
+class SituationTest(LabTest):
+    def test_status_exits_2_only_for_a_node_that_is_proven_dead(self):
+        """Every situation at once, so that the checks cross each other's packets too."""
+        _, address = self.start_plug(state=False)
+        stub = self.script("fence_stub", "echo Status: OFF; exit 2\n")
+
+        def check(one):
+            parameters = dict(dict(address, action="status", **QUICK), **one.parameters)
+            if parameters["fence_method"] == "fence_stub":  # no plug that answers: no witness
+                parameters.update(fence_method=stub, fence_ip="10.88.0.1")
+            return LAB.check(one.checker, parameters)
+        results = support.at_once([lambda one=one: check(one) for one in SITUATIONS],
+                                  workers=WORKERS)
+        for one, result in zip(SITUATIONS, results):
+            with self.subTest(situation=one.situation):
+                last_line = {0: "Status: ON", 1: "Status: UNKNOWN", 2: "Status: OFF"}[one.code]
+                self.assertEqual((result.code, result.out.splitlines()[-1]), (one.code, last_line),
+                                 result)
+                self.assertIn(one.words, result.out)
+                self.assertIn("power=off", result.out)
+                self.assertEqual(bool(result.err), one.code == UNKNOWN, result.err)
+                self.assertNotRegex(result.err.lower(), "time-?out|timed out")
+
+    def test_off_succeeds_exactly_where_status_exits_2(self):
+        _, address = self.start_plug(state=False)
+        chosen = [one for one in SITUATIONS if one.checker == "check"
+                  and "fence_method" not in one.parameters and "ping_timeout" not in one.parameters]
+        limits = dict(QUICK, action="off", verify_wait="0", power_timeout="2")
+        results = support.at_once(
+            [lambda one=one: LAB.check(one.checker, dict(address, **dict(limits, **one.parameters)))
+             for one in chosen], workers=WORKERS)
+        for one, result in zip(chosen, results):
+            with self.subTest(situation=one.situation):
+                if one.code == DEAD:
+                    self.assert_success(result)
+                    self.assertEqual(result.out, "Success: storage-b is proven dead\n")
+                else:
+                    self.assert_failure(result, "not proven dead", "storage-b")
+                    self.assertNotRegex(result.err.lower(), "time-?out|timed out")
+
+
+    def test_what_a_router_said_holds_for_the_whole_action(self):
+        """The router tells of the missing route in the first look, and is silent in others."""
+        _, address = self.start_plug(state=False)
+        LAB.firewall("alone2", [("input", "icmp type destination-unreachable limit rate over "
+                                 "1/hour burst 1 packets drop")])
+        result = LAB.check("alone2", dict(
+            address, action="off", target_ips="net=10.79.0.2", witness_ips="net=10.78.0.8",
+            verify_wait="0", **dict(QUICK, power_timeout="4")))
+        self.assert_failure(result, "10.77.0.254 answers with ICMP error 3.0")
+
+
+class PowerTest(LabTest):
+    """What the device says, with a silent and with a live node."""
+
+    def verdicts(self, *cases):
+        """Return [(status of a silent node, of a live node)] for some sets of parameters."""
+        calls = [lambda case=case, target=target: LAB.check("check", dict(
+            QUICK, action="status", target_mgmt_ip=target, **case))
+            for case in cases for target in (NOBODY, "10.77.0.2")]
+        results = support.at_once(calls, workers=WORKERS)
+        return list(zip(results[::2], results[1::2]))
+
+    def assert_verdicts(self, expected):
+        """expected: [(exit code with a silent node, what status shows, parameters)]"""
+        found = self.verdicts(*[parameters for _, _, parameters in expected])
+        for (code, words, _), results in zip(expected, found):
+            with self.subTest(words=words):
+                self.assertEqual([result.code for result in results], [code, ALIVE], results)
+                for result in results:
+                    self.assertIn(words, result.out)
+                    self.assertLess(result.seconds, 15)
+        return found
+
+    def test_every_answer_of_a_device_has_its_verdict(self):
+        self.assert_verdicts([
+            (code, words, dict(self.start_plug(state, **options)[1], **changes))
+            for code, words, state, options, changes in (
+                (DEAD, "power=off\n", False, {}, {}),
+                (ALIVE, "power=on\n", True, {}, {}),
+                (DEAD, "power=off\n", False, {"metered": True}, {"power_meter": "require"}),
+                (UNKNOWN, "power_meter=require", False, {}, {"power_meter": "require"}),
+                (UNKNOWN, "power=unknown (another device", False, {},
+                 {"device_mac": "CC:32:E5:00:00:99"}),
+                (UNKNOWN, "power=unknown (no complete answer", False, {"fault": "silent"}, {}),
+                (UNKNOWN, "power=unknown (", False, {"fault": "garbage"}, {}),
+                (UNKNOWN, "power=unknown (", False, {"fault": "wrong_type"}, {}),
+                (UNKNOWN, "power=unknown (no connection", False, {"fault": "refuse"}, {}),
+                (UNKNOWN, "power=unknown (plug '3' names none", False, {}, {"fence_plug": "3"}))])
+
+    def test_an_outlet_that_draws_power_after_off_is_alive(self):
+        plug, address = self.start_plug(state=True, metered=True, fault="welded")
+        plug.switch(1, False)
+        self.assert_verdicts([(ALIVE, "still draws 43 W", address)])
+
+    def test_the_outlet_of_a_strip_is_the_one_that_was_fenced(self):
+        plug = fencetool.VirtualKasa(["storage-a", "storage-b", "spare"])
+        plug.outlets[1].relay = plug.outlets[1].powered = False
+        LAB.call_inside("plug", lambda: plug.start(PLUG))
+        self.addCleanup(plug.stop)
+        address = {"fence_method": "kasa", "fence_ip": PLUG, "fence_ipport": str(plug.address[1])}
+        self.assert_verdicts([(code, words, dict(address, **changes)) for code, words, changes in (
+            (DEAD, "power=off", {"nodename": "storage-b"}),
+            (ALIVE, "power=on", {"nodename": "storage-a"}),
+            (DEAD, "power=off", {"nodename": "x", "fence_plug": "2"}),
+            (ALIVE, "power=on", {"nodename": "storage-b", "fence_plug": "3"}),
+            (UNKNOWN, "power=unknown", {"nodename": "storage-c"}))])
+        self.assertFalse(any("set_relay_state" in str(request) for request in plug.requests))
+
+    def test_an_agent_that_lies_hangs_or_is_missing_proves_nothing(self):
+        cases = [(UNKNOWN, "and printed 'Status: ON'", "echo Status: ON; exit 2"),
+                 (UNKNOWN, "with code 2 and printed ''", "exit 2"),
+                 (UNKNOWN, "with code 1", "echo Status: OFF; exit 1"),
+                 (UNKNOWN, "with code -9", "echo Status: OFF; kill -9 $$"),
+                 (UNKNOWN, "did not end within", "sleep 20"),
+                 (UNKNOWN, "with code 1", "head -c 100000 /dev/urandom; exit 1"),
+                 (UNKNOWN, "Connection timed-out", "echo Connection timed out >&2; exit 1"),
+                 (DEAD, "power=off", "echo Status: OFF; exit 2"),
+                 (ALIVE, "power=on", "echo Status: ON; exit 0")]
+        address = {"fence_ip": "10.88.0.1", "nodename": "storage-b"}
+        self.assert_verdicts([
+            (code, words, dict(address, fence_method=self.script("fence_case%d" % number, text)))
+            for number, (code, words, text) in enumerate(cases)]
+            + [(UNKNOWN, "cannot run fence_nosuch_agent: No such file",
+                dict(address, fence_method="fence_nosuch_agent"))])
+
+    def test_an_agents_password_is_only_on_its_stdin(self):
+        log = os.path.join(self.folder, "log")
+        method = self.script("fence_logger", (
+            'echo "argv: $0 $*" > {0}; env >> {0}; echo stdin: >> {0}; cat >> {0}\n'
+            'echo "login failed for s3cret-pa55" >&2\n'
+            'printf "%0200d s3cret-pa55" 0 | head -c 206 >&2\n'
+            'exit 1\n').format(log))
+        parameters = {"fence_method": method, "fence_ip": "10.88.0.1", "nodename": "storage-b",
+                      "fence_user": "admin", "target_mgmt_ip": NOBODY, "fence_options":
+                      "cipher=3,passwd=an0ther", "verbose_level": "2"}
+        for secret in ({"fence_pass": "s3cret-pa55"}, {"password": "s3cret-pa55"},
+                       {"password_script": self.script("secret", "echo s3cret-pa55\n")}):
+            result = LAB.check("check", dict(parameters, action="status", **dict(QUICK, **secret)),
+                               before=("env", "PCMK_service=pacemaker-fenced"))
+            with open(log) as handle:
+                told, stdin = handle.read().split("stdin:\n")
+            self.assertEqual(result.code, UNKNOWN, result)
+            self.assertNotIn("PCMK_service", told)
+            self.assertNotIn("s3cret", told)
+            self.assertTrue(told.startswith("argv: %s \n" % method), told)
+            for line in ("action=status", "password=s3cret-pa55", "username=admin", "cipher=3",
+                         "plug=storage-b", "ip=10.88.0.1", "passwd=an0ther"):
+                self.assertIn(line + "\n", stdin)
+            self.assertNotIn("s3cret", result.out + result.err)
+            self.assertNotIn("an0ther", result.out + result.err)
+
+    def test_a_real_bmc_is_asked_through_fence_ipmilan(self):
+        support.require_program("fence_ipmilan")
+        support.require_program("ipmitool")
+        simulator = support.require_program("ipmi_sim")
+        state = os.path.join(self.folder, "power")
+        self.write("power", "0\n")
+        self.script("chassis", (
+            'case "$1 $2" in "get power") echo power:$(cat %s);; esac; exit 0\n' % state))
+        self.write("lan.conf", LAN_CONF % (PLUG, os.path.join(self.folder, "chassis")))
+        self.write("cmd.emu", CMD_EMU)
+        child = subprocess.Popen(
+            LAB.argv("plug", simulator, "-n", "-c", self.folder + "/lan.conf", "-f",
+                     self.folder + "/cmd.emu", "-s", self.folder), stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self.addCleanup(child.wait)
+        self.addCleanup(child.kill)
+        address = {"fence_method": "ipmi", "fence_ip": PLUG, "fence_ipport": "9623",
+                   "fence_user": "admin", "fence_pass": "secret", "fence_options": "cipher=3",
+                   "nodename": "storage-b"}
+        self.wait_for_bmc(address)
+        (dead, live), _ = self.assert_verdicts([
+            (DEAD, "STONITH device (ipmi @ %s): power=off" % PLUG, address),
+            (UNKNOWN, "power=unknown", dict(address, fence_pass="wrong"))])
+        print("\nipmi: status of a dead node %.2f s, of a live node %.2f s"
+              % (dead.seconds, live.seconds), file=sys.stderr)
+        self.assert_success(LAB.check("check", dict(
+            address, action="monitor", target_mgmt_ip=NOBODY)))
+        self.write("power", "1\n")
+        self.assert_verdicts([(ALIVE, "power=on", address)])
+        child.kill()
+        child.wait()
+        self.assert_verdicts([(UNKNOWN, "fence_ipmilan did not end within 2 s", address)])
+
+    def wait_for_bmc(self, address):
+        for _ in range(50):
+            if "power=off" in LAB.check("check", dict(
+                    address, action="status", target_mgmt_ip="10.77.0.2", shell_timeout="2")).out:
+                return
+        self.fail("ipmi_sim does not answer")
+
+    def write(self, name, text):
+        with open(os.path.join(self.folder, name), "w") as handle:
+            handle.write(text)
+
+
+LAN_CONF = """name "bmc1"
+set_working_mc 0x20
+  startlan 1
+    addr %s 9623
+    priv_limit admin
+    allowed_auths_callback none md2 md5 straight
+    allowed_auths_user none md2 md5 straight
+    allowed_auths_operator none md2 md5 straight
+    allowed_auths_admin none md2 md5 straight
+    guid a123456789abcdefa123456789abcdef
+  endlan
+  chassis_control "%s"
+  user 1 true  ""      "test"   user  10 none md2 md5 straight
+  user 2 true  "admin" "secret" admin 10 none md2 md5 straight
+"""
+CMD_EMU = """mc_setbmc 0x20
+mc_add 0x20 0 no-device-sdrs 0x23 9 8 0x9f 0x1291 0xf02
+sel_enable 0x20 1000 0x0a
+mc_enable 0x20
+"""
+
+
+class TimeTest(LabTest):
+    DEAD_NETWORKS = {"target_mgmt_ip": NOBODY, "target_storage_ip": "10.76.0.9",
+                     "target_client_ips": "10.77.0.96"}
+
+    def test_the_times_that_an_administrator_may_rely_on(self):
+        _, address = self.start_plug(state=False)
+        start = min(LAB.check("check", {"action": "metadata"}).seconds for _ in range(3))
+        live = {"target_mgmt_ip": "10.77.0.2", "target_storage_ip": "10.76.0.2"}
+        figures = [("metadata (the start of it all)", start, start)]
+        for name, bound, code, parameters in (
+                ("status of a live node", start + 0.3, ALIVE, dict(live, action="status")),
+                ("status of a dead node", 2.5, DEAD, dict(self.DEAD_NETWORKS, action="status")),
+                ("off, verify_wait=1, three silent networks", 1 + 2.5, 0,
+                 dict(self.DEAD_NETWORKS, action="off", verify_wait="1")),
+                ("off, early_exit=3, three silent networks", 4, 0,
+                 dict(self.DEAD_NETWORKS, action="off", early_exit="3")),
+                ("status of a node that drops ICMP", 3, ALIVE,
+                 {"target_mgmt_ip": "10.77.0.3", "action": "status"}),
+                ("monitor", start + 2.5, 0, dict(live, action="monitor"))):
+            with self.subTest(name):
+                result = self.within(
+                    bound, lambda parameters=parameters: LAB.check("check", dict(
+                        address, **parameters)))
+                self.assertEqual((result.code, result.err), (code, ""), result)
+                figures.append((name, result.seconds, bound))
+        print("".join("\n%-45s %.2f s (bound %.2f s)" % figure for figure in figures),
+              file=sys.stderr)
+
+    def test_a_stale_neighbour_entry_neither_delays_nor_reverses_the_verdict(self):
+        _, address = self.start_plug(state=False)
+        address.update(action="status", target_mgmt_ip="10.77.0.20")
+        LAB.add("mortal")
+        LAB.plug_in("mortal", "switch", "10.77.0.20/24")
+        self.assertEqual(LAB.check("check", address).code, ALIVE)
+        self.assertIn("REACHABLE", LAB.inside("check", "ip", "neigh", "show", "10.77.0.20"))
+        LAB.inside("mortal", "ip", "link", "set", "eth0", "down")
+        result = self.within(2.5, lambda: LAB.check("check", address))
+        self.assertEqual(result.code, DEAD, result)
+
+    def test_off_waits_for_a_node_that_dies_late(self):
+        _, address = self.start_plug(state=False)
+        address.update(action="off", target_mgmt_ip="10.77.0.21", verify_wait="0")
+        LAB.add("late")
+        LAB.plug_in("late", "switch", "10.77.0.21/24")
+        check, _ = support.at_once([
+            lambda: LAB.check("check", dict(address, verbose="1")),
+            lambda: LAB.inside("late", "sh", "-c", "sleep 2; ip link set eth0 down")])
+        self.assertEqual((check.code, check.out), (0, "Success: storage-b is proven dead\n"))
+        self.assertIn("alive: Management 10.77.0.21: reachable", check.err)
+
+    def test_a_link_that_flaps_during_the_look_proves_nothing(self):
+        _, address = self.start_plug(state=False)
+        LAB.cable("check", "flaps", "hole", "flaps")
+        LAB.address("check", "flaps", "10.72.0.1/24")
+        address.update(action="status", target_storage_ip="10.72.0.2", ping_timeout="3")
+        check, _ = support.at_once([
+            lambda: LAB.check("check", address),
+            lambda: LAB.inside("hole", "sh", "-c", "sleep 1; ip link set flaps down; sleep 0.1; "
+                               "ip link set flaps up")])
+        self.assertEqual(check.code, UNKNOWN, check)
+        self.assertIn("it changed during the look", check.out)
+
+
+class OutputTest(LabTest):
+    def test_status_has_the_promised_shape(self):
+        _, address = self.start_plug(state=True)
+        result = LAB.check("check", dict(
+            address, target_mgmt_ip="10.77.0.2", target_storage_ip="10.76.0.2",
+            target_client_ips="10.77.0.8,10.78.0.2", action="status"))
+        self.assert_success(result)
+        self.assertEqual(re.sub("  +", "  ", result.out), """fence_check status for storage-b:
+  STONITH device (kasa @ 10.77.0.9): power=on
+  Management 10.77.0.2: reachable
+  Storage 10.76.0.2: reachable
+  Client 10.77.0.8: reachable
+  Client 10.78.0.2: reachable
+Status: ON
+""")
+
+    def test_the_log_holds_every_evidence_and_the_verdict(self):
+        _, address = self.start_plug(state=False)
+        log = os.path.join(self.folder, "debug")
+        LAB.check("check", dict(address, target_mgmt_ip=NOBODY, target_storage_ip="10.76.0.9",
+                                action="off", verify_wait="0", debug_file=log))
+        with open(log) as handle:
+            text = handle.read()
+        for words in ("evidence target=storage-b finding=dead STONITH device (kasa @ 10.77.0.9): "
+                      "power=off", "finding=dead Management 10.77.0.99: unreachable",
+                      "finding=dead Storage 10.76.0.9: unreachable (no witness: route and carrier "
+                      "of direct must do)", "action=off target=storage-b",
+                      "storage-b is proven dead"):
+            self.assertIn(words, text)
+
+    def test_a_failure_says_what_to_look_at_first(self):
+        cases = ((False, "10.77.0.2", "is there a UPS"), (True, NOBODY, "the right outlet"),
+                 (False, "10.74.0.2", "this machine's link, route"))
+        plugs = [self.start_plug(state)[1] for state, _, _ in cases]
+        calls = [lambda address=address, target=target: LAB.check("check", dict(
+            address, target_storage_ip=target, action="off", verify_wait="0", **dict(
+                QUICK, power_timeout="2"))) for address, (_, target, _) in zip(plugs, cases)]
+        for result, (_, _, words) in zip(support.at_once(calls), cases):
+            self.assert_failure(result, "off storage-b", words)
+
+
+class MonitorTest(LabTest):
+    def monitors(self, *cases):
+        """Return the results of some monitors, [(checker, parameters)], at once."""
+        return support.at_once([lambda case=case: LAB.check(case[0], dict(
+            QUICK, action="monitor", **case[1])) for case in cases])
+
+    def test_monitor_does_not_care_whether_the_node_is_up(self):
+        cases = []
+        for state, target in ((True, "10.77.0.2"), (False, NOBODY), (False, "10.77.0.2")):
+            _, address = self.start_plug(state)
+            del address["nodename"]  # Pacemaker names no node to monitor
+            cases.append(("check", dict(address, target_mgmt_ip=target, direct_networks="storage",
+                                        target_storage_ip="10.74.0.2")))
+        for result in self.monitors(*cases):
+            self.assert_success(result)
+
+    def test_monitor_fails_where_the_check_could_prove_nothing(self):
+        _, address = self.start_plug(False)
+        cases = (
+            ("dark has no carrier", "check", {"target_storage_ip": "10.74.0.2"}),
+            ("a witness there must answer", "check", {"target_ips": "far=10.78.0.2"}),
+            ("10.75.0.8 is silent too", "check",
+             {"target_storage_ip": "10.75.0.2", "witness_ips": "storage=10.75.0.8"}),
+            ("cannot send", "no-output", {"target_mgmt_ip": "10.77.0.2"}),
+            ("own", "check", {"target_mgmt_ip": "10.77.0.1"}),
+            ("no connection", "check", {"target_mgmt_ip": "10.77.0.2", "fence_ipport": "1"}))
+        results = self.monitors(*[(checker, dict(address, **parameters))
+                                  for _, checker, parameters in cases])
+        for (words, _, _), result in zip(cases, results):
+            with self.subTest(words=words):
+                self.assert_failure(result, words)
+
+    def test_without_root_life_is_seen_and_death_is_not(self):
+        """With datagram sockets where the kernel lets this user have them, else by ping."""
+        support.require_program("ping")
+        # The system's own: this user may not be able to read the one that runs the tests.
+        python = "/usr/bin/python3"
+        support.require(os.access(python, os.X_OK), python + " is not there")
+        _, address = self.start_plug(False)
+        copy = os.path.join(self.folder, "fencetool.py")
+        shutil.copy(support.SCRIPT, copy)
+        nobody = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
+        for group_range, means in (("0 2147483647", "datagram"), ("1 0", "ping")):
+            LAB.inside("check", "sysctl", "-qw", "net.ipv4.ping_group_range=" + group_range)
+            for target, code in (("10.77.0.2", ALIVE), (NOBODY, UNKNOWN)):
+                lines = "".join("%s=%s\n" % item for item in dict(
+                    address, action="status", target_mgmt_ip=target, **QUICK).items())
+                result = support.run(LAB.argv("check", *nobody) + [
+                    python, "-IS", copy, "fence_check"], stdin=lines,
+                    environment=dict(os.environ))
+                with self.subTest(means=means, target=target):
+                    self.assertEqual(result.code, code, result)
+                    self.assertEqual("run it as root" in result.out, code == UNKNOWN)
+
+
+class ClusterTest(LabTest):
+    def test_a_node_alone_is_looked_up_in_the_cluster(self):
+        """A cibadmin of the test's own stands in the place of the real one, in its own mounts."""
+        cibadmin = support.require_program("cibadmin")
+        _, address = self.start_plug(False)
+        pairs = dict(address, target_mgmt_ip=NOBODY, pcmk_host_list="storage-a storage-b")
+        del pairs["nodename"]
+        answer = "<primitive type=\"fence_check\"><instance_attributes>%s</instance_attributes>" \
+            "</primitive>" % "".join("<nvpair name=\"%s\" value=\"%s\"/>" % item
+                                     for item in pairs.items())
+        fake = self.script("cibadmin", "cat <<'END'\n%s\nEND\n" % answer)
+
+        def check(*arguments):
+            words = [sys.executable, "-IS", support.SCRIPT, "fence_check"] + list(arguments)
+            return support.run(LAB.argv(
+                "check", "sh", "-c", 'mount --bind "$1" "$2" && shift 2 && exec "$@"', "sh", fake,
+                cibadmin, *words), environment=dict(os.environ))
+        result = check("-o", "status", "-n", "storage-b")
+        self.assertEqual((result.code, result.err), (DEAD, ""), result)
+        self.assertIn("status for storage-b:", result.out)
+        result = check("-n", "storage-c")
+        self.assert_failure(result, "0 fence_check devices for 'storage-c'")
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,155 @@
+"""The packets of a look, and what it sees through a network that loses some of them."""
+import re
+import socket
+import struct
+import sys
+import unittest
+
+import fencetool
+from tests import netlab, support
+
+MARKER = b"12345678"
+MAC = bytes.fromhex("020000000001")
+V4, V6 = socket.AF_INET, socket.AF_INET6
+
+
+def address(text):
+    return socket.inet_pton(V6 if ":" in text else V4, text)
+
+
+def reply_to(family, request):
+    """Return the echo reply to a request, without a right checksum."""
+    return bytes([fencetool.ICMP[family].reply]) + request[1:]
+
+
+def error_about(family, request, target, kind):
+    """Return the ICMP error of that kind about an echo request to target."""
+    if family == V4:
+        header = struct.pack(">BBHHHBBH", 0x45, 0, 28, 0, 0, 64, 1, 0) + bytes(4) + address(target)
+    else:
+        header = struct.pack(">IHBB", 6 << 28, 24, 58, 64) + bytes(16) + address(target)
+    return bytes(kind) + bytes(6) + header + request
+
+
+class EchoTest(unittest.TestCase):
+    def test_a_request_to_ipv4_has_a_right_checksum(self):
+        for sequence in (0, 1, 49):
+            for marker in (MARKER, bytes(8), b"\xff" * 8):
+                request = fencetool.build_echo(V4, marker, sequence)
+                total = sum(struct.unpack(">%dH" % (len(request) // 2), request))
+                while total >> 16:
+                    total = (total & 0xFFFF) + (total >> 16)
+                self.assertEqual(total, 0xFFFF)
+
+    def test_only_the_reply_brings_the_marker_back(self):
+        for family in (V4, V6):
+            request = fencetool.build_echo(family, MARKER, 3)
+            self.assertEqual(fencetool.parse_echo_reply(family, reply_to(family, request)), MARKER)
+            # Not the request itself, as a machine sees what it sends to itself; nor a part of it.
+            for other in (request, b"", reply_to(family, request)[:12], b"\3\1" + request[2:]):
+                self.assertNotEqual(fencetool.parse_echo_reply(family, other), MARKER)
+
+    def test_the_reply_of_one_family_is_none_of_the_other(self):
+        for family, other in ((V4, V6), (V6, V4)):
+            request = fencetool.build_echo(family, MARKER, 0)
+            self.assertEqual(fencetool.parse_echo_reply(other, reply_to(family, request)), b"")
+
+
+class IcmpErrorTest(unittest.TestCase):
+    def test_an_error_tells_its_kind_its_target_and_whose_echo_it_is(self):
+        for family, target, kind in ((V4, "10.0.0.2", (3, 1)), (V4, "10.0.0.2", (11, 0)),
+                                     (V6, "fd00::2", (1, 3)), (V6, "fd00::2", (3, 0))):
+            request = fencetool.build_echo(family, MARKER, 0)
+            self.assertEqual(
+                fencetool.parse_icmp_error(family, error_about(family, request, target, kind)),
+                (kind, address(target), MARKER[:2]))
+            # The eight bytes that every router quotes are enough.
+            short = error_about(family, request[:8], target, kind)
+            self.assertEqual(fencetool.parse_icmp_error(family, short)[2], MARKER[:2])
+
+    def test_other_messages_and_torn_ones_are_no_error_of_ours(self):
+        for family, target in ((V4, "10.0.0.2"), (V6, "fd00::2")):
+            request = fencetool.build_echo(family, MARKER, 0)
+            whole = error_about(family, request, target, (3, 1))
+            self.assertIsNone(fencetool.parse_icmp_error(family, request))
+            self.assertIsNone(fencetool.parse_icmp_error(
+                family, error_about(family, reply_to(family, request), target, (3, 1))))
+            for length in range(len(whole)):
+                found = fencetool.parse_icmp_error(family, whole[:length])
+                self.assertIn(found and found[2], (None, b"", MARKER[:1], MARKER[:2]))
+
+
+class NeighbourTest(unittest.TestCase):
+    def test_an_arp_request_asks_who_has_the_target(self):
+        self.assertEqual(
+            fencetool.build_arp_request(MAC, address("10.0.0.1"), address("10.0.0.2")).hex(),
+            "0001080006040001" "020000000001" "0a000001" "000000000000" "0a000002")
+
+    def test_the_sender_of_an_arp_packet_is_read_and_nothing_else(self):
+        reply = bytes.fromhex("0001080006040002" "020000000002" "0a000002" "020000000001"
+                              "0a000001")
+        self.assertEqual(fencetool.parse_arp_sender(reply + bytes(18)), address("10.0.0.2"))
+        for other in (b"", reply[:10], b"\0\6" + reply[2:]):
+            self.assertNotEqual(fencetool.parse_arp_sender(other), address("10.0.0.2"))
+
+    def test_a_neighbour_is_asked_at_its_solicited_node_address(self):
+        message, group = fencetool.build_neighbour_solicitation(MAC, address("fd77::12:3456"))
+        self.assertEqual(group, "ff02::1:ff12:3456")
+        self.assertEqual(message.hex(), "8700000000000000" + address("fd77::12:3456").hex()
+                         + "0101020000000001")
+
+    def test_an_advertisement_names_its_address_and_a_solicitation_does_not(self):
+        solicitation, _ = fencetool.build_neighbour_solicitation(MAC, address("fd77::2"))
+        self.assertEqual(fencetool.parse_neighbour_advertisement(b"\x88" + solicitation[1:]),
+                         address("fd77::2"))
+        self.assertEqual(fencetool.parse_neighbour_advertisement(solicitation), b"")
+
+
+class NetlinkTest(unittest.TestCase):
+    def test_an_error_of_the_kernel_is_an_error_here(self):
+        answer = struct.pack("IHHIIi", 36, fencetool.NETLINK_ERROR, 0, 1, 0, -101) + bytes(16)
+        with self.assertRaises(OSError) as caught:
+            fencetool.parse_netlink(answer, fencetool.ROUTE_BODY)
+        self.assertEqual(caught.exception.errno, 101)
+
+    def test_attributes_are_read_to_the_length_that_the_answer_tells(self):
+        body = struct.pack(fencetool.ROUTE_BODY, 2, 32, 0, 0, 254, 2, 0, 1, 0)
+        parts = struct.pack("HHi", 8, fencetool.ROUTE_INTERFACE, 7)
+        parts += struct.pack("HH2s", 6, 99, b"ab")
+        answer = struct.pack("IHHII", 16 + len(body) + len(parts) + 2, 24, 0, 1, 0) + body + parts
+        fields, found = fencetool.parse_netlink(answer + b"\0\0" + bytes(40), fencetool.ROUTE_BODY)
+        self.assertEqual((fields[7], found), (1, {4: struct.pack("i", 7), 99: b"ab"}))
+
+    def test_the_path_to_loopback_is_this_machines_own(self):
+        with self.assertRaisesRegex(fencetool.Unreachable, "this machine's own"):
+            fencetool.System("test").find_path(V4, address("127.0.0.1"))
+
+
+class LossTest(unittest.TestCase):
+    """A bad network: every third packet is lost, in both directions."""
+
+    ADDRESSES = 200
+
+    def test_a_live_host_is_seen_through_30_percent_loss_every_time(self):
+        lab = netlab.Lab()
+        self.addCleanup(lab.close)
+        lab.add("check", "node")
+        lab.cable("check", "eth0", "node", "eth0")
+        lab.address("check", "eth0", "10.77.0.254/24")
+        addresses = ["10.77.0.%d" % number for number in range(1, self.ADDRESSES + 1)]
+        lab.inside("node", "ip", "-batch", "-", stdin="".join(
+            "address add %s/24 dev eth0\n" % one for one in addresses))
+        lab.inside("node", "nft", "-f", "-", stdin="table netdev t {\n%s\n}" % "\n".join(
+            'chain %s { type filter hook %s device "eth0" priority 0; policy accept; '
+            "numgen random mod 100 < 30 drop; }" % (hook, hook) for hook in ("ingress", "egress")))
+        result = lab.check("check", {
+            "action": "status", "fence_method": "fence_nosuch", "fence_ip": "10.77.0.9",
+            "target_client_ips": ",".join(addresses), "stonith_status_sleep": "200ms"})
+        seen = re.findall("(?m)^  Client .*: reachable(.*)$", result.out)
+        print("\n30 %% loss each way: %d of %d seen alive, %d of them by echo, in %.2f s" % (
+            len(seen), self.ADDRESSES, seen.count(""), result.seconds), file=sys.stderr)
+        self.assertEqual((result.code, len(seen)), (0, self.ADDRESSES), result.out[-2000:])
+
+
+if __name__ == "__main__":
+    unittest.main()
