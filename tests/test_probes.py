@@ -6,7 +6,7 @@ import sys
 import unittest
 
 import fencetool
-from tests import netlab, support
+from tests import netlab
 
 MARKER = b"12345678"
 MAC = bytes.fromhex("020000000001")
