@@ -66,7 +66,7 @@ MAX_SHOWN_CHARACTERS = 80  # of a foreign reply in an error message
 
 UNTIL_DEADLINE = -1        # tries without a limit of their own
 READ_ATTEMPTS = 2          # of status, monitor and list: one lost reply must not fail a monitor
-SHORTEST_LOOK_SECONDS = 0.5  # with less, only the end of our own patience would be reported
+SHORTEST_EXCHANGE_SECONDS = 0.5  # with less, only the end of our own patience would be reported
 SHORTEST_PAUSE_SECONDS = 0.2
 OFF_READINGS = 2           # see confirm_power
 REBOOT_OFF_SECONDS = 3.0   # see run_reboot
@@ -2614,7 +2614,7 @@ class Job:
 
     def pause(self, deadline):
         """Wait between two looks; return False when there is no time for another whole one."""
-        if deadline.left() <= self.settings.stonith_status_sleep + SHORTEST_LOOK_SECONDS:
+        if deadline.left() <= self.settings.stonith_status_sleep + SHORTEST_EXCHANGE_SECONDS:
             return False
         self.system.sleep(self.settings.stonith_status_sleep)
         return True

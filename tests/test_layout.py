@@ -63,6 +63,13 @@ class Layout(unittest.TestCase):
                 found.setdefault(name, self.section_at(node.lineno))
         return found
 
+    def test_no_name_is_defined_twice(self):
+        names = [node.name for node in self.tree.body
+                 if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
+        names += [target.id for node in self.tree.body if isinstance(node, ast.Assign)
+                  for target in node.targets if isinstance(target, ast.Name)]
+        self.assertEqual(sorted(name for name in set(names) if names.count(name) > 1), [])
+
     def test_banners_stand_in_their_order_with_their_titles(self):
         numbers = [number for number, _, _ in self.banners]
         self.assertEqual(numbers, sorted(set(numbers)))
