@@ -582,7 +582,7 @@ PARAMS = (
     param("verify_wait", SECONDS, "Seconds that off gives the node to go down", default="10"),
     param("early_exit", SECONDS, "Seconds of unbroken proof after which off need not wait on; 0: "
           "it waits for verify_wait", default="0"),
-    param("ping_count", INTEGER, "Questions to each address in one look", default="10"),
+    param("ping_count", INTEGER, "Questions to each address in one look", default="20"),
     param("ping_timeout", SECONDS, "Seconds of one look", default="1.5"),
     param("arp_check", BOOLEAN, "Ask by ARP and neighbour discovery too: it shows a node that "
           "drops ICMP", default="1"),

@@ -50,18 +50,23 @@ def build_lab(lab):
             ("rejects", 4, [("input", "icmp type echo-request reject with icmp type "
                              "admin-prohibited")], "inet"),
             ("ignores", 5, [], "inet"), ("deaf", 6, [("input", "drop")], "arp"),
-            ("drops6", 7, [("input", "drop")], "ip6")):
+            ("drops6", 7, [("input", "drop")], "ip6"),
+            ("loses", 10, [("input", "icmp type echo-request numgen inc mod 4 < 3 drop")],
+             "inet")):
         lab.add(name)
         lab.plug_in(name, "switch", "10.77.0.%d/24" % number, "fd77::%d/64" % number)
         lab.firewall(name, rules, family)
+    # The alone are for what routers tell: each machine five times, then once a second.
+    lab.add("alone", "alone2")
+    for name, number in (("alone", 21), ("alone2", 22)):
+        lab.plug_in(name, "switch", "10.77.0.%d/24" % number)
+        lab.inside(name, "ip", "route", "add", "default", "via", "10.77.0.254")
     lab.inside("ignores", "sysctl", "-qw", "net.ipv4.icmp_echo_ignore_all=1")
     build_routes(lab)
     # Checkers with a firewall of their own.
     for number, (name, hook, rule) in enumerate((
             ("no-input", "input", NO_ICMP + " drop"), ("no-output", "output", NO_ICMP + " drop"),
-            ("rejects-out", "output", NO_ICMP + " reject"),
-            # A router tells each machine about a missing route five times, then once a second.
-            ("alone", "input", "accept"), ("alone2", "input", "accept"))):
+            ("rejects-out", "output", NO_ICMP + " reject"))):
         lab.add(name)
         lab.plug_in(name, "switch", "10.77.0.%d/24" % (11 + number))
         lab.firewall(name, [(hook, rule)])
@@ -122,6 +127,8 @@ SITUATIONS = (
         target_mgmt_ip="10.77.0.98"),
     row("target drops all input", ALIVE, "10.77.0.3: reachable (ARP only: ICMP is filtered)",
         target_mgmt_ip="10.77.0.3"),
+    row("target answers ARP at once and echo late", ALIVE, "10.77.0.10: reachable\n",
+        target_mgmt_ip="10.77.0.10"),
     row("target ignores echo", ALIVE, "10.77.0.5: reachable (ARP only: ICMP is filtered)",
         target_mgmt_ip="10.77.0.5"),
     row("target rejects with an ICMP error", ALIVE, "reachable (it rejects ICMP echo",
@@ -222,11 +229,11 @@ class LabTest(support.AgentTest):
     def tearDownClass(cls):
         shutil.rmtree(cls.folder, ignore_errors=True)
 
-    def start_plug(self, state, host=PLUG, **options):
+    def start_plug(self, state, host=PLUG, machine="plug", **options):
         """Start a Kasa plug in its namespace; return it and the parameters that reach it."""
         plug = fencetool.VirtualKasa(["storage-b"], **options)
         plug.outlets[0].relay = plug.outlets[0].powered = state
-        LAB.call_inside("plug", lambda: plug.start(host))
+        LAB.call_inside(machine, lambda: plug.start(host))
         self.addCleanup(plug.stop)
         return plug, {"fence_method": "kasa", "fence_ip": host, "nodename": "storage-b",
                       "fence_ipport": str(plug.address[1])}
@@ -299,6 +306,14 @@ class SituationTest(LabTest):
             address, action="off", target_ips="net=10.79.0.2", witness_ips="net=10.78.0.8",
             verify_wait="0", **dict(QUICK, power_timeout="4")))
         self.assert_failure(result, "10.77.0.254 answers with ICMP error 3.0")
+
+
+    def test_a_device_behind_a_router_is_no_witness_for_others_there(self):
+        _, address = self.start_plug(state=False, host="10.78.0.2", machine="far")
+        result = LAB.check("check", dict(address, action="status", target_ips="far=10.78.0.99",
+                                         **QUICK))
+        self.assertEqual(result.code, UNKNOWN, result)
+        self.assertIn("a witness there must answer", result.out)
 
 
 class PowerTest(LabTest):
@@ -379,8 +394,8 @@ class PowerTest(LabTest):
         log = os.path.join(self.folder, "log")
         method = self.script("fence_logger", (
             'echo "argv: $0 $*" > {0}; env >> {0}; echo stdin: >> {0}; cat >> {0}\n'
-            'echo "login failed for s3cret-pa55" >&2\n'
-            'printf "%0200d s3cret-pa55" 0 | head -c 206 >&2\n'
+            # So that the place where the message is cut lies within the password.
+            'printf "%075ds3cret-pa55" 0 >&2\n'
             'exit 1\n').format(log))
         parameters = {"fence_method": method, "fence_ip": "10.88.0.1", "nodename": "storage-b",
                       "fence_user": "admin", "target_mgmt_ip": NOBODY, "fence_options":
@@ -498,25 +513,25 @@ class TimeTest(LabTest):
 
     def test_a_stale_neighbour_entry_neither_delays_nor_reverses_the_verdict(self):
         _, address = self.start_plug(state=False)
-        address.update(action="status", target_mgmt_ip="10.77.0.20")
+        address.update(action="status", target_mgmt_ip="10.77.0.30")
         LAB.add("mortal")
-        LAB.plug_in("mortal", "switch", "10.77.0.20/24")
+        LAB.plug_in("mortal", "switch", "10.77.0.30/24")
         self.assertEqual(LAB.check("check", address).code, ALIVE)
-        self.assertIn("REACHABLE", LAB.inside("check", "ip", "neigh", "show", "10.77.0.20"))
+        self.assertIn("REACHABLE", LAB.inside("check", "ip", "neigh", "show", "10.77.0.30"))
         LAB.inside("mortal", "ip", "link", "set", "eth0", "down")
         result = self.within(2.5, lambda: LAB.check("check", address))
         self.assertEqual(result.code, DEAD, result)
 
     def test_off_waits_for_a_node_that_dies_late(self):
         _, address = self.start_plug(state=False)
-        address.update(action="off", target_mgmt_ip="10.77.0.21", verify_wait="0")
+        address.update(action="off", target_mgmt_ip="10.77.0.31", verify_wait="0")
         LAB.add("late")
-        LAB.plug_in("late", "switch", "10.77.0.21/24")
+        LAB.plug_in("late", "switch", "10.77.0.31/24")
         check, _ = support.at_once([
             lambda: LAB.check("check", dict(address, verbose="1")),
             lambda: LAB.inside("late", "sh", "-c", "sleep 2; ip link set eth0 down")])
         self.assertEqual((check.code, check.out), (0, "Success: storage-b is proven dead\n"))
-        self.assertIn("alive: Management 10.77.0.21: reachable", check.err)
+        self.assertIn("alive: Management 10.77.0.31: reachable", check.err)
 
     def test_a_link_that_flaps_during_the_look_proves_nothing(self):
         _, address = self.start_plug(state=False)
@@ -597,6 +612,8 @@ class MonitorTest(LabTest):
              {"target_storage_ip": "10.75.0.2", "witness_ips": "storage=10.75.0.8"}),
             ("cannot send", "no-output", {"target_mgmt_ip": "10.77.0.2"}),
             ("own", "check", {"target_mgmt_ip": "10.77.0.1"}),
+            ("Connection no answer", "check", {"target_mgmt_ip": "10.77.0.2", "fence_method":
+             self.script("fence_late", "echo Connection timed out >&2; exit 1\n")}),
             ("no connection", "check", {"target_mgmt_ip": "10.77.0.2", "fence_ipport": "1"}))
         results = self.monitors(*[(checker, dict(address, **parameters))
                                   for _, checker, parameters in cases])
@@ -616,9 +633,11 @@ class MonitorTest(LabTest):
         nobody = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
         for group_range, means in (("0 2147483647", "datagram"), ("1 0", "ping")):
             LAB.inside("check", "sysctl", "-qw", "net.ipv4.ping_group_range=" + group_range)
-            for target, code in (("10.77.0.2", ALIVE), (NOBODY, UNKNOWN)):
+            for target, arp, code in (("10.77.0.2", "1", ALIVE), (NOBODY, "1", UNKNOWN),
+                                      (NOBODY, "0", UNKNOWN)):
                 lines = "".join("%s=%s\n" % item for item in dict(
-                    address, action="status", target_mgmt_ip=target, **QUICK).items())
+                    address, action="status", target_mgmt_ip=target, arp_check=arp,
+                    **QUICK).items())
                 result = support.run(LAB.argv("check", *nobody) + [
                     python, "-IS", copy, "fence_check"], stdin=lines,
                     environment=dict(os.environ))

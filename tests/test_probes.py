@@ -3,6 +3,7 @@ import re
 import socket
 import struct
 import sys
+import types
 import unittest
 
 import fencetool
@@ -103,6 +104,66 @@ class NeighbourTest(unittest.TestCase):
         self.assertEqual(fencetool.parse_neighbour_advertisement(b"\x88" + solicitation[1:]),
                          address("fd77::2"))
         self.assertEqual(fencetool.parse_neighbour_advertisement(solicitation), b"")
+
+
+class MatchingTest(unittest.TestCase):
+    """What a look makes of packets, its own and others'."""
+
+    def setUp(self):
+        self.look = fencetool.Look(None, types.SimpleNamespace(
+            targets=[fencetool.Target("Storage", "10.0.0.2"), fencetool.Target("six", "fd00::2")],
+            witnesses=[fencetool.Target("Storage", "10.0.0.9")]), {})
+        self.look.marker = MARKER
+        self.four, self.witness, self.six = (
+            self.look.by_packed[address(one)] for one in ("10.0.0.2", "10.0.0.9", "fd00::2"))
+
+    def take(self, family, packet, sender):
+        self.look._take(types.SimpleNamespace(family=family), packet, sender)
+
+    def test_a_reply_counts_for_its_sender_and_with_our_marker_only(self):
+        for family, sight in ((V4, self.four), (V6, self.six)):
+            for marker, sender in ((b"87654321", sight.address), (MARKER[:2] + bytes(6),
+                                   sight.address), (MARKER, "10.0.0.3" if family == V4 else "::3")):
+                self.take(family, reply_to(family, fencetool.build_echo(family, marker, 0)), sender)
+                self.assertFalse(sight.answered())
+            reply = reply_to(family, fencetool.build_echo(family, MARKER, 0))
+            for _ in range(2):  # a duplicate changes nothing
+                self.take(family, reply, sight.address)
+                self.assertTrue(sight.echoed)
+        self.assertFalse(self.witness.answered())
+
+    def test_an_error_counts_for_its_target_and_with_our_marker_only(self):
+        request = fencetool.build_echo(V4, MARKER, 0)
+        other = fencetool.build_echo(V4, b"87654321", 0)
+        self.take(V4, error_about(V4, other, "10.0.0.2", (3, 10)), "10.0.0.2")
+        self.take(V4, error_about(V4, other, "10.0.0.2", (3, 0)), "10.0.0.254")
+        self.take(V4, error_about(V4, request, "10.0.0.7", (3, 0)), "10.0.0.254")
+        self.take(V4, error_about(V4, request, "10.0.0.2", (3, 1)), "10.0.0.254")
+        self.assertEqual((self.four.answered(), self.four.obstacle), (False, ""))
+        self.take(V4, error_about(V4, request, "10.0.0.2", (11, 0)), "10.0.0.254")
+        self.assertEqual(self.four.obstacle,
+                         "no path from here: 10.0.0.254 answers with ICMP error 11.0")
+        self.take(V4, error_about(V4, request, "10.0.0.2", (3, 1)), "10.0.0.2")
+        self.assertTrue(self.four.rejected)
+
+    def test_arp_and_advertisements_count_for_the_address_that_they_name(self):
+        arp = fencetool.build_arp_request(MAC, address("10.0.0.3"), address("10.0.0.2"))
+        self.take(socket.AF_PACKET, arp, "eth0")
+        self.assertFalse(self.four.answered())
+        self.take(socket.AF_PACKET, fencetool.build_arp_request(
+            MAC, address("10.0.0.2"), address("10.0.0.1")), "eth0")
+        self.assertTrue(self.four.neighbour)
+        solicitation, _ = fencetool.build_neighbour_solicitation(MAC, address("fd00::2"))
+        self.take(V6, solicitation, "fe80::1")
+        self.assertFalse(self.six.answered())
+        self.take(V6, b"\x88" + solicitation[1:], "fe80::1")
+        self.assertTrue(self.six.neighbour)
+
+    def test_an_empty_packet_and_noise_are_nothing(self):
+        for family in (V4, V6, socket.AF_PACKET):
+            for packet in (b"", b"\0", b"\3\1", bytes(60), b"\xff" * 60):
+                self.take(family, packet, "fd00::2" if family == V6 else "10.0.0.2")
+        self.assertFalse(any(sight.answered() or sight.obstacle for sight in self.look.sights))
 
 
 class NetlinkTest(unittest.TestCase):
