@@ -695,16 +695,22 @@ def collect_values(pairs, params):
     return values, unknown
 
 
+def parse_value(name, parse, text):
+    """Return parse(text); a UsageError gets the parameter's name in front."""
+    try:
+        return parse(text)
+    except UsageError as error:
+        raise UsageError("%s: %s" % (name, error)) from None
+
+
 def build_settings(values, params, defaults):
     """Return the typed settings of one run; raise UsageError that names a bad parameter."""
     settings = {}
     for row in params:
         text = values.get(row.name, defaults.get(row.name, row.default))
         empty = False if row.kind == BOOLEAN else ""
-        try:
-            settings[row.name] = PARSERS[row.kind](text) if text != "" else empty
-        except UsageError as error:
-            raise UsageError("%s: %s" % (row.name, error)) from None
+        settings[row.name] = (parse_value(row.name, PARSERS[row.kind], text) if text != ""
+                              else empty)
         if row.kind == SELECT and text not in row.choices:
             raise UsageError("%s: %s is none of %s"
                              % (row.name, quote(text), ", ".join(row.choices)))
@@ -1198,8 +1204,8 @@ def parse_tasmota_energy(members):
 def parse_esphome_url(path):
     """Return (switch, PowerState or None) of a /switch/ URL."""
     from urllib.parse import unquote_plus
-    match = re.fullmatch(r"/switch/([^?]+?)(?:/(turn_on|turn_off))?(?:\?.*)?", path)
-    if not match:
+    match = re.fullmatch(r"/switch/([^?]+?)(?:/(turn_on|turn_off|toggle))?(?:\?.*)?", path)
+    if not match or match.group(2) == "toggle":
         raise UsageError("it is not /switch/NAME, /switch/NAME/turn_on or /switch/NAME/turn_off "
                          "(for any other URL set device=url)")
     state = {"turn_on": PowerState.ON, "turn_off": PowerState.OFF}
@@ -1596,35 +1602,22 @@ class System:
         """
         import http.client
         import urllib.request
-
-        def speak_on_stream(host, timeout):
-            speaker = http.client.HTTPConnection(host)
-            speaker.sock = stream
-            return speaker
-
-        class Handler(urllib.request.AbstractHTTPHandler):
-            http_request = urllib.request.AbstractHTTPHandler.do_request_
-
-            def http_open(self, request):
-                return self.do_open(speak_on_stream, request)
-        # With this handler alone there are no redirects, no proxies, no cookies and no logins.
-        opener = urllib.request.OpenerDirector()
-        opener.addheaders = []
-        opener.add_handler(Handler())
+        stream = HttpStream(deadline)
+        opener = build_http_opener(stream)
         request = urllib.request.Request("http://device" + path, headers=headers, method=method,
                                          data=b"" if method == "POST" else None)
-        connection = connect()
-        stream = HttpStream(connection, deadline)
+        stream.connection = connect()
         try:
             response = opener.open(request)
             body = stream.read_body(response, silence_s)
         except http.client.RemoteDisconnected as error:
-            raise Unreachable("device closed the connection without an answer") from error
+            raise Unreachable("device closed the connection without an answer (a Tasmota with "
+                              "SetOption128 0 wants its own address as ip)") from error
         except http.client.HTTPException as error:
             raise ProtocolError("the answer is no complete HTTP: %s" % quote(
                 "%s %s" % (type(error).__name__, error))) from error
         finally:
-            connection.close()
+            stream.connection.close()
         return HttpReply(response.status, response.headers,
                          body.decode("utf-8", "backslashreplace"))
 
@@ -1820,11 +1813,32 @@ class Connection:
         self.handle.close()
 
 
+def build_http_opener(stream):
+    """Return urllib's opener on a stream: no redirects, no proxies, no cookies, no logins."""
+    import http.client
+    import urllib.request
+
+    def speak_on_stream(host, timeout):
+        speaker = http.client.HTTPConnection(host)
+        speaker.sock = stream
+        return speaker
+
+    class Handler(urllib.request.AbstractHTTPHandler):
+        http_request = urllib.request.AbstractHTTPHandler.do_request_
+
+        def http_open(self, request):
+            return self.do_open(speak_on_stream, request)
+    opener = urllib.request.OpenerDirector()
+    opener.addheaders = []
+    opener.add_handler(Handler())
+    return opener
+
+
 class HttpStream(io.RawIOBase):
     """What http.client takes for its socket: no read outlasts the deadline or a reply's size."""
 
-    def __init__(self, connection, deadline):
-        self.connection = connection
+    def __init__(self, deadline):
+        self.connection = None
         self.deadline = deadline
         self.room = MAX_REPLY_BYTES
 
@@ -2067,13 +2081,11 @@ class HttpDevice(Device):
         super().__init__(system, settings)
         self.address = settings.ip
         self.username = settings.username
-        self.paths = {}
-        for name, _ in URL_PARAMS:
-            try:
-                self.paths[name] = find_path(getattr(settings, name), settings)
-            except UsageError as error:
-                raise UsageError("%s: %s" % (name, error)) from None
-            system.secrets.update(find_url_secrets(self.paths[name]))
+        self.paths = {
+            name: parse_value(name, lambda url: find_path(url, settings), getattr(settings, name))
+            for name, _ in URL_PARAMS}
+        for path in self.paths.values():
+            system.secrets.update(find_url_secrets(path))
         if settings.password:
             system.secrets.update((settings.password, percent_encode(settings.password)))
 
@@ -2081,16 +2093,12 @@ class HttpDevice(Device):
         """Let the URLs name the outlet, as the caller's plug would; contradictions are refused."""
         named = set()
         for name, state in URL_PARAMS:
-            if not self.paths[name]:
-                continue
-            try:
-                outlet, meant = parse(self.paths[name])
-            except UsageError as error:
-                raise UsageError("%s: %s" % (name, error)) from None
-            if meant is not state:
-                raise UsageError("%s: it %s" % (name, "switches %s" % meant.value if meant
-                                                else "switches nothing"))
-            named.add(outlet)
+            if self.paths[name]:
+                outlet, meant = parse_value(name, parse, self.paths[name])
+                if meant is not state:
+                    raise UsageError("%s: it switches %s" % (
+                        name, meant.value if meant else "nothing"))
+                named.add(outlet)
         if self.plug not in ("", self.label):
             named = named - {""} | {self.plug}
         if len(named) > 1:
@@ -2184,6 +2192,7 @@ class TasmotaDevice(HttpDevice):
         self.take_plug_from_urls(parse_tasmota_url)
         self.relays = ()
         self.relay = 0
+        self.gate = ""  # what the device says to SetOption21
 
     def find_outlet(self, deadline):
         outlet = select_outlet(self.list_outlets(deadline), self.plug, self.label)
@@ -2197,6 +2206,7 @@ class TasmotaDevice(HttpDevice):
         return self._command("Power%d" % self.relay, deadline, self._parse_power)
 
     def request_state(self, wanted, deadline):
+        self._check_identity(deadline)  # a new connection may lead to another device
         command = "Power%d %s" % (self.relay, wanted.value)
         state = self._command(command, deadline, self._parse_power)
         if state is not wanted:
@@ -2204,14 +2214,19 @@ class TasmotaDevice(HttpDevice):
                                 % (state.value, command))
 
     def read_watts(self, deadline):
-        """A load is always told; silence only by a meter that measures while the relay is off."""
-        if len(self.relays) != 1:
-            return None  # one meter may measure several relays
+        """Return what a meter says that measures while the relay is off, too: SetOption21 1.
+
+        By default the firmware reports 0 W as soon as its relay is off, whatever flows.
+        """
         energy = self._command("Status 10", deadline, parse_tasmota_energy)
-        if energy is None or energy[0] > METER_SILENT_WATTS:
-            return energy and energy[0]
-        always = self._command("SetOption21", deadline, lambda found: found.get("SetOption21"))
-        return energy[0] if always == "ON" and energy[1] > 0 else None
+        if energy is None or len(self.relays) != 1:
+            return None  # one meter may measure several relays
+        if not self.gate:
+            self.gate = self._command("SetOption21", deadline,
+                                      lambda members: str(members.get("SetOption21")))
+        watts, volts = energy
+        # Without a voltage the chip does not answer, or it sits behind the relay.
+        return watts if self.gate == "ON" and (volts > 0 or watts > 0) else None
 
     def list_outlets(self, deadline):
         self._check_identity(deadline)
@@ -2268,6 +2283,7 @@ class EsphomeDevice(HttpDevice):
         return self.exchange("GET", self.path + "?detail=all", self._parse_switch, deadline)
 
     def request_state(self, wanted, deadline):
+        self._check_identity(deadline)  # a new connection may lead to another device
         # Answered before it is done; the body is empty.
         self.exchange("POST", "%s/turn_%s" % (self.path, wanted.value.lower()), parse_http_body,
                       deadline)
@@ -2658,7 +2674,6 @@ def confirm_power(job, wanted):
     """
     deadline = job.deadline
     refusal = "not sent yet"
-    reason = ""
     agreed = 0
     while True:
         if refusal:
@@ -2670,11 +2685,9 @@ def confirm_power(job, wanted):
         agreed = 0 if doubt else agreed + 1
         if agreed == (OFF_READINGS if wanted is PowerState.OFF else 1):
             return
-        if doubt and deadline.left():
-            reason = doubt  # a look that the deadline cut short says less than the one before
         if not job.pause(deadline):
-            raise NotConfirmed(reason or doubt or "%s was seen only once, and there is no time "
-                               "to look again" % wanted.value)
+            raise NotConfirmed(doubt or "%s was seen only once, and there is no time to look again"
+                               % wanted.value)
         job.system.debug("not confirmed yet: %s" % (doubt or "one more look"))
 
 
@@ -3659,7 +3672,7 @@ class VirtualHttp(VirtualDevice):
         """Return (status, headers, body), or None when the connection breaks instead."""
         fixed = {"redirect": (302, {"Location": "http://192.168.4.1/"}, ""),
                  "portal": (200, {"Content-Type": "text/html"}, PORTAL_PAGE),
-                 "server_error": (500, {}, "OFF"), "garbage": (200, {}, "\x07\x08\x09")}
+                 "server_error": (500, {}, "OFF")}
         if self.fault in fixed:
             return fixed[self.fault]
         if self.password and not self.knows_login(method, path, fields):
@@ -3706,6 +3719,8 @@ class VirtualHttp(VirtualDevice):
             self._later(LAG_SECONDS, setattr, outlet, "relay", on)
 
     def _render(self, status, headers, body):
+        if self.fault == "garbage":
+            return bytes(range(7, 7 + 40))
         data = body.encode("utf-8")
         length = {"oversize": 1 << 30, "endless": None}.get(self.fault, len(data))
         lines = ["HTTP/1.1 %d Whatever" % status, "Connection: close"]
@@ -3986,7 +4001,9 @@ COMMANDS = {
 
 def main(argv, environment):
     """Run the program and return its exit code; nothing but exit codes and lines leaves here."""
-    name, arguments = os.path.basename(argv[0]), argv[1:]
+    # The bytes as they were given: in the C locale Python 3.6 takes them for ASCII.
+    name, arguments = os.path.basename(argv[0]), [
+        os.fsencode(word).decode("utf-8", "surrogateescape") for word in argv[1:]]
     if name not in AGENTS and arguments and arguments[0] in AGENTS:
         name, arguments = arguments[0], arguments[1:]
     is_agent = name in AGENTS or name == "kasa"

@@ -199,7 +199,7 @@ class Esphome(unittest.TestCase):
                 ("/switch/Node%201/turn_on", ("Node 1", PowerState.ON)),
                 ("/switch/Desk/Relay?detail=all", ("Desk/Relay", None))):
             self.assertEqual(fencetool.parse_esphome_url(path), expected)
-        for path in ("/switch/", "/switch", "/sensor/relay"):
+        for path in ("/switch/", "/switch", "/sensor/relay", "/switch/relay/toggle"):
             with self.assertRaises(UsageError, msg=path):
                 fencetool.parse_esphome_url(path)
 
@@ -341,7 +341,7 @@ class Calls(unittest.TestCase):
             (dict(TASMOTA_URLS, status_url="/cm?cmnd=Power2"), "name different outlets"),
             (dict(ESPHOME_URLS, status_url="/switch/fan"), "name different outlets"),
             (dict(ESPHOME_URLS, plug="fan", nodename="n"), "name different outlets"),
-            (dict(ESPHOME_URLS, power_off_url="/switch/relay/toggle"), "it switches nothing"),
+            (dict(ESPHOME_URLS, power_off_url="/switch/relay/toggle"), "it is not /switch/NAME"),
             (dict(TASMOTA_URLS, status_url="/state"), "different kinds of device"),
             ({"plug": "a", "switch_name": "b"}, "name different outlets"))
         for case, words in cases:
