@@ -284,7 +284,7 @@ class Faults(HttpTest):
                 log = os.path.join(folder, "%s-%s" % (family, fault))
                 result = on_stdin("fence_http", self.reach(
                     device, action=action, nodename="node", debug_file=log,
-                    power_timeout=str(self.POWER_SECONDS.get(fault, 1)), **urls))
+                    power_timeout=str(self.POWER_SECONDS.get(fault, 2)), **urls))
                 # The agent's own clock: a loaded machine is slow to start an interpreter.
                 with open(log, encoding="utf-8") as handle:
                     took = int(re.search(r" ms=(\d+) ", handle.read()).group(1))
@@ -293,7 +293,7 @@ class Faults(HttpTest):
 
     def check_end(self, fault, took):
         # login_timeout, shell_timeout, power_timeout, and the contract's second.
-        self.assertLess(took, 1000 * (1 + 1 + self.POWER_SECONDS.get(fault, 1) + 1))
+        self.assertLess(took, 1000 * (1 + 1 + self.POWER_SECONDS.get(fault, 2) + 1))
 
     def test_no_fault_of_an_http_device_is_ever_taken_for_off(self):
         for family, fault, device, result, took in self.run_all("off"):
@@ -469,7 +469,7 @@ class Refuses(HttpTest):
                 ({}, "require", "power_meter=require"), ({}, "auto", "")):
             device = self.start(fencetool.VirtualTasmota(metered=True, fault="welded", **options))
             result = on_stdin("fence_http", self.reach(
-                device, action="off", power_timeout="1", power_meter=policy, **TASMOTA_URLS))
+                device, action="off", power_timeout="2", power_meter=policy, **TASMOTA_URLS))
             if words:
                 self.assert_failure(result, words)
             else:
