@@ -276,12 +276,8 @@ def same_json(one, other):
     return json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
 
 
-def is_integer(value):
-    # Not isinstance: True is an int in Python, and no number in JSON.
-    return type(value) is int
-
-
 def is_number(value):
+    # Not isinstance: True is an int in Python, and no number in JSON.
     return type(value) in (int, float)
 
 
@@ -306,10 +302,9 @@ def select_outlet(outlets, wanted, label):
         return outlets[0]
     if not wanted:
         raise Refused("no outlet named (plug), and the device has %s" % describe_outlets(outlets))
-    if wanted == label:
-        found = [outlet for outlet in outlets if outlet.alias == wanted]
-    else:
-        found = [outlet for outlet in outlets if outlet_answers_to(outlet, wanted)]
+    # The number must be written as on the case: "01" is an identifier of another outlet than "1".
+    found = [outlet for outlet in outlets if outlet.alias == wanted or wanted != label and (
+        wanted == str(outlet.number) or wanted.lower() in outlet.identifiers)]
     if len(found) == 1 and wanted.isdigit() and found[0].alias == wanted != str(found[0].number):
         raise Refused("plug %s is the alias of outlet %d, and no outlet's number: use its id, or "
                       "rename it" % (quote(wanted), found[0].number))
@@ -317,12 +312,6 @@ def select_outlet(outlets, wanted, label):
         raise Refused("plug %s names %s of its outlets; it has %s" % (
             quote(wanted), "none" if not found else "%d" % len(found), describe_outlets(outlets)))
     return found[0]
-
-
-def outlet_answers_to(outlet, wanted):
-    # The number must be written as on the case: "01" is an identifier of another outlet than "1".
-    return (wanted == str(outlet.number) or wanted == outlet.alias
-            or wanted.lower() in outlet.identifiers)
 
 
 def describe_outlets(outlets):
@@ -641,11 +630,12 @@ def parse_stdin(text):
 def parse_argv(arguments, params):
     """Return [(name, value)] from options, by the rules of getopt as all fence agents have them."""
     import getopt
+    rows = {"--" + spelling.replace("_", "-"): row for row in params
+            for spelling in (row.name,) + row.aliases}
+    longs = [name[2:] + ("" if row.kind == BOOLEAN else "=") for name, row in rows.items()]
     letters = "".join(row.letter + ("" if row.kind == BOOLEAN else ":")
                       for row in params if row.letter)
-    names = {spelling.replace("_", "-"): row for row in params
-             for spelling in (row.name,) + row.aliases}
-    longs = [name + ("" if row.kind == BOOLEAN else "=") for name, row in names.items()]
+    rows.update({"-" + row.letter: row for row in params if row.letter})
     try:
         options, words = getopt.gnu_getopt(arguments, letters, longs)
     except getopt.GetoptError as error:
@@ -654,17 +644,9 @@ def parse_argv(arguments, params):
         # Not shown: it may be the second word of a password.
         raise UsageError("argument %d is no option (see --help)" % (
             len(arguments) - len(words) + 1))
-    by_letter = {"-" + row.letter: row for row in params if row.letter}
-    pairs = []
-    for option, value in options:
-        row = by_letter.get(option) or names[option[2:]]
-        pairs.append((row.name, "1" if row.kind == BOOLEAN else value))
-    return count_verbose(pairs)
-
-
-def count_verbose(pairs):
-    """-v -v is verbose_level=2."""
-    count = pairs.count(("verbose", "1"))
+    pairs = [(rows[option].name, "1" if rows[option].kind == BOOLEAN else value)
+             for option, value in options]
+    count = pairs.count(("verbose", "1"))  # -v -v is verbose_level=2
     return pairs + [("verbose_level", str(count))] if count > 1 else pairs
 
 
@@ -768,15 +750,9 @@ def split_address(text, port):
 
 def choose_http_device(settings):
     """Return the kind of device (a key of DEVICES) that the URLs mean; all must mean the same."""
-    kinds = set()
-    for name, _ in URL_PARAMS:
-        path = re.sub("^https?://[^/]*", "", getattr(settings, name))
-        if re.match(r"/cm\?(.*&)?cmnd=", path):
-            kinds.add("tasmota")
-        elif path.startswith("/switch/"):
-            kinds.add("esphome")
-        elif path:
-            kinds.add("url")
+    paths = [re.sub("^https?://[^/]*", "", getattr(settings, name)) for name, _ in URL_PARAMS]
+    kinds = {"tasmota" if re.match(r"/cm\?(.*&)?cmnd=", path)
+             else "esphome" if path.startswith("/switch/") else "url" for path in paths if path}
     if not kinds:
         raise UsageError("nothing says what the device is: set device=tasmota or device=esphome, "
                          "or power_on_url, power_off_url and status_url")
@@ -925,12 +901,8 @@ def encrypt_kasa(plain):
 
 
 def decrypt_kasa(cipher):
-    plain = bytearray()
-    key = KASA_FIRST_KEY
-    for byte in cipher:
-        plain.append(key ^ byte)
-        key = byte
-    return bytes(plain)
+    keys = bytes([KASA_FIRST_KEY]) + cipher
+    return bytes(byte ^ key for byte, key in zip(cipher, keys))
 
 
 def build_kasa_message(request):
@@ -985,9 +957,10 @@ def parse_kasa_result(message, module, method):
 
 def parse_kasa_relay(value, where):
     """Return the PowerState of a relay: the integer 0 or 1, and neither false nor "0"."""
-    if is_integer(value) and value in (0, 1):
-        return PowerState.ON if value else PowerState.OFF
-    raise ProtocolError("%s is neither 0 nor 1: %s" % (where, quote(json.dumps(value))))
+    text = json.dumps(value)
+    if text not in ("0", "1"):
+        raise ProtocolError("%s is neither 0 nor 1: %s" % (where, quote(text)))
+    return PowerState.ON if text == "1" else PowerState.OFF
 
 
 def parse_kasa_description(info):
@@ -1220,12 +1193,6 @@ def build_esphome_object_id(name):
     return re.sub(b"[^a-z0-9_-]", b"_", name.encode("utf-8", "surrogateescape").lower()).decode()
 
 
-def split_esphome_switch(switch):
-    """Return (sub-device or "", name) of "NAME" or "DEVICE/NAME"."""
-    device, _, name = switch.rpartition("/")
-    return device, name
-
-
 def parse_esphome_switch(text, switch):
     """Return (PowerState, assumed) of a reply, which must be that of the switch asked for.
 
@@ -1241,7 +1208,7 @@ def parse_esphome_switch(text, switch):
 
 def esphome_reply_is_of(members, switch):
     """Return whether all that a reply says about its switch (at least one thing) fits `switch`."""
-    device, wanted = split_esphome_switch(switch)
+    device, _, wanted = switch.rpartition("/")
 
     def fits(name):
         return name == wanted or build_esphome_object_id(name) == wanted
@@ -1250,7 +1217,7 @@ def esphome_reply_is_of(members, switch):
         if identifier.startswith("switch-"):
             claims.append(identifier[7:] == build_esphome_object_id(wanted))
         else:
-            owner, name = split_esphome_switch(identifier)
+            owner, _, name = identifier.rpartition("/")
             claims.append(owner == ("switch/" + device).rstrip("/") and fits(name))
     if "name" in members:
         claims.append(fits(str(members["name"])))
@@ -1282,7 +1249,7 @@ def parse_esphome_events(text):
         identifier = str(members.get("id", ""))
         if not re.match("switch[-/]", identifier) or identifier in switches:
             continue
-        name = str(members.get("name", split_esphome_switch(identifier[7:])[1]))
+        name = str(members.get("name", identifier[7:].rpartition("/")[2]))
         prefix = "%s/" % members["device"] if members.get("device") else ""
         switches[identifier] = (prefix + build_esphome_object_id(name), prefix + name,
                                 parse_esphome_state(members))
@@ -1601,14 +1568,12 @@ class System:
         imports. silence_s: of an event stream, which does not end, take what came until then.
         """
         import http.client
-        import urllib.request
-        stream = HttpStream(deadline)
-        opener = build_http_opener(stream)
-        request = urllib.request.Request("http://device" + path, headers=headers, method=method,
-                                         data=b"" if method == "POST" else None)
-        stream.connection = connect()
+        speaker = http.client.HTTPConnection("")  # it follows no redirects and knows no proxies
+        connection = connect()
+        speaker.sock = stream = HttpStream(connection, deadline)
         try:
-            response = opener.open(request)
+            speaker.request(method, path, b"" if method == "POST" else None, headers)
+            response = speaker.getresponse()
             body = stream.read_body(response, silence_s)
         except http.client.RemoteDisconnected as error:
             raise Unreachable("device closed the connection without an answer (a Tasmota with "
@@ -1617,7 +1582,7 @@ class System:
             raise ProtocolError("the answer is no complete HTTP: %s" % quote(
                 "%s %s" % (type(error).__name__, error))) from error
         finally:
-            stream.connection.close()
+            connection.close()
         return HttpReply(response.status, response.headers,
                          body.decode("utf-8", "backslashreplace"))
 
@@ -1638,7 +1603,6 @@ class System:
             out, err = child.communicate(stdin_text.encode("utf-8", "surrogateescape"),
                                          timeout=deadline.left())
         except subprocess.TimeoutExpired as error:
-            # Not communicate() again: a grandchild may hold the pipes open for longer than we have.
             child.kill()
             # Not communicate() again: a grandchild may hold the pipes open for longer than we have.
             child.wait()
@@ -1648,7 +1612,6 @@ class System:
                               % (argv[0], render_seconds(deadline.seconds))) from error
         return (child.returncode, out.decode("utf-8", "surrogateescape"),
                 err.decode("utf-8", "surrogateescape"))
-
 
     def find_path(self, family, target):
         """Return the Path of packets to target (bytes); raise Unreachable where there is none."""
@@ -1813,32 +1776,11 @@ class Connection:
         self.handle.close()
 
 
-def build_http_opener(stream):
-    """Return urllib's opener on a stream: no redirects, no proxies, no cookies, no logins."""
-    import http.client
-    import urllib.request
-
-    def speak_on_stream(host, timeout):
-        speaker = http.client.HTTPConnection(host)
-        speaker.sock = stream
-        return speaker
-
-    class Handler(urllib.request.AbstractHTTPHandler):
-        http_request = urllib.request.AbstractHTTPHandler.do_request_
-
-        def http_open(self, request):
-            return self.do_open(speak_on_stream, request)
-    opener = urllib.request.OpenerDirector()
-    opener.addheaders = []
-    opener.add_handler(Handler())
-    return opener
-
-
 class HttpStream(io.RawIOBase):
     """What http.client takes for its socket: no read outlasts the deadline or a reply's size."""
 
-    def __init__(self, deadline):
-        self.connection = None
+    def __init__(self, connection, deadline):
+        self.connection = connection
         self.deadline = deadline
         self.room = MAX_REPLY_BYTES
 
@@ -1860,7 +1802,7 @@ class HttpStream(io.RawIOBase):
         return len(piece)
 
     def close(self):
-        """urllib closes before it reads the body; whoever made the connection ends it."""
+        """http.client closes before it reads the body; who made the connection ends it."""
 
     def read_body(self, response, silence_s):
         if (response.length or 0) > MAX_REPLY_BYTES:
@@ -1938,11 +1880,8 @@ class Device:
         return "%s %s" % (self.kind, render_address(self.settings.ip, self.settings.ipport))
 
     def find_outlet(self, deadline):
-        """Prove, before anything is switched, which device and outlet this is.
-
-        Returns the PowerState that was seen with it, or None where that takes another request.
-        """
-        raise NotImplementedError
+        """Prove, before anything is switched, which device and outlet this is; return its state."""
+        return self.read_state(deadline)
 
     def request_state(self, wanted, deadline):
         raise NotImplementedError
@@ -1952,7 +1891,7 @@ class Device:
 
     def read_watts(self, deadline):
         """Return what the outlet draws now, or None where no meter can prove anything."""
-        raise NotImplementedError
+        return None
 
     def list_outlets(self, deadline):
         raise NotImplementedError
@@ -1985,9 +1924,6 @@ class KasaDevice(Device):
         self.connection = None
         self.description = None
         self.child_id = None
-
-    def find_outlet(self, deadline):
-        return self.read_state(deadline)
 
     def read_state(self, deadline):
         self.describe_device(deadline)
@@ -2032,27 +1968,20 @@ class KasaDevice(Device):
             self.connection = None
 
     def _ask(self, module, method, arguments, child_id, deadline):
-        """Return the result of one request.
+        """Return the result of one request, which may be sent twice.
 
-        Devices close idle connections, some of them after every answer; whatever is asked here may
-        be asked again.
+        Devices close idle connections, some of them after every answer.
         """
-        request = build_kasa_request(module, method, arguments, child_id)
         is_reused = self.connection is not None
         try:
-            message = self._exchange(request, deadline)
+            return self._exchange(module, method, arguments, child_id, deadline)
         except Unreachable as error:
             if not (is_reused and error.was_closed):
                 raise
-            message = self._exchange(request, deadline)
-        try:
-            return parse_kasa_result(message, module, method)
-        except ProtocolError:
-            self.close()
-            raise
+        return self._exchange(module, method, arguments, child_id, deadline)
 
-    def _exchange(self, request, deadline):
-        """Return the answer to one request, as it came."""
+    def _exchange(self, module, method, arguments, child_id, deadline):
+        request = build_kasa_request(module, method, arguments, child_id)
         self.system.debug("%s <- %s" % (self.describe(), json.dumps(request)), level=2)
         try:
             if not self.connection:
@@ -2067,7 +1996,7 @@ class KasaDevice(Device):
                 parse_kasa_length(self.connection.receive(4, limit)), limit)
             self.system.debug("%s -> %s" % (self.describe(), decrypt_kasa(message).decode(
                 "utf-8", "backslashreplace")), level=2)
-            return message
+            return parse_kasa_result(message, module, method)
         except (Unreachable, ProtocolError):
             # Replies carry no number: on a connection that missed one, the next is the wrong one.
             self.close()
@@ -2152,7 +2081,9 @@ class HttpDevice(Device):
             host += ":%d" % settings.ipport
         # No Origin: ESPHome refuses foreign ones. The Referer is for Tasmota's SetOption128 0.
         headers = {"Host": host, "Referer": "%s://%s/" % ("https" if tls else "http", host),
-                   "User-Agent": "fencetool/" + __version__}
+                   "User-Agent": "fencetool/" + __version__, "Connection": "close"}
+        if method == "POST":
+            headers["Content-Type"] = "application/x-www-form-urlencoded"
         if method == "OPTIONS":
             headers["Access-Control-Request-Private-Network"] = "true"
         if login:
@@ -2256,7 +2187,10 @@ class TasmotaDevice(HttpDevice):
 
 
 class EsphomeDevice(HttpDevice):
-    """A switch of an ESPHome device; `plug` is its name or object id, or DEVICE/NAME."""
+    """A switch of an ESPHome device; `plug` is its name or object id, or DEVICE/NAME.
+
+    It has no meter: its sensors do not tell to which switch they belong.
+    """
 
     kind = "esphome"
 
@@ -2288,9 +2222,6 @@ class EsphomeDevice(HttpDevice):
         self.exchange("POST", "%s/turn_%s" % (self.path, wanted.value.lower()), parse_http_body,
                       deadline)
 
-    def read_watts(self, deadline):
-        return None  # its sensors do not tell to which switch they belong
-
     def list_outlets(self, deadline):
         return self.exchange("GET", "/events",
                              lambda reply: parse_esphome_events(parse_http_body(reply)), deadline,
@@ -2298,7 +2229,7 @@ class EsphomeDevice(HttpDevice):
 
     def _find_switch(self, switch, deadline):
         """Return the state of a switch, or None when the device knows it neither by name nor id."""
-        device, name = split_esphome_switch(switch)
+        device, _, name = switch.rpartition("/")
         object_id = (device + "/" if device else "") + build_esphome_object_id(name)
         self.switch = switch
         for spelling in (switch, object_id) if object_id != switch else (switch,):
@@ -2344,9 +2275,6 @@ class UrlDevice(HttpDevice):
             raise UsageError("plug %s: the URLs alone say which outlet is switched"
                              % quote(self.plug))
 
-    def find_outlet(self, deadline):
-        return self.read_state(deadline)
-
     def read_state(self, deadline):
         self.check_mac("")  # refuses a configured device_mac: no URL tells one
         return self.exchange("GET", self.paths["status_url"], self._parse_status, deadline)
@@ -2358,9 +2286,6 @@ class UrlDevice(HttpDevice):
         method = "POST" if self.settings.http_method == "POST" else "GET"
         self.exchange(method, self.paths[name],
                       lambda reply: parse_http_body(reply, (200, 201, 202, 204)), deadline)
-
-    def read_watts(self, deadline):
-        return None
 
     def list_outlets(self, deadline):
         return (Outlet(1, self.label, (), self.read_state(deadline)),)
@@ -2376,18 +2301,12 @@ class InstalledAgent(Device):
     def describe(self):
         return "%s %s" % (self.settings.fence_method, self.settings.ip)
 
-    def find_outlet(self, deadline):
-        return self.read_state(deadline)
-
     def read_state(self, deadline):
         code, out, err = self._run("status", deadline)
         try:
             return parse_agent_status(code, redact(out, self.system.secrets))
         except ProtocolError as error:
             raise ProtocolError("%s; %s" % (error, self._quote(err))) from error
-
-    def read_watts(self, deadline):
-        return None
 
     def list_outlets(self, deadline):
         code, _, err = self._run("monitor", deadline)
@@ -2649,7 +2568,7 @@ class Job:
 
 
 def change_power(job, wanted):
-    """Switch the outlet and return True if it was so before; raise unless that is confirmed.
+    """Switch the outlet and return the answer; raise unless that is confirmed.
 
     The device and the outlet are found first: a strip that is switched without an outlet's id may
     cut all its outlets. The command is sent whatever state was seen: OFF may be repeated, and a
@@ -2659,7 +2578,8 @@ def change_power(job, wanted):
     if wanted is PowerState.OFF and job.settings.power_meter == "require":
         require_meter(job, job.deadline)
     confirm_power(job, wanted)
-    return before is wanted
+    return EXIT_GOOD, "Success: %s %s" % ("Already" if before is wanted else "Powered",
+                                          wanted.value)
 
 
 def confirm_power(job, wanted):
@@ -2749,16 +2669,10 @@ def read_meter(job, deadline):
 
 
 def run_off(job):
-    already = change_power(job, PowerState.OFF)
-    return EXIT_GOOD, "Success: %s OFF" % ("Already" if already else "Powered")
+    return change_power(job, PowerState.OFF)
 
 
 def run_on(job):
-    already = switch_on(job)
-    return EXIT_GOOD, "Success: %s ON" % ("Already" if already else "Powered")
-
-
-def switch_on(job):
     for tries_left in range(max(0, job.settings.retry_on), -1, -1):
         try:
             return change_power(job, PowerState.ON)
@@ -2779,7 +2693,7 @@ def run_reboot(job):
         if job.deadline.left() <= REBOOT_OFF_SECONDS:
             raise NotConfirmed("no time left for it")
         job.system.sleep(REBOOT_OFF_SECONDS)
-        switch_on(job)
+        run_on(job)
     except FenceError as error:
         job.system.error("the outlet is OFF, but could not be switched back ON: %s "
                          "(switch it on by hand)" % error)
@@ -2804,7 +2718,7 @@ def run_monitor(job):
     return EXIT_GOOD, ""
 
 
-def list_outlets(job, with_state):
+def run_list(job, with_state=False):
     lines = []
     for outlet in job.retry(job.device.list_outlets, READ_ATTEMPTS):
         fields = [str(outlet.number), one_line(outlet.alias)]
@@ -2813,12 +2727,8 @@ def list_outlets(job, with_state):
     return EXIT_GOOD, "\n".join(lines)
 
 
-def run_list(job):
-    return list_outlets(job, with_state=False)
-
-
 def run_list_status(job):
-    return list_outlets(job, with_state=True)
+    return run_list(job, with_state=True)
 
 
 # fence_check: whether the target is dead. It reads, and switches nothing.
