@@ -99,7 +99,10 @@ class Unreachable(FenceError):
     """No connection, no answer, or an answer that broke off: the outcome is not known."""
 
     retryable = True
-    was_closed = False  # the device had closed the connection before it answered anything
+
+    def __init__(self, text, was_closed=False):
+        super().__init__(text)
+        self.was_closed = was_closed  # by the device, before it answered anything
 
 
 class ProtocolError(FenceError):
@@ -130,8 +133,8 @@ class PowerState(enum.Enum):
 Outlet = collections.namedtuple("Outlet", "number alias identifiers state")
 Outlet.__doc__ = """One relay of a device, as the device itself describes it.
 
-number: as printed on the case, from 1; the object id of an ESPHome switch, which has no number.
-identifiers: the names that the protocol gives it.
+number: as printed on the case, from 1; of an ESPHome switch its object id. identifiers: the names
+that the protocol gives it.
 """
 
 HttpReply = collections.namedtuple("HttpReply", "status headers body")
@@ -310,7 +313,7 @@ def select_outlet(outlets, wanted, label):
                       "rename it" % (quote(wanted), found[0].number))
     if len(found) != 1:
         raise Refused("plug %s names %s of its outlets; it has %s" % (
-            quote(wanted), "none" if not found else "%d" % len(found), describe_outlets(outlets)))
+            quote(wanted), len(found) or "none", describe_outlets(outlets)))
     return found[0]
 
 
@@ -332,7 +335,7 @@ def doubt_about_meter(watts, policy):
 
 
 class Finding(enum.Enum):
-    """What one observation says about the target, and what all of them together do."""
+    """What one observation says about the target, or all of them together."""
 
     DEAD = "dead"
     ALIVE = "alive"
@@ -345,8 +348,8 @@ NETWORK = "network"
 Evidence = collections.namedtuple("Evidence", "source finding subject seen reason")
 Evidence.__doc__ = """One observation about the target.
 
-source: POWER or NETWORK. finding: a Finding. subject: what was observed. seen: what it showed.
-reason: what else a reader should know, or "".
+source: POWER or NETWORK. subject: what was observed. seen: what it showed. reason: what else a
+reader should know, or "".
 """
 
 Verdict = collections.namedtuple("Verdict", "finding blockers")
@@ -363,20 +366,18 @@ discovery. gateway: b"" for an attached network. changes: how often the carrier 
 
 
 class Sight:
-    """What one look saw of one address.
-
-    path: a Path, or None. obstacle: why its silence would mean nothing, or "". echoed: it answered
-    an echo. rejected: it refused one with an ICMP error of its own. neighbour: it answered ARP (if
-    uses_arp) or neighbour discovery.
-    """
+    """What one look saw of one address."""
 
     def __init__(self, address):
         self.address = address
         self.family = socket.AF_INET6 if ":" in address else socket.AF_INET
         self.packed = socket.inet_pton(self.family, address)
-        self.path = None
-        self.obstacle = ""
-        self.echoed = self.rejected = self.neighbour = self.uses_arp = False
+        self.path = None         # a Path, if there is one
+        self.obstacle = ""       # why its silence would mean nothing
+        self.echoed = False      # it answered an echo
+        self.rejected = False    # it refused one with an ICMP error of its own
+        self.uses_arp = False
+        self.neighbour = False   # it answered ARP (if uses_arp) or neighbour discovery
 
     def answered(self):
         return self.echoed or self.rejected or self.neighbour
@@ -1748,21 +1749,19 @@ class Connection:
 
     def receive(self, count, deadline):
         """Return exactly `count` bytes, in however many pieces they come."""
-        data = bytearray()
+        data = b""
         while len(data) < count:
             try:
                 piece = self.receive_some(count - len(data), deadline)
             except Unreachable as error:
-                failure = Unreachable("%s (%d of %d bytes came)" % (error, len(data), count))
-                failure.was_closed = isinstance(error.__cause__, ConnectionError) and not data
-                raise failure from error
+                raise Unreachable(
+                    "%s (%d of %d bytes came)" % (error, len(data), count),
+                    was_closed=isinstance(error.__cause__, ConnectionError) and not data) from error
             if not piece:
-                failure = Unreachable("device closed the connection after %d of %d bytes of its "
-                                      "answer" % (len(data), count))
-                failure.was_closed = not data
-                raise failure
+                raise Unreachable("device closed the connection after %d of %d bytes of its answer"
+                                  % (len(data), count), was_closed=not data)
             data += piece
-        return bytes(data)
+        return data
 
     def holds_unasked_bytes(self):
         """Return whether something has come that no request has asked for."""
