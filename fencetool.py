@@ -297,9 +297,8 @@ def require_member(reply, name, kind, where):
 def select_outlet(outlets, wanted, label):
     """Return the one Outlet that `wanted` names; raise Refused unless it is exactly one.
 
-    wanted: number on the case, alias or identifier; empty or equal to `label` (the name that the
-    cluster has for the target) when the caller named none. One outlet needs no name; of several,
-    the label selects only an outlet that carries it as its alias.
+    wanted: number on the case, alias or identifier; "" or `label` (the cluster's name for the
+    target) when the caller named none, which selects an only outlet, or one with that alias.
     """
     if len(outlets) == 1 and wanted in ("", label):
         return outlets[0]
@@ -342,8 +341,7 @@ class Finding(enum.Enum):
     UNKNOWN = "unknown"
 
 
-POWER = "power"
-NETWORK = "network"
+POWER, NETWORK = "power", "network"
 
 Evidence = collections.namedtuple("Evidence", "source finding subject seen reason")
 Evidence.__doc__ = """One observation about the target.
@@ -496,14 +494,8 @@ def render_blockers(verdict):
 # Every parameter is one row: stdin names, options, defaults, metadata and help follow from it.
 # Pure.
 # ==================================================================================================
-STRING = "string"
-INTEGER = "integer"
-SECONDS = "second"
-BOOLEAN = "boolean"
-SELECT = "select"
-MAC = "mac"
-URL = "url"
-PATTERN = "pattern"
+STRING, INTEGER, SECONDS, BOOLEAN = "string", "integer", "second", "boolean"
+SELECT, MAC, URL, PATTERN = "select", "mac", "url", "pattern"
 
 Param = collections.namedtuple("Param", "name kind letter default aliases secret choices help")
 
@@ -782,8 +774,7 @@ def check_look(settings):
     """Turn fence_check's lists into values, and refuse a look that could prove nothing.
 
     SAFETY: no targets, a misspelled network or a look too short for an answer would all end in
-    silence where there is life.
-    Test: test_parameters_that_could_prove_nothing_are_usage_errors
+    silence where there is life. Test: test_parameters_that_could_prove_nothing_are_usage_errors
     """
     settings.targets = [Target(network, check_address(address)) for network, text in (
         ("Management", settings.target_mgmt_ip), ("Storage", settings.target_storage_ip),
@@ -859,8 +850,7 @@ METHOD_PORTS = {"kasa": KASA_PORT, "tasmota": HTTP_PORT, "esphome": HTTP_PORT, "
 def build_check_settings(settings):
     """Return fence_check's settings together with those that its device's own agent would have.
 
-    As there, a device with several outlets is asked for the one that carries the node's name,
-    unless fence_plug names another.
+    As there, the node's name selects the outlet unless fence_plug names another.
     """
     check_look(settings)
     if settings.fence_pass and settings.password not in ("", settings.fence_pass):
@@ -991,16 +981,15 @@ def parse_kasa_alias(info):
 
 
 def parse_kasa_children(info, device_id):
-    """Return the outlets of a strip in the order of their numbers.
+    """Return the outlets of a strip by their numbers: the last two digits of an id, plus one.
 
-    The last two digits of an id are the outlet's number less one; the order of the list is not the
-    order on the case (HS300 1.0.21 lists 00,01,02,03,05,04).
+    The order of the list is not that on the case (HS300 1.0.21 lists 00,01,02,03,05,04).
     """
     children = require_member(info, "children", list, "device description")
-    if not children or require_member(info, "child_num", int, "device description") != len(
-            children):
-        raise ProtocolError("device description lists %d outlets and counts %s"
-                            % (len(children), quote(json.dumps(info.get("child_num")))))
+    count = require_member(info, "child_num", int, "device description")
+    if not children or count != len(children):
+        raise ProtocolError("device description lists %d outlets and counts '%d'"
+                            % (len(children), count))
     outlets = []
     for child in children:
         if not isinstance(child, dict):
@@ -1044,10 +1033,7 @@ def build_basic_login(username, password):
 
 
 def parse_digest_challenge(values):
-    """Return the fields of the strongest Digest challenge that can be answered, or None.
-
-    values: the WWW-Authenticate headers of a reply.
-    """
+    """Return the fields of the strongest answerable Digest in WWW-Authenticate headers, or None."""
     found = {}
     for value in values:
         scheme = re.search(r"(?i)(?:^|,)\s*digest\s", value)
@@ -1202,8 +1188,7 @@ def parse_esphome_switch(text, switch):
     """
     members = parse_json_object(text)
     if not esphome_reply_is_of(members, switch):
-        raise Refused("another switch answered: %s instead of %s"
-                      % (quote(text), quote(switch)))
+        raise Refused("another switch answered: %s instead of %s" % (quote(text), quote(switch)))
     return parse_esphome_state(members), members.get("assumed_state") is True
 
 
@@ -1229,11 +1214,9 @@ def esphome_reply_is_of(members, switch):
 
 def parse_esphome_state(members):
     """Return the PowerState; `value` (true, false) and `state` (ON, OFF) must agree."""
-    words = []
+    words = [members["state"]] if "state" in members else []
     if "value" in members:
         words.append({"true": "ON", "false": "OFF"}.get(json.dumps(members["value"])))
-    if "state" in members:
-        words.append(members["state"])
     if not words or words[0] != words[-1] or words[0] not in ("ON", "OFF"):
         raise ProtocolError("no clear power state: %s" % quote(json.dumps(members)))
     return PowerState[words[0]]
@@ -1244,9 +1227,8 @@ def parse_esphome_events(text):
     switches = {}
     for event in re.split(r"\r?\n\r?\n", text)[:-1]:
         data = re.search(r"(?m)^data: ?(\{.*\})\r?$", event)
-        if not data or not re.search(r"(?m)^event: ?state\r?$", event):
-            continue
-        members = parse_json_object(data.group(1))
+        is_state = re.search(r"(?m)^event: ?state\r?$", event)
+        members = parse_json_object(data.group(1)) if data and is_state else {}
         identifier = str(members.get("id", ""))
         if not re.match("switch[-/]", identifier) or identifier in switches:
             continue
@@ -1338,13 +1320,12 @@ def parse_agent_status(code, text):
     """Return the PowerState that another fence agent tells by its exit code and its output.
 
     SAFETY: both must say the same. Exit code 2 is a usage error of many programs, and an agent may
-    print a state before it fails.
-    Test: test_an_agents_exit_code_and_words_must_agree
+    print a state before it fails. Test: test_an_agents_exit_code_and_words_must_agree
     """
     words = set(re.findall("(?m)^Status: (.*?)\\s*$", text))
-    for state, right_code in ((PowerState.ON, EXIT_GOOD), (PowerState.OFF, EXIT_OFF)):
-        if (code, words) == (right_code, {state.value}):
-            return state
+    state = {EXIT_GOOD: PowerState.ON, EXIT_OFF: PowerState.OFF}.get(code)
+    if state and words == {state.value}:
+        return state
     raise ProtocolError("agent ended with code %d and printed %s" % (code, quote(text.strip())))
 
 
@@ -1410,11 +1391,8 @@ class System:
         self.quiet = False
         self.debug_file = ""
 
-    # The clock never jumps; time of day is only for people.
-    clock = staticmethod(time.monotonic)
-
-    def sleep(self, seconds):
-        time.sleep(seconds)
+    clock = staticmethod(time.monotonic)  # it never jumps; time of day is only for people
+    sleep = staticmethod(time.sleep)
 
     def deadline(self, seconds):
         return Deadline(self.clock, seconds)
@@ -1426,8 +1404,7 @@ class System:
             while data:
                 data = data[os.write(1, data):]
         except OSError as error:
-            raise Unreachable("cannot write the answer to stdout: %s"
-                              % error.strerror) from error
+            raise Unreachable("cannot write the answer to stdout: %s" % error.strerror) from error
 
     def tell(self, text):
         """Tell a reason to whoever called: one line on stderr, unless quiet."""
@@ -1505,10 +1482,9 @@ class System:
         raise UsageError("more than %d bytes of parameters on stdin" % MAX_STDIN_BYTES)
 
     def resolve(self, host, port, family, deadline):
-        """Return [(family, socket address)] of a host; a name has one address a family at most.
+        """Return [(family, socket address)] of a host, at most one address a family.
 
-        A name with two addresses would let a command go to one device and the proof come from
-        another.
+        With two, a command could go to one device and the proof come from another.
         """
         try:
             # As bytes: text would load the IDNA codec, a twentieth of a whole run.
@@ -1565,10 +1541,10 @@ class System:
     def request_http(self, connect, method, path, headers, deadline, silence_s=None):
         """Send one HTTP request; return its HttpReply, whatever its status.
 
-        connect: returns the Connection, which a small device has only one of, after the slow
-        imports. silence_s: of an event stream, which does not end, take what came until then.
+        connect: returns the Connection. silence_s: of an event stream, which does not end, take
+        what came until it is silent for so long.
         """
-        import http.client
+        import http.client  # slow, so before the connection: a small device has only one
         speaker = http.client.HTTPConnection("")  # it follows no redirects and knows no proxies
         connection = connect()
         speaker.sock = stream = HttpStream(connection, deadline)
@@ -2172,9 +2148,9 @@ class TasmotaDevice(HttpDevice):
 
     def _check_identity(self, deadline):
         if self.settings.device_mac:
-            self.check_mac(self._command(
-                "Status 5", deadline, lambda found: require_member(
-                    found, "StatusNET", dict, "the reply to Status 5").get("Mac")))
+            network = self._command("Status 5", deadline, lambda members: require_member(
+                members, "StatusNET", dict, "the reply to Status 5"))
+            self.check_mac(network.get("Mac"))
 
     def _parse_power(self, members):
         return parse_tasmota_power(members, self.relay)
@@ -2333,8 +2309,7 @@ class InstalledAgent(Device):
         return quote(hide_timer_words(redact(text.strip(), self.system.secrets)))
 
 
-DEVICES = {device.kind: device for device in (
-    KasaDevice, TasmotaDevice, EsphomeDevice, UrlDevice)}
+DEVICES = {device.kind: device for device in (KasaDevice, TasmotaDevice, EsphomeDevice, UrlDevice)}
 
 
 def open_device(method, system, settings):
@@ -2543,8 +2518,8 @@ class Job:
         self.attempts = 0
         self.load_seen = ""  # what a meter said about a load after OFF, until it says it is gone
         self.router_errors = {}  # fence_check: what routers said about an address, see Look
-        limit = settings.login_timeout + settings.shell_timeout + settings.power_timeout
-        self.deadline = system.deadline(limit)
+        self.deadline = system.deadline(
+            settings.login_timeout + settings.shell_timeout + settings.power_timeout)
 
     def pause(self, deadline):
         """Wait between two looks; return False when there is no time for another whole one."""
@@ -2735,9 +2710,8 @@ def run_list_status(job):
 def collect_evidence(job):
     """Return the Evidence of one look: the device first, then all addresses at once."""
     power = observe_power(job)
-    answer = None
-    if power.finding is not Finding.UNKNOWN:
-        answer = look_by_answer(job.system, job.settings.ip)
+    has_answered = power.finding is not Finding.UNKNOWN
+    answer = look_by_answer(job.system, job.settings.ip) if has_answered else None
     evidence = [power]
     for target, sight, witnesses, is_direct in look_at_networks(job, answer):
         finding, seen, reason = judge_address(sight, witnesses, is_direct)
