@@ -238,10 +238,8 @@ def hide_timer_words(text):
 
 
 def redact(text, secrets):
-    """Return text with every secret replaced, the longest first.
-
-    One or two characters are left: replaced everywhere, they would show themselves.
-    """
+    """Return text with every secret replaced, the longest first."""
+    # One or two characters are left: replaced everywhere, they would show themselves.
     for secret in sorted(secrets, key=len, reverse=True):
         text = text.replace(secret, "***") if len(secret) > 2 else text
     return text
@@ -656,18 +654,15 @@ def collect_values(pairs, params):
             unknown.append(spelling)
         elif value != "" and value not in given.setdefault(canonical[spelling], []):
             given[canonical[spelling]].append(value)
-    label = given.get("nodename", [""])[0]
-    values = {}
+    if len(given.get("plug", ())) > 1:
+        # Pacemaker sends port=NODE beside a configured plug=3: the label yields.
+        label = given.get("nodename", [""])[0]
+        given["plug"] = [value for value in given["plug"] if value != label]
     for name, found in given.items():
-        if name == "plug" and len(found) > 1:
-            # Pacemaker sends port=NODE beside a configured plug=3: the label yields.
-            found = [value for value in found if value != label]
         if len(found) > 1:
             shown = "" if PARAMS_BY_NAME[name].secret else ": " + ", ".join(map(quote, found))
             raise UsageError("%s is given twice, with different values%s" % (name, shown))
-        if found:
-            values[name] = found[0]
-    return values, unknown
+    return {name: found[0] for name, found in given.items()}, unknown
 
 
 def parse_value(name, parse, text):
@@ -684,8 +679,7 @@ def build_settings(values, params, defaults):
     for row in params:
         text = values.get(row.name, defaults.get(row.name, row.default))
         empty = False if row.kind == BOOLEAN else ""
-        settings[row.name] = (parse_value(row.name, PARSERS[row.kind], text) if text != ""
-                              else empty)
+        settings[row.name] = parse_value(row.name, PARSERS[row.kind], text) if text else empty
         if row.kind == SELECT and text not in row.choices:
             raise UsageError("%s: %s is none of %s"
                              % (row.name, quote(text), ", ".join(row.choices)))
@@ -2696,8 +2690,8 @@ def run_list(job, with_state=False):
     lines = []
     for outlet in job.retry(job.device.list_outlets, READ_ATTEMPTS):
         fields = [str(outlet.number), one_line(outlet.alias)]
-        lines.append(job.settings.separator.join(
-            fields + [outlet.state.value] if with_state else fields))
+        fields += [outlet.state.value] if with_state else []
+        lines.append(job.settings.separator.join(fields))
     return EXIT_GOOD, "\n".join(lines)
 
 
