@@ -3164,83 +3164,94 @@ def render_plugin_parameters(agent):
 # Virtual plugs on real sockets, with faults to order, and the demo that shows them. Used by no
 # agent. A virtual device keeps apart what its relay reports and what its contact does.
 # ==================================================================================================
-Fault = collections.namedtuple("Fault", "name meaning")
-
-FAULTS = {fault.name: fault for fault in (
-    Fault("refuse", "the port is closed"),
-    Fault("silent", "accepts the connection and never answers"),
-    Fault("drip", "answers one byte a second"),
-    Fault("truncated", "breaks off in the middle of every answer"),
-    Fault("oversize", "claims an answer of a gigabyte"),
-    Fault("garbage", "answers with bytes that mean nothing"),
-    Fault("wrong_type", "answers with true, null and words where numbers belong"),
-    Fault("drop", "obeys every command, and breaks the connection instead of answering it"),
-    Fault("ignore", "acknowledges every command and switches nothing"),
-    Fault("late", "acknowledges, and switches two seconds later"),
-    Fault("welded", "reports OFF while the contact stays closed"),
-    Fault("wrong_outlet", "acknowledges, and switches another outlet"),
-    Fault("dead_meter", "the power meter answers with an error"),
-)}
+FAULTS = {
+    "refuse": "the port is closed",
+    "silent": "accepts the connection and never answers",
+    "drip": "answers one byte a second",
+    "truncated": "breaks off in the middle of every answer",
+    "oversize": "claims an answer of a gigabyte",
+    "garbage": "answers with bytes that mean nothing",
+    "wrong_type": "answers with true, null and words where numbers belong",
+    "drop": "obeys every command, and breaks the connection instead of answering it",
+    "ignore": "acknowledges every command and switches nothing",
+    "late": "acknowledges, and switches two seconds later",
+    "welded": "reports OFF while the contact stays closed",
+    "wrong_outlet": "acknowledges, and switches another outlet",
+    "dead_meter": "the power meter answers with an error",
+}
+HTTP_FAULTS = {
+    "redirect": "sends the client elsewhere",
+    "portal": "answers everything with the page of a captive portal",
+    "server_error": "answers everything with status 500",
+    "endless": "never ends its answers",
+    "wrong_key": "answers for another relay than the one that was asked",
+    "elsewhere": "says ON and OFF in other fields of its answers, too",
+    "lag": "switches at once, and reports it a second later",
+}
 LATE_SECONDS = 2.0
+LAG_SECONDS = 1.0
+OVERSIZE_BYTES = 1 << 30
+GARBAGE = bytes(range(7, 47))
 
 
 class VirtualOutlet:
     """relay: what the firmware reports; powered: whether the contact really carries power."""
 
-    def __init__(self, number, alias, watts=43.0):
+    def __init__(self, number, alias):
         self.number = number
         self.alias = alias
-        self.watts = watts
-        self.relay = True
-        self.powered = True
+        self.relay = self.powered = True
+
+    def watts(self):
+        return 43.0 if self.powered else 0.0
 
 
 class VirtualDevice:
     """A device that listens on loopback (or another address) until stop().
 
-    fault: a name of FAULTS or "". lose_every: every n-th answer is lost. on_power(number, powered)
-    is called when a contact changes. requests: every request that came, decoded. commands: how
-    many of them were to switch.
+    options: values for the attributes of the class, in the classes below too. on_power(number,
+    powered) is called when a contact changes. requests: every request that came, decoded.
+    commands: how many of them were to switch.
     """
 
-    agent = ""  # that this device is for
-    default_port = 0
+    agent = ""      # that this device is for
+    mac = "CC:32:E5:00:00:01"
+    metered = False
+    fault = ""      # a name of FAULTS
+    lose_every = 0  # every n-th answer is lost
 
-    def __init__(self, aliases=("plug",), mac="CC:32:E5:00:00:01", metered=False, fault=""):
+    def __init__(self, aliases=("plug",), **options):
+        import threading
         self.outlets = [VirtualOutlet(number, alias) for number, alias in enumerate(aliases, 1)]
-        self.mac = mac
-        self.metered = metered
-        self.fault = fault
-        self.lose_every = 0
+        for name, value in options.items():
+            getattr(self, name)  # a misspelt option must not pass for a fault that does no harm
+            setattr(self, name, value)
         self.on_power = lambda number, powered: None
         self.requests = []
         self.commands = 0
         self.answers = 0
         self.address = ("", 0)
+        self.lock = threading.RLock()
         self._sockets = []
-        self._timers = []
-        self._stopping = False
+        self._stopped = threading.Event()
 
     def start(self, host="127.0.0.1", port=0):
-        """Listen on TCP and return the port (0: any free one); bound only with a fault "refuse"."""
-        import threading
-        self.lock = threading.RLock()
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        listener = socket.socket(family, socket.SOCK_STREAM)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((host, port))
+        """Listen on TCP (port 0: any free one)."""
+        listener = self._bind(socket.SOCK_STREAM, (host, port))
         self.address = (host, listener.getsockname()[1])
-        self._sockets.append(listener)
-        if self.fault == "refuse":
-            return self.address[1]  # kept, or the next device gets the port
-        listener.listen(16)
-        self._thread(self._accept, listener)
-        return self.address[1]
+        if self.fault != "refuse":  # bound all the same, or the next device gets the port
+            listener.listen(16)
+            self._run_in_thread(self._accept, listener)
+
+    def _bind(self, kind, address):
+        family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+        handle = socket.socket(family, kind)
+        handle.bind(address)
+        self._sockets.append(handle)
+        return handle
 
     def stop(self):
-        self._stopping = True
-        for timer in self._timers:
-            timer.cancel()
+        self._stopped.set()
         for handle in list(self._sockets):
             try:
                 handle.shutdown(socket.SHUT_RDWR)
@@ -3248,50 +3259,44 @@ class VirtualDevice:
                 pass
             handle.close()
 
+    def _run_in_thread(self, run, *arguments, after_s=0):
+        """Call a function in a thread of its own, unless stop() comes first."""
+        import threading
+
+        def wait_and_run():
+            if not self._stopped.wait(after_s):
+                run(*arguments)
+        threading.Thread(target=wait_and_run, daemon=True).start()
+
     def switch(self, number, on):
         """Obey a command for one outlet, as far as the fault lets it."""
         self.commands += 1
-        if self.fault == "ignore":
-            return
         if self.fault == "wrong_outlet":
-            number = number % len(self.outlets) + 1 if len(self.outlets) > 1 else 0
+            number = number % len(self.outlets) + 1
         if self.fault == "late":
-            self._later(LATE_SECONDS, self._move, number, on)
-        else:
+            self._run_in_thread(self._move, number, on, after_s=LATE_SECONDS)
+        elif self.fault != "ignore" and (self.fault != "wrong_outlet" or len(self.outlets) > 1):
             self._move(number, on)
 
-    def _later(self, seconds, run, *arguments):
-        import threading
-        timer = threading.Timer(seconds, run, arguments)
-        timer.daemon = True
-        self._timers.append(timer)
-        timer.start()
-
     def _move(self, number, on):
-        if not number:
-            return
         outlet = self.outlets[number - 1]
-        outlet.relay = on
+        if self.fault == "lag":
+            self._run_in_thread(setattr, outlet, "relay", on, after_s=LAG_SECONDS)
+        else:
+            outlet.relay = on
         powered = on or self.fault == "welded"
         if outlet.powered is not powered:
             outlet.powered = powered
             self.on_power(number, powered)
 
-    def watts(self, outlet):
-        return outlet.watts if outlet.powered else 0.0
-
-    def _thread(self, run, *arguments):
-        import threading
-        threading.Thread(target=run, args=arguments, daemon=True).start()
-
     def _accept(self, listener):
-        while not self._stopping:
-            try:
+        try:
+            while True:
                 handle, _ = listener.accept()
-            except OSError:
-                return
-            self._sockets.append(handle)
-            self._thread(self._converse, handle)
+                self._sockets.append(handle)
+                self._run_in_thread(self._converse, handle)
+        except OSError:
+            pass  # stop() closed the listener
 
     def _converse(self, handle):
         try:
@@ -3310,81 +3315,67 @@ class VirtualDevice:
         self.answers += 1
         lost = self.lose_every and self.answers % self.lose_every == 0
         if self.fault == "silent" or lost:
-            self._await_end(handle)
+            while handle.recv(4096):
+                pass  # until the client gives up
             return False
         if self.fault == "drip":
             for byte in answer:
                 handle.sendall(bytes([byte]))
                 time.sleep(1)
-        elif self.fault == "truncated":
-            handle.sendall(answer[:len(answer) // 2])
-            return False
-        else:
-            handle.sendall(answer)
-        return True
+        handle.sendall(answer[:len(answer) // 2] if self.fault == "truncated" else answer)
+        return self.fault != "truncated"
 
-    @staticmethod
-    def _await_end(handle):
-        while handle.recv(4096):
-            pass
+
+# What python-kasa asks a plug for besides: (module, method): answer.
+KASA_ANSWERS = {
+    ("emeter", "get_daystat"): {"day_list": []},
+    ("emeter", "get_monthstat"): {"month_list": []},
+    ("time", "get_time"): {"year": 2026, "month": 1, "mday": 1, "hour": 12, "min": 0, "sec": 0},
+    ("time", "get_timezone"): {"index": 38},
+    ("cnCloud", "get_info"): {
+        "username": "", "server": "devs.tplinkcloud.com", "binded": 0, "cld_connection": 0,
+        "fwDlPage": "", "fwNotifyType": 0, "illegalType": -1, "stopConnect": 0, "tcspInfo": "",
+        "tcspStatus": -1},
+}
 
 
 class VirtualKasa(VirtualDevice):
     """A Kasa plug, or a strip when it has several aliases, on TCP and UDP.
 
-    strip_ids: "long" or "short", the two forms of a child id. The list of outlets is reversed, as
-    real firmware keeps no order. old_meter: hardware 1 tells watts, later ones milliwatts.
+    The list of outlets is reversed, as real firmware keeps no order.
     """
 
     agent = "fence_kasa"
-    default_port = KASA_PORT
-
-    def __init__(self, *args, strip_ids="long", old_meter=False, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.strip_ids = strip_ids
-        self.old_meter = old_meter
-        self.device_id = "8006" + "%036X" % int(parse_mac(self.mac), 16)
+    device_id = "8006" + "0A" * 18
+    strip_ids = "long"  # or "short": the two forms of a child id
+    old_meter = False   # hardware 1 tells watts, later ones milliwatts
 
     def start(self, host="127.0.0.1", port=0):
         super().start(host, port)
-        if self.fault != "refuse":
-            datagrams = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET,
-                                      socket.SOCK_DGRAM)
-            datagrams.bind(self.address)
-            self._sockets.append(datagrams)
-            self._thread(self._answer_datagrams, datagrams)
-        return self.address[1]
-
-    def converse(self, handle):
-        connection = Connection(handle)
-        while not self._stopping:
-            deadline = Deadline(time.monotonic, 60)
-            try:
-                length = struct.unpack(">I", connection.receive(4, deadline))[0]
-                message = connection.receive(length, deadline)
-            except Unreachable:
-                return
-            answer = self.answer(message)
-            if answer is None or not self.send_answer(handle, self._frame(answer)):
-                return
-
-    def _frame(self, message):
-        if self.fault == "oversize":
-            return struct.pack(">I", 1 << 30) + message
-        if self.fault == "garbage":
-            message = bytes(range(7, 7 + 40))
-        return struct.pack(">I", len(message)) + message
+        datagrams = self._bind(socket.SOCK_DGRAM, self.address)
+        if not self.fault:
+            self._run_in_thread(self._answer_datagrams, datagrams)
 
     def _answer_datagrams(self, datagrams):
-        while not self._stopping:
+        while not self._stopped.is_set():
             try:
                 message, sender = datagrams.recvfrom(4096)
-                answer = self.answer(message)
-                if answer and not self.fault:
-                    datagrams.sendto(answer, sender)
+                datagrams.sendto(self.answer(message), sender)
             except (OSError, ValueError):
-                if self._stopping:
+                pass  # it was nonsense, the sender went away, or stop() closed the socket
+
+    def converse(self, handle):
+        with handle.makefile("rb") as stream:
+            for header in iter(lambda: stream.read(4), b""):
+                answer = self.answer(stream.read(struct.unpack(">I", header)[0]))
+                if answer is None or not self.send_answer(handle, self._frame(answer)):
                     return
+
+    def _frame(self, message):
+        if self.fault == "garbage":
+            message = GARBAGE
+        length = OVERSIZE_BYTES if self.fault == "oversize" else len(message)
+        return struct.pack(">I", length) + message
 
     def answer(self, message):
         """Return the reply to one message, or None when the connection breaks instead."""
@@ -3401,36 +3392,28 @@ class VirtualKasa(VirtualDevice):
 
     def _call(self, module, method, arguments, chosen):
         handler = getattr(self, "_%s_%s" % (module, method), None)
-        if handler is None:
-            return {"err_code": -1, "err_msg": "module not support"}
-        return handler(arguments, chosen)
+        if handler:
+            return handler(arguments, chosen)
+        if (module, method) in KASA_ANSWERS:
+            return dict(KASA_ANSWERS[module, method], err_code=0)
+        return {"err_code": -1, "err_msg": "module not support"}
 
     def _system_get_sysinfo(self, arguments, chosen):
+        is_strip = len(self.outlets) > 1
         info = {
             "sw_ver": "1.0.21 Build 210524 Rel.161309", "hw_ver": "1.0", "deviceId": self.device_id,
-            "model": self._model(), "oemId": "0" * 32, "hwId": "0" * 32, "rssi": -53,
-            "latitude_i": 0, "longitude_i": 0, "alias": "fencetool virtual strip",
-            "mic_type": "IOT.SMARTPLUGSWITCH", "mac": self.mac, "updating": 0, "led_off": 0,
-            "feature": "TIM:ENE" if self.metered else "TIM", "status": "new", "ntc_state": 0,
-            "obd_src": "tplink", "err_code": 0}
-        states = {outlet.number: int(outlet.relay) for outlet in self.outlets}
-        if self.fault == "wrong_type":
-            states = {number: bool(state) for number, state in states.items()}
-        if len(self.outlets) == 1:
-            info.update(alias=self.outlets[0].alias, relay_state=states[1], on_time=7 * states[1],
-                        active_mode="none", next_action={"type": -1},
-                        dev_name="Smart Wi-Fi Plug Mini", icon_hash="")
-        else:
-            info.update(child_num=len(self.outlets), children=[
-                {"id": self._child_id(outlet), "alias": outlet.alias,
-                 "state": states[outlet.number], "on_time": 7 * states[outlet.number],
-                 "next_action": {"type": -1}} for outlet in reversed(self.outlets)])
-        return info
-
-    def _model(self):
-        if len(self.outlets) > 1:
-            return "HS300(US)" if self.metered else "KP303(UK)"
-        return "KP115(EU)" if self.metered else "HS103(US)"
+            "model": "HS300(US)" if is_strip else "KP115(EU)", "mic_type": "IOT.SMARTPLUGSWITCH",
+            "oemId": "0" * 32, "hwId": "0" * 32, "rssi": -53, "mac": self.mac, "updating": 0,
+            "feature": "TIM:ENE" if self.metered else "TIM", "led_off": 0, "err_code": 0}
+        children = []
+        for outlet in reversed(self.outlets):
+            state = outlet.relay if self.fault == "wrong_type" else int(outlet.relay)
+            children.append({"id": self._child_id(outlet), "alias": outlet.alias, "state": state,
+                             "on_time": 7 * state, "next_action": {"type": -1}})
+        if is_strip:
+            return dict(info, alias="virtual strip", child_num=len(children), children=children)
+        only = children[0]
+        return dict(info, alias=only["alias"], relay_state=only["state"], on_time=only["on_time"])
 
     def _child_id(self, outlet):
         suffix = "%02d" % (outlet.number - 1)
@@ -3454,104 +3437,56 @@ class VirtualKasa(VirtualDevice):
         outlet = self._chosen_outlet(chosen)
         if not self.metered or outlet is None or self.fault == "dead_meter":
             return {"err_code": -1, "err_msg": "module not support"}
-        watts = self.watts(outlet)
+        watts = outlet.watts()
         if self.old_meter:
             return {"current": watts / 230, "power": watts, "total": 30.4, "voltage": 230.0,
                     "err_code": 0}
         return {"current_ma": int(watts / 0.23), "power_mw": int(watts * 1000), "total_wh": 26889,
                 "voltage_mv": 230000, "err_code": 0}
 
-    def _emeter_get_daystat(self, arguments, chosen):
-        return {"day_list": [], "err_code": 0}
 
-    def _emeter_get_monthstat(self, arguments, chosen):
-        return {"month_list": [], "err_code": 0}
-
-    def _time_get_time(self, arguments, chosen):
-        now = time.gmtime()
-        return {"year": now.tm_year, "month": now.tm_mon, "mday": now.tm_mday,
-                "hour": now.tm_hour, "min": now.tm_min, "sec": now.tm_sec, "err_code": 0}
-
-    def _time_get_timezone(self, arguments, chosen):
-        return {"index": 38, "err_code": 0}
-
-    def _schedule_get_rules(self, arguments, chosen):
-        return {"rule_list": [], "version": 2, "enable": 0, "err_code": 0}
-
-    _count_down_get_rules = _anti_theft_get_rules = _schedule_get_rules
-
-    def _schedule_get_next_action(self, arguments, chosen):
-        return {"type": -1, "err_code": 0}
-
-    def _cnCloud_get_info(self, arguments, chosen):
-        return {"username": "", "server": "devs.tplinkcloud.com", "binded": 0, "cld_connection": 0,
-                "illegalType": -1, "stopConnect": 0, "tcspStatus": -1, "fwDlPage": "",
-                "tcspInfo": "", "fwNotifyType": 0, "err_code": 0}
-
-
-HTTP_FAULTS = {fault.name: fault for fault in (
-    Fault("redirect", "sends the client elsewhere"),
-    Fault("portal", "answers everything with the page of a captive portal"),
-    Fault("server_error", "answers everything with status 500"),
-    Fault("endless", "never ends its answers"),
-    Fault("wrong_key", "answers for another relay than the one that was asked"),
-    Fault("elsewhere", "says ON and OFF in other fields of its answers, too"),
-    Fault("lag", "switches at once, and reports it a second later"),
-)}
-LAG_SECONDS = 1.0
 PORTAL_PAGE = ("<!DOCTYPE html><html><title>Sign in: Wi-Fi ON or OFF</title><form>"
                "<input id=psk name=psk type=password></form></html>")
+# What a web server answers whatever the request was: (status, headers, body) by fault.
+HTTP_FAULT_ANSWERS = {
+    "redirect": (302, {"Location": "http://192.168.4.1/"}, ""),
+    "portal": (200, {"Content-Type": "text/html"}, PORTAL_PAGE),
+    "server_error": (500, {}, "OFF"),
+}
 
 
 class VirtualHttp(VirtualDevice):
     """A web server; subclasses answer in their dialect.
 
-    password: of the user admin, "" for none. login: basic or digest, with this algorithm.
     requests: (method, path, header fields by their lower-case names).
     """
 
     agent = "fence_http"
-    default_port = HTTP_PORT
+    password = ""  # of the user admin
+    login = "basic"  # or "digest", with this algorithm
+    algorithm = "MD5"
     realm = "Login Required"
 
-    def __init__(self, *args, password="", login="basic", algorithm="MD5", **kwargs):
-        super().__init__(*args, **kwargs)
-        self.password = password
-        self.login = login
-        self.algorithm = algorithm
-
     def converse(self, handle):
-        lines = self._read_head(handle)
-        if not lines:
-            return
-        method, path, _ = lines[0].split(" ", 2)
-        fields = {name.lower(): value.strip()
-                  for name, _, value in (line.partition(":") for line in lines[1:])}
+        import http.client
+        with handle.makefile("rb") as stream:
+            words = stream.readline().decode("latin-1").split(" ")
+            if len(words) != 3:
+                return
+            fields = {name.lower(): value
+                      for name, value in http.client.parse_headers(stream).items()}
         with self.lock:
-            self.requests.append((method, path, fields))
-            reply = self._answer(method, path, fields)
+            self.requests.append((words[0], words[1], fields))
+            reply = self._answer(words[0], words[1], fields)
         if reply:
             self.send_answer(handle, self._render(*reply))
-            while self.fault == "endless" and not self._stopping:
+            while self.fault == "endless":
                 handle.sendall(b" " * 1000)
-
-    @staticmethod
-    def _read_head(handle):
-        data = b""
-        while b"\r\n\r\n" not in data:
-            piece = handle.recv(4096)
-            if not piece:
-                return None
-            data += piece
-        return data.split(b"\r\n\r\n")[0].decode("latin-1").split("\r\n")
 
     def _answer(self, method, path, fields):
         """Return (status, headers, body), or None when the connection breaks instead."""
-        fixed = {"redirect": (302, {"Location": "http://192.168.4.1/"}, ""),
-                 "portal": (200, {"Content-Type": "text/html"}, PORTAL_PAGE),
-                 "server_error": (500, {}, "OFF")}
-        if self.fault in fixed:
-            return fixed[self.fault]
+        if self.fault in HTTP_FAULT_ANSWERS:
+            return HTTP_FAULT_ANSWERS[self.fault]
         if self.password and not self.knows_login(method, path, fields):
             return self.refuse_login()
         before = self.commands
@@ -3562,10 +3497,10 @@ class VirtualHttp(VirtualDevice):
         given = fields.get("authorization", "")
         if self.login == "basic":
             return given == build_basic_login("admin", self.password)
-        answer = dict(re.findall(r'(\w+)="?([^",]*)', given))
-        challenge = parse_digest_challenge([self._challenge()])
-        return given.startswith("Digest ") and given == build_digest_login(
-            challenge, "admin", self.password, method, path, answer.get("cnonce", ""))
+        cnonce = re.search('cnonce="([^"]*)"', given)
+        return cnonce is not None and given == build_digest_login(
+            parse_digest_challenge([self._challenge()]), "admin", self.password, method, path,
+            cnonce.group(1))
 
     def _challenge(self):
         if self.login == "basic":
@@ -3583,65 +3518,46 @@ class VirtualHttp(VirtualDevice):
 
     def words(self):
         """Return {number: "ON" or "OFF"} as the device reports its relays."""
-        if self.fault == "wrong_type":
-            return {outlet.number: None for outlet in self.outlets}
-        return {outlet.number: "ON" if outlet.relay else "OFF" for outlet in self.outlets}
-
-    def _move(self, number, on):
-        if self.fault != "lag":
-            super()._move(number, on)
-        elif number:
-            outlet = self.outlets[number - 1]
-            outlet.powered = on
-            self._later(LAG_SECONDS, setattr, outlet, "relay", on)
+        return {outlet.number: None if self.fault == "wrong_type" else "ON" if outlet.relay
+                else "OFF" for outlet in self.outlets}
 
     def _render(self, status, headers, body):
         if self.fault == "garbage":
-            return bytes(range(7, 7 + 40))
+            return GARBAGE
         data = body.encode("utf-8")
-        length = {"oversize": 1 << 30, "endless": None}.get(self.fault, len(data))
         lines = ["HTTP/1.1 %d Whatever" % status, "Connection: close"]
         lines += ["%s: %s" % header for header in headers.items()]
-        lines += ["Content-Length: %d" % length] if length is not None else []
+        if self.fault != "endless":
+            lines.append("Content-Length: %d" % (
+                OVERSIZE_BYTES if self.fault == "oversize" else len(data)))
         return "\r\n".join(lines + ["", ""]).encode("latin-1") + data
 
 
 class VirtualTasmota(VirtualHttp):
-    """A Tasmota device.
+    """A Tasmota device."""
 
-    old: refuses a login with status 200. referer: SetOption128 0. always_metered: SetOption21 1.
-    openbeken: answers as that firmware does.
-    """
-
-    def __init__(self, *args, old=False, referer=False, always_metered=False, openbeken=False,
-                 **kwargs):
-        super().__init__(*args, **kwargs)
-        self.old = old
-        self.referer = referer
-        self.always_metered = always_metered
-        self.openbeken = openbeken
-        self.realm = "OpenBeken HTTP Server" if openbeken else ""
+    old = False             # refuses a login with status 200
+    referer = False         # SetOption128 0
+    always_metered = False  # SetOption21 1
+    openbeken = False       # answers as that firmware does
+    realm = "OpenBeken HTTP Server"
 
     def knows_login(self, method, path, fields):
-        from urllib.parse import parse_qs
-        if "authorization" in fields and not self.old:
+        if self.openbeken or ("authorization" in fields and not self.old):
             return super().knows_login(method, path, fields)
-        query = parse_qs(path.partition("?")[2])
-        return not self.openbeken and query.get("user") == ["admin"] \
-            and query.get("password") == [self.password]
+        query = parse_query(path)
+        return (query.get("user"), query.get("password")) == ("admin", self.password)
 
     def refuse_login(self):
         if self.openbeken:
             return super().refuse_login()
-        return (200 if self.old else 401), {}, \
-            '{"WARNING":"Need user=<username>&password=<password>"}'
+        warning = '{"WARNING":"Need user=<username>&password=<password>"}'
+        return 200 if self.old else 401, {}, warning
 
     def respond(self, method, path, fields):
-        from urllib.parse import parse_qs
         if self.referer and not fields.get("referer", "").startswith("http://" + self.address[0]):
             return None
-        command = parse_qs(path.partition("?")[2]).get("cmnd", [""])[0]
-        members = self._run(command.lower())
+        members = self._run(parse_query(path).get("cmnd", "").lower())
         if self.fault == "elsewhere":
             members.update(LED="ON", MQTT="OFF")
         return 200, {"Content-Type": "application/json"}, json.dumps(members)
@@ -3655,15 +3571,16 @@ class VirtualTasmota(VirtualHttp):
         if command == "status 10":
             return {"StatusSNS": self._sensors()}
         if command == "status 11":
-            return {"StatusSTS": dict({"UptimeSec": 61}, **self._members())}
+            return {"StatusSTS": dict(self._members(), UptimeSec=61)}
         if command == "setoption21" and not self.openbeken:
             return {"SetOption21": "ON" if self.always_metered else "OFF"}
         return {} if self.openbeken else {"Command": "Unknown"}
 
     def _members(self):
-        if len(self.outlets) == 1:
-            return {"POWER": self.words()[1]}
-        return {"POWER%d" % number: word for number, word in self.words().items()}
+        return {self._member(number): word for number, word in self.words().items()}
+
+    def _member(self, number):
+        return "POWER" if len(self.outlets) == 1 else "POWER%d" % number
 
     def _power(self, number, word):
         known = number if number <= len(self.outlets) else 1 if self.openbeken else 0
@@ -3672,7 +3589,7 @@ class VirtualTasmota(VirtualHttp):
         if word:
             self.switch(known, word == "on")
         members = self._members()
-        name = "POWER" if len(self.outlets) == 1 else "POWER%d" % known
+        name = self._member(known)
         if word and self.fault in ("ignore", "late", "lag", "wrong_outlet"):
             members[name] = word.upper()
         if self.fault == "wrong_key":
@@ -3685,47 +3602,45 @@ class VirtualTasmota(VirtualHttp):
         if self.fault == "dead_meter":
             return {"ENERGY": {"Power": None}}
         shown = self.always_metered or any(outlet.relay for outlet in self.outlets)
-        watts = sum(self.watts(outlet) for outlet in self.outlets) if shown else 0
+        watts = sum(outlet.watts() for outlet in self.outlets) if shown else 0
         return {"ENERGY": {"Total": 3.185, "Power": watts, "Voltage": 230 if shown else 0}}
 
 
-class VirtualEsphome(VirtualHttp):
-    """An ESPHome device. version: 2024 knows switches by object id, 2026.6 also by name, 2026.10 by
-    name alone. assumed: its switches are assumed_state.
-    """
+def parse_query(path):
+    from urllib.parse import parse_qsl
+    return dict(parse_qsl(path.partition("?")[2]))
 
-    def __init__(self, *args, version="2026.10", assumed=False, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.version = version
-        self.assumed = assumed
+
+class VirtualEsphome(VirtualHttp):
+    """An ESPHome device."""
+
+    # 2024 knows switches by object id, 2026.6 also by name, 2026.10 by name alone.
+    version = "2026.10"
+    assumed = False  # its switches are assumed_state
 
     def respond(self, method, path, fields):
         from urllib.parse import unquote
-        tells_mac = "access-control-request-private-network" in fields and self.version != "2026.10"
         if method == "OPTIONS":
+            tells_mac = self.version != "2026.10" and \
+                "access-control-request-private-network" in fields
             return 200, {"Private-Network-Access-ID": self.mac} if tells_mac else {}, ""
         if path == "/events":
-            states = ["event: state\r\ndata: %s\r\n\r\n" % json.dumps(self._describe(outlet))
-                      for outlet in self.outlets]
-            return 200, {"Content-Type": "text/event-stream"}, 'event: ping\r\ndata: {}\r\n\r\n' \
-                + "".join(states)
-        parts = path.partition("?")[0].split("/")
-        outlet = self._find(unquote(parts[2])) if parts[1] == "switch" else None
-        action = parts[3] if len(parts) > 3 else ""
-        if outlet is None or (action and method != "POST"):
+            events = ["event: ping\r\ndata: {}\r\n\r\n"] + [
+                "event: state\r\ndata: %s\r\n\r\n" % self._describe(outlet)
+                for outlet in self.outlets]
+            return 200, {"Content-Type": "text/event-stream"}, "".join(events)
+        _, domain, entity, action = (path.partition("?")[0] + "///").split("/")[:4]
+        found = [outlet for outlet in self.outlets if unquote(entity) in self._names(outlet)]
+        if domain != "switch" or not found or (action and method != "POST"):
             return 404, {}, "Not Found"
         if method == "POST":
-            self.switch(outlet.number, action == "turn_on")
+            self.switch(found[0].number, action == "turn_on")
             return 200, {}, ""
-        return 200, {"Content-Type": "application/json"}, json.dumps(self._describe(outlet))
+        return 200, {"Content-Type": "application/json"}, self._describe(found[0])
 
-    def _find(self, entity):
-        for outlet in self.outlets:
-            known = {"2024": (build_esphome_object_id(outlet.alias),), "2026.10": (outlet.alias,)}
-            if entity in known.get(self.version, (outlet.alias,
-                                                  build_esphome_object_id(outlet.alias))):
-                return outlet
-        return None
+    def _names(self, outlet):
+        by_id, by_name = build_esphome_object_id(outlet.alias), outlet.alias
+        return {"2024": [by_id], "2026.6": [by_id, by_name], "2026.10": [by_name]}[self.version]
 
     def _describe(self, outlet):
         word = self.words()[outlet.number]
@@ -3738,47 +3653,46 @@ class VirtualEsphome(VirtualHttp):
             members["name_id"] = "switch/" + name
         if self.fault == "elsewhere":
             members.update(icon="ON", entity_category="OFF")
-        return members
+        return json.dumps(members)
 
 
-# Pages of a generic switch: paths of on, off and status, and the status page when ON and when OFF.
-VirtualPages = collections.namedtuple("VirtualPages", "on off status shown_on shown_off")
+# A generic switch: paths of on, off and status, and the status page with its words for ON and OFF.
+VirtualPages = collections.namedtuple("VirtualPages", "on off status page words")
 
 VIRTUAL_PAGES = {
-    "plain": VirtualPages("/on", "/off", "/state", '{"outlet":1,"state":"ON"}',
-                          '{"outlet":1,"state":"OFF"}'),
+    "plain": VirtualPages("/on", "/off", "/state",
+                          '{"outlet":1,"state":"%s"}', {"ON": "ON", "OFF": "OFF"}),
     "shelly1": VirtualPages("/relay/0?turn=on", "/relay/0?turn=off", "/relay/0",
-                            '{"ison":true,"has_timer":false,"source":"http"}',
-                            '{"ison":false,"has_timer":false,"source":"http"}'),
+                            '{"ison":%s,"has_timer":false,"source":"http"}',
+                            {"ON": "true", "OFF": "false"}),
     "shelly2": VirtualPages("/rpc/Switch.Set?id=0&on=true", "/rpc/Switch.Set?id=0&on=false",
                             "/rpc/Switch.GetStatus?id=0",
-                            '{"id":0, "source":"http", "output":true, "apower":43.0}',
-                            '{"id":0, "source":"http", "output":false, "apower":0.0}'),
+                            '{"id":0, "source":"http", "output":%s, "apower":0.0}',
+                            {"ON": "true", "OFF": "false"}),
     "pdu": VirtualPages("/Set.cmd?CMD=SetPower+P60=1", "/Set.cmd?CMD=SetPower+P60=0",
-                        "/Set.cmd?CMD=GetPower", "<html>P60=1,P61=0,P62=1,P63=0</html>",
-                        "<html>P60=0,P61=0,P62=1,P63=0</html>"),
+                        "/Set.cmd?CMD=GetPower", "<html>P60=%s,P61=0,P62=1,P63=0</html>",
+                        {"ON": "1", "OFF": "0"}),
 }
 
 
 class VirtualSwitch(VirtualHttp):
     """A switch of whatever make, by the pages of VIRTUAL_PAGES."""
 
-    def __init__(self, *args, style="plain", **kwargs):
-        super().__init__(*args, **kwargs)
-        self.pages = VIRTUAL_PAGES[style]
+    style = "plain"
 
     def respond(self, method, path, fields):
-        if path in (self.pages.on, self.pages.off):
-            self.switch(1, path == self.pages.on)
+        pages = VIRTUAL_PAGES[self.style]
+        if path in (pages.on, pages.off):
+            self.switch(1, path == pages.on)
             return 200, {}, '{"was_on":true}'
-        if path != self.pages.status:
+        if path != pages.status:
             return 404, {}, "Not Found: OFF"
         word = self.words()[1]
-        page = {"ON": self.pages.shown_on, "OFF": self.pages.shown_off, None: "null"}[word]
+        page = pages.page % pages.words[word] if word else "null"
         if self.fault == "wrong_key":
             page = page.replace('"outlet":1', '"outlet":2')
         if self.fault == "elsewhere":
-            page += self.pages.shown_on + self.pages.shown_off
+            page += "".join(pages.page % word for word in pages.words.values())
         return 200, {}, page
 
 
