@@ -3020,12 +3020,10 @@ def render_about(agent, action, values):
 
 def find_secrets(values):
     """Return the values that no log may hold; options of other agents are known by their names."""
-    found = {values[row.name] for row in PARAMS if row.secret and row.name in values}
     options = [item.partition("=") for item in values.get("fence_options", "").split(",")]
-    for name, _, value in options:
-        if value and re.search("pass|secret|key|token|community|_kg", name):
-            found.add(value)
-    return found
+    return {values[row.name] for row in PARAMS if row.secret and row.name in values} | {
+        value for name, _, value in options
+        if value and re.search("pass|secret|key|token|community|_kg", name)}
 
 
 def check_call(agent, action, settings):
@@ -3038,9 +3036,8 @@ def check_call(agent, action, settings):
     for name in agent.required:
         if not getattr(settings, name):
             row = PARAMS_BY_NAME[name]
-            option = "-" + row.letter if row.letter else "--" + name.replace("_", "-")
             raise UsageError("no %s given (use %s, or %s= on stdin): %s"
-                             % (name, option, name, row.help.lower()))
+                             % (name, render_option(row), name, row.help.lower()))
 
 
 def check_password_script(settings):
@@ -3087,23 +3084,21 @@ def run_device_action(agent, name, settings, system):
         system.sleep(settings.delay)
     job = Job(system, device, settings)
     started = system.clock()
-    target = settings.nodename or settings.plug or "-"
-    failure = None
+    code, text, failure = EXIT_BAD, "", None
     try:
         code, text = action.run(job)
-        outcome = text.replace("\n", "; ") or "ok"
     except FenceError as error:
-        failure = "%s %s: %s: %s" % (name, target, device.describe(), error)
-        outcome = "failed: %s" % error
+        failure = error
     finally:
         device.close()
+    target, where = settings.nodename or settings.plug or "-", device.describe()
     system.event("action=%s target=%s device=%s plug=%s ms=%d attempts=%d outcome=%s" % (
-        name, target, device.describe().replace(" ", "@"), settings.plug or "-",
-        (system.clock() - started) * 1000, job.attempts, outcome))
+        name, target, where.replace(" ", "@"), settings.plug or "-",
+        (system.clock() - started) * 1000, job.attempts,
+        "failed: %s" % failure if failure else text.replace("\n", "; ") or "ok"))
     if failure:
-        system.tell(failure)
-        return EXIT_BAD
-    if text:
+        system.tell("%s %s: %s: %s" % (name, target, where, failure))
+    elif text:
         system.write(text)
     return code
 
@@ -3121,30 +3116,29 @@ def cmd_agents(arguments, system):
 # The external plugin of cluster-glue: verbs in argv, parameters in the environment.
 # Source: cluster-glue 1.0.12 lib/plugins/stonith/external.c; seen: `stonith -t external/kasa`.
 PLUGIN_PARAMS = ("ip", "ipport", "plug", "device_mac", "power_timeout")
-PLUGIN_ACTIONS = {"on": "on", "off": "off", "reset": "reboot"}
+PLUGIN_ACTIONS = {"on": "on", "off": "off", "reset": "reboot", "status": "monitor"}
 
 
 def run_plugin(agent, words, environment, system):
     """Run one call of the cluster-glue plugin dialect; return its exit code."""
-    verb, host = words[0], words[1] if len(words) > 1 else ""
+    verb, host = (words + ["", ""])[:2]
     hosts = environment.get("hostlist", "").replace(",", " ").split()
     texts = {
-        "getconfignames": "\n".join(("hostlist",) + PLUGIN_PARAMS),
+        "getconfignames": "\n".join(("hostlist",) + PLUGIN_PARAMS), "gethosts": "\n".join(hosts),
         "getinfo-devid": agent.name, "getinfo-devname": agent.name,
         "getinfo-devdescr": agent.longdesc, "getinfo-devurl": "see fencetool --help",
-        "getinfo-xml": "\n".join(render_plugin_parameters(agent)), "gethosts": "\n".join(hosts)}
+        "getinfo-xml": "\n".join(render_plugin_parameters(agent))}
     if verb in texts:
         system.write(texts[verb])
         return EXIT_GOOD
-    pairs = [(name, environment[name]) for name in PLUGIN_PARAMS + ("ipaddr",)
-             if name in environment]
-    if verb == "status":
-        return run_agent(agent, pairs + [("action", "monitor")], system)
     if verb not in PLUGIN_ACTIONS:
-        raise UsageError("unsupported action %s of a cluster-glue plugin" % quote(verb))
-    if [host] != hosts:
+        raise UsageError("unsupported action %s of a cluster-glue plugin" % quote(verb) if verb
+                         else "no action given (this is the cluster-glue plugin)")
+    if [host] != hosts and verb != "status":
         raise UsageError("%s is not the one node of the hostlist (%s); nothing was switched"
                          % (quote(host), " ".join(hosts)))
+    pairs = [(name, environment[name]) for name in PLUGIN_PARAMS + ("ipaddr",)
+             if name in environment]
     return run_agent(agent, pairs + [("action", PLUGIN_ACTIONS[verb]), ("nodename", host)], system)
 
 
@@ -3191,7 +3185,7 @@ HTTP_FAULTS = {
 LATE_SECONDS = 2.0
 LAG_SECONDS = 1.0
 OVERSIZE_BYTES = 1 << 30
-GARBAGE = bytes(range(7, 47))
+GARBAGE = struct.pack(">I", 40) + bytes(range(7, 47))  # with a length that Kasa's frames allow
 
 
 class VirtualOutlet:
@@ -3313,6 +3307,7 @@ class VirtualDevice:
     def send_answer(self, handle, answer):
         """Send an answer as the fault has it; return False when the connection is to be closed."""
         self.answers += 1
+        answer = GARBAGE if self.fault == "garbage" else answer
         lost = self.lose_every and self.answers % self.lose_every == 0
         if self.fault == "silent" or lost:
             while handle.recv(4096):
@@ -3368,14 +3363,11 @@ class VirtualKasa(VirtualDevice):
         with handle.makefile("rb") as stream:
             for header in iter(lambda: stream.read(4), b""):
                 answer = self.answer(stream.read(struct.unpack(">I", header)[0]))
-                if answer is None or not self.send_answer(handle, self._frame(answer)):
+                if answer is None:
                     return
-
-    def _frame(self, message):
-        if self.fault == "garbage":
-            message = GARBAGE
-        length = OVERSIZE_BYTES if self.fault == "oversize" else len(message)
-        return struct.pack(">I", length) + message
+                length = OVERSIZE_BYTES if self.fault == "oversize" else len(answer)
+                if not self.send_answer(handle, struct.pack(">I", length) + answer):
+                    return
 
     def answer(self, message):
         """Return the reply to one message, or None when the connection breaks instead."""
@@ -3403,8 +3395,8 @@ class VirtualKasa(VirtualDevice):
         info = {
             "sw_ver": "1.0.21 Build 210524 Rel.161309", "hw_ver": "1.0", "deviceId": self.device_id,
             "model": "HS300(US)" if is_strip else "KP115(EU)", "mic_type": "IOT.SMARTPLUGSWITCH",
-            "oemId": "0" * 32, "hwId": "0" * 32, "rssi": -53, "mac": self.mac, "updating": 0,
-            "feature": "TIM:ENE" if self.metered else "TIM", "led_off": 0, "err_code": 0}
+            "feature": "TIM:ENE" if self.metered else "TIM", "rssi": -53, "mac": self.mac,
+            "led_off": 0, "err_code": 0}
         children = []
         for outlet in reversed(self.outlets):
             state = outlet.relay if self.fault == "wrong_type" else int(outlet.relay)
@@ -3439,8 +3431,7 @@ class VirtualKasa(VirtualDevice):
             return {"err_code": -1, "err_msg": "module not support"}
         watts = outlet.watts()
         if self.old_meter:
-            return {"current": watts / 230, "power": watts, "total": 30.4, "voltage": 230.0,
-                    "err_code": 0}
+            return {"current": watts / 230, "power": watts, "voltage": 230.0, "err_code": 0}
         return {"current_ma": int(watts / 0.23), "power_mw": int(watts * 1000), "total_wh": 26889,
                 "voltage_mv": 230000, "err_code": 0}
 
@@ -3522,8 +3513,8 @@ class VirtualHttp(VirtualDevice):
                 else "OFF" for outlet in self.outlets}
 
     def _render(self, status, headers, body):
-        if self.fault == "garbage":
-            return GARBAGE
+        if self.fault == "elsewhere":
+            body = body.replace('{"', '{"LED":"ON","MQTT":"OFF","')
         data = body.encode("utf-8")
         lines = ["HTTP/1.1 %d Whatever" % status, "Connection: close"]
         lines += ["%s: %s" % header for header in headers.items()]
@@ -3558,8 +3549,6 @@ class VirtualTasmota(VirtualHttp):
         if self.referer and not fields.get("referer", "").startswith("http://" + self.address[0]):
             return None
         members = self._run(parse_query(path).get("cmnd", "").lower())
-        if self.fault == "elsewhere":
-            members.update(LED="ON", MQTT="OFF")
         return 200, {"Content-Type": "application/json"}, json.dumps(members)
 
     def _run(self, command):
@@ -3651,8 +3640,6 @@ class VirtualEsphome(VirtualHttp):
                    "state": word, "assumed_state": self.assumed}
         if self.version == "2026.6":
             members["name_id"] = "switch/" + name
-        if self.fault == "elsewhere":
-            members.update(icon="ON", entity_category="OFF")
         return json.dumps(members)
 
 
@@ -3691,8 +3678,6 @@ class VirtualSwitch(VirtualHttp):
         page = pages.page % pages.words[word] if word else "null"
         if self.fault == "wrong_key":
             page = page.replace('"outlet":1', '"outlet":2')
-        if self.fault == "elsewhere":
-            page += "".join(pages.page % word for word in pages.words.values())
         return 200, {}, page
 
 
@@ -3700,27 +3685,26 @@ class VirtualSwitch(VirtualHttp):
 # must hold; lesson: what the reader should take from it.
 DemoStep = collections.namedtuple("DemoStep", "device parameters expected shows lesson")
 
-DEMO_LIMITS = ("login_timeout=1\nshell_timeout=1\npower_timeout=3\n"
-               "stonith_status_sleep=500ms\n")
+DEMO_PARAMETERS = ("nodename=storage-b\nlogin_timeout=1\nshell_timeout=1\npower_timeout=3\n"
+                   "stonith_status_sleep=500ms\n")
 DEMO_STEPS = (
     DemoStep("plug", "action=status", 0, "Status: ON", "a node runs on this plug"),
-    DemoStep("plug", "action=off\nnodename=storage-b", 0, "Success: Powered OFF",
+    DemoStep("plug", "action=off", 0, "Success: Powered OFF",
              "off: commanded, and then seen OFF twice in the device's own readings"),
     DemoStep("plug", "action=status", 2, "Status: OFF", "exit code 2 means OFF, and nothing else"),
-    DemoStep("plug", "action=reboot\nnodename=storage-b", 0, "Success: Rebooted",
+    DemoStep("plug", "action=reboot", 0, "Success: Rebooted",
              "off with proof, a pause that no power supply bridges, on again"),
-    DemoStep("strip", "action=off\nplug=2\nnodename=storage-b", 0, "Success: Powered OFF",
+    DemoStep("strip", "action=off\nplug=2", 0, "Success: Powered OFF",
              "one outlet of a strip, by the number on its case"),
     DemoStep("strip", "action=list-status", 0, "3,spare,ON", "the other outlets were left alone"),
-    DemoStep("liar", "action=off\nnodename=storage-b", 1, "still reports ON",
+    DemoStep("liar", "action=off", 1, "still reports ON",
              "a plug that acknowledges and does not switch: NOT fenced"),
-    DemoStep("welded", "action=off\nnodename=storage-b", 1, "still draws 43 W",
+    DemoStep("welded", "action=off", 1, "still draws 43 W",
              "a relay that reports OFF with its contact welded: NOT fenced"),
-    DemoStep("tasmota", "action=off\ndevice=tasmota\nplug=2\npassword=s3cret\n"
-             "nodename=storage-b", 0, "Success: Powered OFF",
-             "relay 2 of a Tasmota device with a password"),
+    DemoStep("tasmota", "action=off\ndevice=tasmota\nplug=2\npassword=s3cret", 0,
+             "Success: Powered OFF", "relay 2 of a Tasmota device with a password"),
     DemoStep("esphome", "action=off\npower_off_url=/switch/relay/turn_off\n"
-             "status_url=/switch/relay\nnodename=storage-b", 0, "Success: Powered OFF",
+             "status_url=/switch/relay", 0, "Success: Powered OFF",
              "an ESPHome switch, recognised by its URLs"),
     DemoStep("switch", "action=off\npower_off_url=/relay/0?turn=off\nstatus_url=/relay/0\n"
              'status_on_regex="ison":true\nstatus_off_regex="ison":false', 1, "sign-in page",
@@ -3730,7 +3714,7 @@ DEMO_STEPS = (
 
 def build_demo_devices():
     return {"plug": VirtualKasa(["storage-b"]),
-            "strip": VirtualKasa(["storage-a", "storage-b", "spare"], mac="CC:32:E5:00:00:02"),
+            "strip": VirtualKasa(["storage-a", "storage-b", "spare"]),
             "liar": VirtualKasa(["storage-b"], fault="ignore"),
             "welded": VirtualKasa(["storage-b"], metered=True, fault="welded"),
             "tasmota": VirtualTasmota(["POWER1", "POWER2"], password="s3cret"),
@@ -3744,17 +3728,16 @@ def cmd_demo(arguments, system):
                  "real: the agent,\nrun as a process of its own with its parameters on stdin, as "
                  "Pacemaker does.\n")
     devices = build_demo_devices()
-    wrong = 0
     try:
         for device in devices.values():
             device.start()
-        for number, step in enumerate(DEMO_STEPS, 1):
-            wrong += not run_demo_step(number, step, devices[step.device], system)
+        wrong = [number for number, step in enumerate(DEMO_STEPS, 1)
+                 if not run_demo_step(number, step, devices[step.device], system)]
     finally:
         for device in devices.values():
             device.stop()
     if wrong:
-        system.write("%d of %d steps did not go as told." % (wrong, len(DEMO_STEPS)))
+        system.write("%d of %d steps did not go as told." % (len(wrong), len(DEMO_STEPS)))
         return EXIT_BAD
     system.write("All %d steps went as told. Next, with a real plug (give it a fixed address):\n"
                  "  sh install.sh\n  fence_kasa -a ADDRESS -o status\n  fence_kasa --help"
@@ -3764,7 +3747,7 @@ def cmd_demo(arguments, system):
 
 def run_demo_step(number, step, device, system):
     """Run one step and show it; return whether it went as told."""
-    parameters = "ip=%s\nipport=%d\n%s%s\n" % (device.address + (DEMO_LIMITS, step.parameters))
+    parameters = "ip=%s\nipport=%d\n%s%s\n" % (device.address + (DEMO_PARAMETERS, step.parameters))
     system.write("%d. %s\n   $ printf '%s' | %s" % (
         number, step.lesson, parameters.replace("\n", "\\n").replace("%", "%%"), device.agent))
     code, out, err = system.run(
@@ -3801,8 +3784,6 @@ def main(argv, environment):
     system = System(name if is_agent else "fencetool")
     try:
         if name == "kasa":
-            if not arguments:
-                raise UsageError("no action given (this is the cluster-glue plugin)")
             return run_plugin(AGENTS["fence_kasa"], arguments, environment, system)
         if is_agent:
             rows = rows_of(AGENTS[name])
@@ -3864,11 +3845,10 @@ def parse_check_parameters(text, node):
 
 def describe_defect(error):
     """Return one line for an exception that should not have come, with the place it came from."""
-    trace = error.__traceback__
-    while trace.tb_next:
-        trace = trace.tb_next
+    import traceback
+    place = traceback.extract_tb(error.__traceback__)[-1]
     return "internal error, please report it: %s: %s (%s line %d)" % (
-        type(error).__name__, error, trace.tb_frame.f_code.co_name, trace.tb_lineno)
+        type(error).__name__, error, place.name, place.lineno)
 
 
 def run_command(arguments, system):
