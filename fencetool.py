@@ -3218,7 +3218,7 @@ class VirtualDevice:
         import threading
         self.outlets = [VirtualOutlet(number, alias) for number, alias in enumerate(aliases, 1)]
         for name, value in options.items():
-            getattr(self, name)  # a misspelt option must not pass for a fault that does no harm
+            getattr(self, name)  # a misspelt option is an AttributeError
             setattr(self, name, value)
         self.on_power = lambda number, powered: None
         self.requests = []
@@ -3317,6 +3317,7 @@ class VirtualDevice:
             for byte in answer:
                 handle.sendall(bytes([byte]))
                 time.sleep(1)
+            return True
         handle.sendall(answer[:len(answer) // 2] if self.fault == "truncated" else answer)
         return self.fault != "truncated"
 
@@ -3413,10 +3414,9 @@ class VirtualKasa(VirtualDevice):
 
     def _chosen_outlet(self, chosen):
         """Return the outlet a request means: without an id, a strip takes its first one."""
-        for outlet in self.outlets:
-            if self._child_id(outlet) in chosen[:1]:
-                return outlet
-        return None if chosen else self.outlets[0]
+        found = [outlet for outlet in self.outlets
+                 if not chosen or self._child_id(outlet) == chosen[0]]
+        return found[0] if found else None
 
     def _system_set_relay_state(self, arguments, chosen):
         outlet = self._chosen_outlet(chosen)
@@ -3488,10 +3488,9 @@ class VirtualHttp(VirtualDevice):
         given = fields.get("authorization", "")
         if self.login == "basic":
             return given == build_basic_login("admin", self.password)
-        cnonce = re.search('cnonce="([^"]*)"', given)
-        return cnonce is not None and given == build_digest_login(
-            parse_digest_challenge([self._challenge()]), "admin", self.password, method, path,
-            cnonce.group(1))
+        cnonce = given.partition('cnonce="')[2].partition('"')[0]
+        return given == build_digest_login(parse_digest_challenge([self._challenge()]), "admin",
+                                           self.password, method, path, cnonce)
 
     def _challenge(self):
         if self.login == "basic":
