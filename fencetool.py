@@ -3220,6 +3220,8 @@ class VirtualDevice:
         for name, value in options.items():
             getattr(self, name)  # a misspelt option is an AttributeError
             setattr(self, name, value)
+        if self.fault not in ("", *FAULTS, *HTTP_FAULTS):
+            raise ValueError("there is no fault %r to simulate" % self.fault)
         self.on_power = lambda number, powered: None
         self.requests = []
         self.commands = 0

@@ -612,7 +612,7 @@ class MonitorTest(LabTest):
              {"target_storage_ip": "10.75.0.2", "witness_ips": "storage=10.75.0.8"}),
             ("cannot send", "no-output", {"target_mgmt_ip": "10.77.0.2"}),
             ("own", "check", {"target_mgmt_ip": "10.77.0.1"}),
-            ("Connection no answer", "check", {"target_mgmt_ip": "10.77.0.2", "fence_method":
+            ("Connection timed-out", "check", {"target_mgmt_ip": "10.77.0.2", "fence_method":
              self.script("fence_late", "echo Connection timed out >&2; exit 1\n")}),
             ("no connection", "check", {"target_mgmt_ip": "10.77.0.2", "fence_ipport": "1"}))
         results = self.monitors(*[(checker, dict(address, **parameters))
