@@ -242,6 +242,8 @@ def redact(text, secrets):
     # One or two characters are left: replaced everywhere, they would show themselves.
     for secret in sorted(secrets, key=len, reverse=True):
         text = text.replace(secret, "***") if len(secret) > 2 else text
+        for end in range(len(secret) - 1, 2, -1):  # what quote() has cut
+            text = text.replace(secret[:end] + "...", "***...")
     return text
 
 
@@ -353,11 +355,13 @@ Verdict.__doc__ = "What all Evidence adds up to; blockers: the Evidence that kee
 
 Target = collections.namedtuple("Target", "network address")
 
-Path = collections.namedtuple("Path", "interface index mac source gateway has_carrier changes")
+Path = collections.namedtuple(
+    "Path", "interface index mac source gateway has_carrier changes kind")
 Path.__doc__ = """How packets to one address leave this machine, by its kernel.
 
 mac, source: our own addresses there (bytes); mac is b"" where nobody speaks ARP or neighbour
 discovery. gateway: b"" for an attached network. changes: how often the carrier came or went.
+kind: of the link: "" for a network card, "dormant" for one that waits, "bridge", "bond"...
 """
 
 
@@ -453,8 +457,10 @@ def doubt_about_path(sight, witnesses, is_direct):
     if sight.path is None:
         return "no path from here: " + sight.obstacle
     if not sight.path.has_carrier:
-        # A cable without a switch: the peer itself feeds the carrier, so its loss is its silence.
-        return "" if is_direct and not sight.path.gateway else (
+        # A cable without a switch: the peer itself feeds the carrier, so its loss is its silence;
+        # a bridge, a bond or a macvlan also loses it when its own port is switched off here.
+        is_cable = is_direct and not sight.path.gateway and sight.path.kind in ("", "veth")
+        return "" if is_cable else (
             "no path from here: %s has no carrier" % sight.path.interface)
     if sight.obstacle:
         return sight.obstacle
@@ -462,6 +468,8 @@ def doubt_about_path(sight, witnesses, is_direct):
     if known and not any(witness.answered() for witness in known):
         return "no path from here: witness %s is silent too" % " and ".join(
             witness.address for witness in known)
+    if not known and sight.path.kind == "bridge":
+        return "no proof of a path: a bridge has a carrier while any of its ports has (witness_ips)"
     if not known and not sight.uses_arp:
         return "no proof of a path: without ARP a witness there must answer (witness_ips)"
     return ""
@@ -820,6 +828,8 @@ def check_address(text):
         socket.inet_pton(socket.AF_INET6 if ":" in text else socket.AF_INET, text)
     except (OSError, ValueError):
         raise UsageError("%s is not an IP address" % quote(text)) from None
+    if re.match("(?i)fe[89ab].:", text):
+        raise UsageError("%s is link-local: it does not say on which link" % quote(text))
     return text
 
 
@@ -852,8 +862,10 @@ def build_check_settings(settings):
     options = parse_options(settings.fence_options)
     port = METHOD_PORTS.get(settings.fence_method)
     values, unknown = collect_values(options.items() if port else (), PARAMS)
-    if unknown:
-        raise UsageError("fence_options: %s is unknown" % ", ".join(map(quote, unknown)))
+    own = sorted(name for name in values if hasattr(settings, name))
+    if unknown or own:
+        raise UsageError("fence_options: %s is %s" % (", ".join(map(quote, unknown or own)), (
+            "unknown" if unknown else "a parameter of fence_check itself")))
     merged = build_settings(values, PARAMS, {"ipport": str(port or "")})
     label = settings.nodename or settings.plug
     given = {name: value for name, value in vars(settings).items() if value not in ("", None)}
@@ -1128,7 +1140,8 @@ def parse_tasmota_power(members, relay):
 def parse_tasmota_relays(members):
     """Return the relays in the reply to Status 11 as Outlets."""
     states = require_member(members, "StatusSTS", dict, "the reply to Status 11")
-    names = {int(name[5:] or 1): name for name in states if re.fullmatch("POWER[0-9]*", name)}
+    names = {int(name[5:] or 1): name for name in states
+             if re.fullmatch("POWER([1-9][0-9]?)?", name)}
     if not names:
         raise ProtocolError("the reply to Status 11 holds no POWER: the device has no relay")
     return tuple(Outlet(number, name, (), parse_tasmota_power(states, number))
@@ -1298,6 +1311,11 @@ def parse_arp_sender(message):
     return message[14:18] if message[:6] == ARP_HEADER else b""
 
 
+def is_arp_answer(message, mac):
+    """Return whether an ARP packet is a reply to the one who has this MAC."""
+    return message[6:8] == b"\0\2" and message[18:24] == mac
+
+
 def build_neighbour_solicitation(mac, target):
     """Return (message, address to send it to) that asks target for its MAC."""
     group = b"\xff\x02" + bytes(9) + b"\x01\xff" + target[13:]
@@ -1308,6 +1326,11 @@ def build_neighbour_solicitation(mac, target):
 def parse_neighbour_advertisement(message):
     """Return the address that an advertisement speaks for, or b"" for any other message."""
     return message[8:24] if message[:2] == bytes([NEIGHBOUR_ADVERTISEMENT, 0]) else b""
+
+
+def is_solicited(advertisement):
+    """Return whether an advertisement answers a question, and was not sent to all unasked."""
+    return bool(advertisement[4:5]) and bool(advertisement[4] & 0x40)
 
 
 def parse_agent_status(code, text):
@@ -1326,7 +1349,7 @@ def parse_agent_status(code, text):
 # What the kernel is asked about routes and links, and the parts of its answers.
 GET_LINK, GET_ROUTE = 18, 26
 LINK_BODY, ROUTE_BODY = "BxHiII", "BBBBBBBBI"
-LINK_MAC, LINK_NAME, LINK_CARRIER_CHANGES = 1, 3, 35
+LINK_MAC, LINK_NAME, LINK_INFO, LINK_CARRIER_CHANGES = 1, 3, 18, 35
 ROUTE_TARGET, ROUTE_INTERFACE, ROUTE_GATEWAY, ROUTE_SOURCE, ROUTE_VIA = 1, 4, 5, 7, 18
 ROUTE_KINDS = {1: "", 2: "the address is this machine's own", 3: "it is a broadcast address",
                5: "it is a multicast address"}
@@ -1549,7 +1572,7 @@ class System:
         except http.client.RemoteDisconnected as error:
             raise Unreachable("device closed the connection without an answer (a Tasmota with "
                               "SetOption128 0 wants its own address as ip)") from error
-        except http.client.HTTPException as error:
+        except (http.client.HTTPException, ValueError) as error:
             raise ProtocolError("the answer is no complete HTTP: %s" % quote(
                 "%s %s" % (type(error).__name__, error))) from error
         finally:
@@ -1599,12 +1622,17 @@ class System:
         except OSError as error:
             raise Unreachable("no route: %s" % one_line(error.strerror or str(error))) from error
         kind, flags = link[1], link[3]
+        word = re.match(b"(?s)..\\x01\\0([a-z0-9_-]+)\0", facts.get(LINK_INFO, b""))
+        link_kind = word.group(1).decode("ascii") if word else ""
+        if flags & IFF_LOWER_UP and not flags & IFF_RUNNING:
+            link_kind = "dormant"
         return Path(
             facts[LINK_NAME].rstrip(b"\0").decode("ascii", "backslashreplace"), index,
             facts.get(LINK_MAC, b"") if kind == ETHERNET and not flags & IFF_NOARP else b"",
             found.get(ROUTE_SOURCE, bytes(len(target))),
             found.get(ROUTE_GATEWAY, found.get(ROUTE_VIA, b"")),
-            bool(flags & IFF_LOWER_UP and flags & IFF_RUNNING), facts.get(LINK_CARRIER_CHANGES))
+            bool(flags & IFF_LOWER_UP and flags & IFF_RUNNING), facts.get(LINK_CARRIER_CHANGES),
+            link_kind)
 
     def _ask_kernel(self, kind, body_format, body):
         with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0) as handle:  # 0: NETLINK_ROUTE
@@ -1774,6 +1802,10 @@ class HttpStream(io.RawIOBase):
         """http.client closes before it reads the body; who made the connection ends it."""
 
     def read_body(self, response, silence_s):
+        lengths = set(response.headers.get_all("Content-Length") or ["0"])
+        if (response.headers.defects or len(lengths) > 1
+                or not re.fullmatch("[0-9]+", lengths.pop())):
+            raise ProtocolError("the headers of the answer contradict themselves")
         if (response.length or 0) > MAX_REPLY_BYTES:
             raise ProtocolError("the answer claims a length of %d bytes" % response.length)
         if silence_s is None:
@@ -2337,14 +2369,14 @@ class Look:
     Test: test_what_a_router_said_holds_for_the_whole_action
     """
 
-    def __init__(self, system, settings, router_errors):
+    def __init__(self, system, settings, router_errors, device_addresses):
         self.system = system
         self.settings = settings
         self.router_errors = router_errors
         self.marker = os.urandom(8)
         self.targets = {target.address for target in settings.targets}
-        self.sights = [Sight(address) for address in sorted(
-            self.targets | {witness.address for witness in settings.witnesses})]
+        self.sights = [Sight(address) for address in sorted(self.targets.union(
+            device_addresses, (witness.address for witness in settings.witnesses)))]
         self.by_packed = {sight.packed: sight for sight in self.sights}
         self.sockets = {}  # by family (ICMP) or interface (ARP); None: not permitted
 
@@ -2450,7 +2482,10 @@ class Look:
         dead target, and is no more than its silence; all others are a way that does not work.
         """
         if handle.family == socket.AF_PACKET:
-            self._note_neighbour(parse_arp_sender(packet))
+            sight = self.by_packed.get(parse_arp_sender(packet))
+            if sight and sight.path:
+                self._note_neighbour(sight, sender == sight.path.interface
+                                     and is_arp_answer(packet, sight.path.mac))
             return
         if not packet:
             return
@@ -2458,7 +2493,8 @@ class Look:
         if answering and parse_echo_reply(handle.family, packet) == self.marker:
             answering.echoed = True
         if handle.family == socket.AF_INET6:
-            self._note_neighbour(parse_neighbour_advertisement(packet))
+            self._note_neighbour(self.by_packed.get(parse_neighbour_advertisement(packet)),
+                                 is_solicited(packet))
         kind, target, identifier = parse_icmp_error(handle.family, packet) or (None, b"", b"")
         sight = self.by_packed.get(target)
         if not sight or identifier != self.marker[:2]:
@@ -2469,9 +2505,14 @@ class Look:
             sight.block("no path from here: %s answers with ICMP error %d.%d" % ((sender,) + kind))
             self.router_errors[sight.address] = sight.obstacle
 
-    def _note_neighbour(self, address):
-        if address in self.by_packed:
-            self.by_packed[address].neighbour = True
+    def _note_neighbour(self, sight, is_answer):
+        """Any packet of a target is life; of a witness, only an answer to our own question counts.
+
+        SAFETY: what is overheard proves the way here, and not the way there.
+        Test: test_a_witness_that_is_only_overheard_proves_nothing
+        """
+        if sight and (is_answer or sight.address in self.targets):
+            sight.neighbour = True
 
     def _run_ping(self, sight):
         """Where no ICMP socket is permitted, the ping program may still show life, never death."""
@@ -2483,18 +2524,20 @@ class Look:
             self.system.debug(str(error))
 
 
-def look_by_answer(system, address):
-    """Return the Sight of an address that has just answered in another way, or None.
+def find_device_addresses(system, address):
+    """Return the addresses of a fence device that can be a witness: one, or none.
 
     It is a witness for what is attached to the same interface, and for nothing behind a router.
+    SAFETY: like every witness it must answer the look itself; that it has answered over TCP, or
+    that its agent has spoken, says nothing about ICMP and ARP in that second.
+    Test: test_the_fence_device_is_a_witness_only_when_it_answers_the_look
     """
     try:
         sight = Sight(address)
         sight.path = system.find_path(sight.family, sight.packed)
     except (OSError, Unreachable):  # a name, or an address that only the agent knows how to reach
-        return None
-    sight.echoed = True
-    return sight if sight.is_attached() else None
+        return ()
+    return (address,) if sight.is_attached() else ()
 
 
 # ==================================================================================================
@@ -2704,10 +2747,8 @@ def run_list_status(job):
 def collect_evidence(job):
     """Return the Evidence of one look: the device first, then all addresses at once."""
     power = observe_power(job)
-    has_answered = power.finding is not Finding.UNKNOWN
-    answer = look_by_answer(job.system, job.settings.ip) if has_answered else None
     evidence = [power]
-    for target, sight, witnesses, is_direct in look_at_networks(job, answer):
+    for target, sight, witnesses, is_direct in look_at_networks(job):
         finding, seen, reason = judge_address(sight, witnesses, is_direct)
         evidence.append(Evidence(NETWORK, finding, "%s %s" % target, seen, reason))
     for item in evidence:
@@ -2730,18 +2771,17 @@ def observe_power(job):
     return Evidence(POWER, finding, subject, "power=" + state.value.lower(), reason)
 
 
-def look_at_networks(job, answer):
-    """Return [(Target, its Sight, Sights of its witnesses, whether it is one cable)].
-
-    answer: the Sight of the fence device if it has just answered, else None: a witness too.
-    """
+def look_at_networks(job):
+    """Return [(Target, its Sight, Sights of its witnesses, whether it is one cable)]."""
     settings = job.settings
-    sights = Look(job.system, settings, job.router_errors).run()
+    device = find_device_addresses(job.system, settings.ip)
+    sights = Look(job.system, settings, job.router_errors, device).run()
     found = []
     for target in settings.targets:
         key = network_key(target.network)
-        witnesses = [sights[witness.address] for witness in settings.witnesses
-                     if network_key(witness.network) == key] + ([answer] if answer else [])
+        witnesses = [sights[address] for address in device]
+        witnesses += [sights[witness.address] for witness in settings.witnesses
+                      if network_key(witness.network) == key]
         found.append((target, sights[target.address], witnesses, key in settings.direct_keys))
     return found
 
@@ -2805,9 +2845,8 @@ def run_check_monitor(job):
     """Prove that this machine could tell now whether the target is dead, whatever it is."""
     run_monitor(job)
     job.device.close()
-    answer = look_by_answer(job.system, job.settings.ip)
     doubts = ["%s %s: %s" % (target + (doubt,))
-              for target, sight, witnesses, is_direct in look_at_networks(job, answer)
+              for target, sight, witnesses, is_direct in look_at_networks(job)
               for doubt in [doubt_about_path(sight, witnesses, is_direct)] if doubt]
     if doubts:
         raise Refused("could prove nothing now: %s" % "; ".join(doubts))
@@ -2990,6 +3029,11 @@ def run_agent(agent, pairs, system, find_parameters=None):
     system.verbose_level = settings.verbose_level
     system.quiet = settings.quiet
     system.debug_file = settings.debug_file
+    misspelt = [name for name in unknown if re.match("target|witness|direct", name)]
+    if misspelt:
+        # SAFETY: a network of the node that nobody looks at is one that nobody found alive.
+        # Test: test_a_misspelt_network_is_refused
+        raise UsageError("unknown parameter %s" % ", ".join(map(quote, misspelt)))
     if unknown:
         system.debug("ignored unknown parameters: %s" % ", ".join(sorted(unknown)))
     check_call(agent, action, settings)
@@ -3790,6 +3834,12 @@ def main(argv, environment):
             rows = rows_of(AGENTS[name])
             pairs = (parse_argv(arguments, rows) if arguments
                      else parse_stdin(system.read_stdin()))
+            if not arguments and not any(row.name == "action" and value for row in rows
+                                         for name, value in pairs
+                                         if name in (row.name,) + row.aliases):
+                # SAFETY: an off that has lost its action must not become the status of a person.
+                # Test: test_a_call_on_stdin_without_an_action_is_refused
+                raise UsageError("no action given (action=status on stdin, or -o status)")
             return run_agent(AGENTS[name], pairs, system,
                              find_check_parameters if name == "fence_check" else None)
         return run_command(arguments, system)

@@ -9,7 +9,7 @@ from fencetool import Evidence, Finding, PowerState, Sight
 from tests import support
 
 DEAD, ALIVE, UNKNOWN = Finding.DEAD, Finding.ALIVE, Finding.UNKNOWN
-PATH = fencetool.Path("eth0", 2, b"\2\0\0\0\0\1", b"\n\0\0\1", b"", True, b"\2\0\0\0")
+PATH = fencetool.Path("eth0", 2, b"\2\0\0\0\0\1", b"\n\0\0\1", b"", True, b"\2\0\0\0", "")
 GOOD = {"fence_method": "kasa", "fence_ip": "10.20.20.202", "target_mgmt_ip": "10.20.20.2",
         "nodename": "storage-b"}
 
@@ -165,10 +165,23 @@ class ParameterTest(support.AgentTest):
                 {"early_exit": "29"}, {"power_timeout": "11"}, {"fence_options": "cipher"},
                 {"fence_options": "action=off"}, {"fence_options": "nosuch=1"},
                 {"fence_pass": "one", "password": "two"}, {"fence_ip": "10.0.0.1 ; reboot"},
-                {"fence_ipport": "0"}):
+                {"fence_ipport": "0"}, {"target_mgmt_ip": "fe80::2"},
+                {"fence_options": "power_meter=require"}):
             with self.subTest(changes=changes), self.assertRaises(fencetool.UsageError) as caught:
                 check_settings(**changes)
             self.assertNotIn("timeout", str(caught.exception))
+
+    def test_a_misspelt_network_is_refused(self):
+        for name in ("target_storag_ip", "witness_ip", "direct_network"):
+            result = support.on_stdin("fence_check", dict(GOOD, **{
+                "action": "validate-all", name: "10.0.0.1"}))
+            self.assertEqual((result.code, name in result.err), (1, True), result)
+
+    def test_a_call_on_stdin_without_an_action_is_refused(self):
+        for more in ({}, {"action": ""}):
+            result = support.on_stdin("fence_check", dict(GOOD, **more))
+            self.assertEqual((result.code, result.out), (1, ""))
+            self.assertIn("no action given", result.err)
 
     def test_networks_have_the_names_of_the_status_output(self):
         settings = check_settings(
@@ -181,8 +194,7 @@ class ParameterTest(support.AgentTest):
         self.assertEqual(settings.direct_keys, {"storage"})
 
     def test_the_device_gets_what_its_own_agent_would_have(self):
-        settings = check_settings(fence_user="u", fence_pass="p", device_mac="cc:32:e5:00:00:01",
-                                  fence_options="shell_timeout=3")
+        settings = check_settings(fence_user="u", fence_pass="p", device_mac="cc:32:e5:00:00:01")
         self.assertEqual((settings.ip, settings.ipport, settings.username, settings.password),
                          ("10.20.20.202", 9999, "u", "p"))
         self.assertEqual((settings.plug, settings.nodename), ("storage-b", "storage-b"))

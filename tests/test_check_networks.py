@@ -66,7 +66,8 @@ def build_lab(lab):
     # Checkers with a firewall of their own.
     for number, (name, hook, rule) in enumerate((
             ("no-input", "input", NO_ICMP + " drop"), ("no-output", "output", NO_ICMP + " drop"),
-            ("rejects-out", "output", NO_ICMP + " reject"))):
+            ("rejects-out", "output", NO_ICMP + " reject"),
+            ("no-replies", "input", "icmp type echo-reply drop"))):
         lab.add(name)
         lab.plug_in(name, "switch", "10.77.0.%d/24" % (11 + number))
         lab.firewall(name, [(hook, rule)])
@@ -147,6 +148,12 @@ SITUATIONS = (
     row("own input firewall, and ARP is not asked", UNKNOWN, "10.77.0.8 is silent too",
         checker="no-input", target_mgmt_ip="10.77.0.2", arp_check="0",
         witness_ips="mgmt=10.77.0.8", fence_method="fence_stub"),
+    row("own firewall drops echo replies; the plug answers over TCP, and not the look", UNKNOWN,
+        "10.77.0.9 is silent too", checker="no-replies", target_mgmt_ip="10.77.0.2",
+        arp_check="0"),
+    row("a port that swallows everything; an agent that speaks for an address there", UNKNOWN,
+        "10.75.0.9", target_storage_ip="10.75.0.2", witness_ips="storage=10.75.0.8",
+        fence_method="fence_stub", fence_ip="10.75.0.9"),
     row("own output firewall drops the echo, target alive", ALIVE, "(ARP only",
         checker="no-output", target_mgmt_ip="10.77.0.2"),
     row("own output firewall drops the echo, target dead", UNKNOWN,
@@ -265,7 +272,8 @@ class SituationTest(LabTest):
         def check(one):
             parameters = dict(dict(address, action="status", **QUICK), **one.parameters)
             if parameters["fence_method"] == "fence_stub":  # no plug that answers: no witness
-                parameters.update(fence_method=stub, fence_ip="10.88.0.1")
+                parameters.update(dict({"fence_ip": "10.88.0.1"}, **one.parameters),
+                                  fence_method=stub)
             return LAB.check(one.checker, parameters)
         results = support.at_once([lambda one=one: check(one) for one in SITUATIONS],
                                   workers=WORKERS)
@@ -307,6 +315,31 @@ class SituationTest(LabTest):
             verify_wait="0", **dict(QUICK, power_timeout="4")))
         self.assert_failure(result, "10.77.0.254 answers with ICMP error 3.0")
 
+
+    def test_the_fence_device_is_a_witness_only_when_it_answers_the_look(self):
+        names = [one.situation for one in SITUATIONS if "and not the look" in one.situation
+                 or "an agent that speaks" in one.situation]
+        self.assertEqual(len(names), 2)  # they run with all the others
+
+    def test_a_bridge_of_ones_own_proves_nothing_by_its_carrier(self):
+        """Its carrier is lost with a port that is switched off here, and kept by any other port."""
+        _, address = self.start_plug(state=False)
+        LAB.add("peer", "guest")
+        LAB.cable("check", "port9", "peer", "port9")
+        for command in ("link add br9 type bridge", "link set port9 master br9",
+                        "link set br9 up", "link set port9 down"):
+            LAB.inside("check", "ip", *command.split())
+        LAB.address("check", "br9", "10.70.0.1/24")
+        LAB.address("peer", "port9", "10.70.0.2/24")
+        parameters = dict(address, action="status", target_storage_ip="10.70.0.2", **QUICK)
+        result = LAB.check("check", dict(parameters, direct_networks="storage"))
+        self.assertEqual(result.code, UNKNOWN, result)
+        self.assertIn("br9 has no carrier", result.out)
+        LAB.cable("check", "guest9", "guest", "eth0")
+        LAB.inside("check", "ip", "link", "set", "guest9", "master", "br9")
+        result = LAB.check("check", parameters)
+        self.assertEqual(result.code, UNKNOWN, result)
+        self.assertIn("a bridge has a carrier", result.out)
 
     def test_a_device_behind_a_router_is_no_witness_for_others_there(self):
         _, address = self.start_plug(state=False, host="10.78.0.2", machine="far")

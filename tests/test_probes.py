@@ -112,10 +112,14 @@ class MatchingTest(unittest.TestCase):
     def setUp(self):
         self.look = fencetool.Look(None, types.SimpleNamespace(
             targets=[fencetool.Target("Storage", "10.0.0.2"), fencetool.Target("six", "fd00::2")],
-            witnesses=[fencetool.Target("Storage", "10.0.0.9")]), {})
+            witnesses=[fencetool.Target("Storage", "10.0.0.9"),
+                       fencetool.Target("six", "fd00::9")]), {}, ())
         self.look.marker = MARKER
         self.four, self.witness, self.six = (
             self.look.by_packed[address(one)] for one in ("10.0.0.2", "10.0.0.9", "fd00::2"))
+
+        for sight in self.look.sights:
+            sight.path = fencetool.Path("eth0", 2, MAC, b"", b"", True, 0, "")
 
     def take(self, family, packet, sender):
         self.look._take(types.SimpleNamespace(family=family), packet, sender)
@@ -158,6 +162,26 @@ class MatchingTest(unittest.TestCase):
         self.assertFalse(self.six.answered())
         self.take(V6, b"\x88" + solicitation[1:], "fe80::1")
         self.assertTrue(self.six.neighbour)
+
+    def test_a_witness_that_is_only_overheard_proves_nothing(self):
+        other = b"\2" * 6
+
+        def arp(kind, receiver, interface="eth0"):
+            packet = bytearray(fencetool.build_arp_request(
+                other, address("10.0.0.9"), address("10.0.0.1")))
+            packet[7], packet[18:24] = kind, receiver
+            self.take(socket.AF_PACKET, bytes(packet), interface)
+        six = self.look.by_packed[address("fd00::9")]
+        arp(1, bytes(6))
+        arp(1, MAC)
+        arp(2, other)
+        arp(2, MAC, "eth1")
+        advertisement = b"\x88\0\0\0%c\0\0\0" + address("fd00::9")
+        self.take(V6, advertisement.replace(b"%c", b"\x20"), "fd00::9")
+        self.assertFalse(self.witness.answered() or six.answered())
+        arp(2, MAC)
+        self.take(V6, advertisement.replace(b"%c", b"\x60"), "fd00::9")
+        self.assertTrue(self.witness.answered() and six.answered())
 
     def test_an_empty_packet_and_noise_are_nothing(self):
         for family in (V4, V6, socket.AF_PACKET):
