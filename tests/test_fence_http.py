@@ -377,6 +377,19 @@ class Refuses(HttpTest):
                 self.assert_failure(results[1], wrong)
             self.assertEqual(device.commands, 0)
 
+    def test_headers_that_contradict_themselves_are_no_answer(self):
+        body = b'{"outlet":1,"state":"OFF"}'
+        for lines in ("Content-Length: %d\r\nContent-Length: 3" % len(body),
+                      "Content-Length: %d, 3" % len(body), "Content-Length: -3",
+                      "Content-Length: %d\r\nno colon" % len(body),
+                      "Transfer-Encoding: chunked\r\n\r\n-5"):
+            device = self.start(fencetool.VirtualSwitch())
+            device._render = lambda *reply, lines=lines: (
+                "HTTP/1.1 200 OK\r\n%s\r\n\r\n" % lines).encode("ascii") + body
+            with self.subTest(lines):
+                self.assert_failure(on_stdin("fence_http", self.reach(
+                    device, action="status", **HTTP_URLS)))
+
     def test_secrets_are_nowhere_in_the_output_in_any_form(self):
         secret = "p w&s"
         forms = (secret, "p%20w%26s", "p+w%26s", "YWRtaW46cCB3JnM=", "urlsecret")
