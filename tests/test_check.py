@@ -109,8 +109,8 @@ class PowerEvidenceTest(unittest.TestCase):
 class NetworkEvidenceTest(unittest.TestCase):
     def test_any_answer_is_life_whatever_else_is_wrong(self):
         for path in (PATH, None, PATH._replace(has_carrier=False)):
-            for answer, reason in (("echoed", ""), ("rejected", "it rejects ICMP echo with an "
-                                                    "error of its own"),
+            rejects = "it rejects ICMP echo with an error of its own"
+            for answer, reason in (("echoed", ""), ("rejected", rejects),
                                    ("neighbour", "ARP only: ICMP is filtered")):
                 found = fencetool.judge_address(
                     sight(path=path, obstacle="any", **{answer: True}), [], True)

@@ -17,11 +17,12 @@ import fencetool
 from tests import netlab, support
 
 NO_ICMP = "meta l4proto icmp"
+REJECT = "icmp type echo-request reject with icmp type admin-prohibited"
 NEIGHBOURS = "icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } accept"
 PLUG = "10.77.0.9"
 NOBODY = "10.77.0.99"
 LAB = None
-WORKERS = 16  # most of a check is waiting
+WORKERS = 32  # most of a check is waiting
 # One look is as short as it may be, wherever its length is not the subject.
 QUICK = {"ping_timeout": "1", "stonith_status_sleep": "200ms", "login_timeout": "1",
          "shell_timeout": "1"}
@@ -47,8 +48,7 @@ def build_lab(lab):
     lab.plug_in("router", "switch", "10.77.0.254/24")
     for name, number, rules, family in (
             ("drops", 3, [("input", NEIGHBOURS + "; drop")], "inet"),
-            ("rejects", 4, [("input", "icmp type echo-request reject with icmp type "
-                             "admin-prohibited")], "inet"),
+            ("rejects", 4, [("input", REJECT)], "inet"),
             ("ignores", 5, [], "inet"), ("deaf", 6, [("input", "drop")], "arp"),
             ("drops6", 7, [("input", "drop")], "ip6"),
             ("loses", 10, [("input", "icmp type echo-request numgen inc mod 4 < 3 drop")],
@@ -236,9 +236,9 @@ class LabTest(support.AgentTest):
     def tearDownClass(cls):
         shutil.rmtree(cls.folder, ignore_errors=True)
 
-    def start_plug(self, state, host=PLUG, machine="plug", **options):
-        """Start a Kasa plug in its namespace; return it and the parameters that reach it."""
-        plug = fencetool.VirtualKasa(["storage-b"], **options)
+    def start_plug(self, state, host=PLUG, machine="plug", make=fencetool.VirtualKasa, **options):
+        """Start a plug (Kasa) in its namespace; return it and the parameters that reach it."""
+        plug = make(["storage-b"], **options)
         plug.outlets[0].relay = plug.outlets[0].powered = state
         LAB.call_inside(machine, lambda: plug.start(host))
         self.addCleanup(plug.stop)
@@ -308,13 +308,12 @@ class SituationTest(LabTest):
     def test_what_a_router_said_holds_for_the_whole_action(self):
         """The router tells of the missing route in the first look, and is silent in others."""
         _, address = self.start_plug(state=False)
-        LAB.firewall("alone2", [("input", "icmp type destination-unreachable limit rate over "
-                                 "1/hour burst 1 packets drop")])
+        once = "icmp type destination-unreachable limit rate over 1/hour burst 1 packets drop"
+        LAB.firewall("alone2", [("input", once)])
         result = LAB.check("alone2", dict(
             address, action="off", target_ips="net=10.79.0.2", witness_ips="net=10.78.0.8",
-            verify_wait="0", **dict(QUICK, power_timeout="4")))
+            verify_wait="0", **dict(QUICK, power_timeout="3")))
         self.assert_failure(result, "10.77.0.254 answers with ICMP error 3.0")
-
 
     def test_the_fence_device_is_a_witness_only_when_it_answers_the_look(self):
         names = [one.situation for one in SITUATIONS if "and not the look" in one.situation
@@ -387,6 +386,22 @@ class PowerTest(LabTest):
                 (UNKNOWN, "power=unknown (no connection", False, {"fault": "refuse"}, {}),
                 (UNKNOWN, "power=unknown (plug '3' names none", False, {}, {"fence_plug": "3"}))])
 
+    def test_every_kind_of_own_device_is_a_witness(self):
+        tasmota, esphome, switch = (
+            fencetool.VirtualTasmota, fencetool.VirtualEsphome, fencetool.VirtualSwitch)
+        pages = fencetool.VIRTUAL_PAGES["plain"]
+        urls = {"status_url": pages.status, "status_on_regex": "ON", "status_off_regex": "OFF"}
+        self.assert_verdicts([
+            (code, "STONITH device (%s @ %s): power=%s" % (changes["fence_method"], PLUG, words),
+             dict(self.start_plug(words == "on", make=make, **options)[1], **changes))
+            for code, words in ((DEAD, "off"), (ALIVE, "on")) for make, options, changes in (
+                (tasmota, {}, {"fence_method": "tasmota"}),
+                (tasmota, {"password": "s3cret-pa55"},
+                 {"fence_method": "tasmota", "fence_user": "admin", "fence_pass": "s3cret-pa55"}),
+                (esphome, {}, {"fence_method": "esphome", "switch_name": "storage-b"}),
+                (switch, {}, dict(urls, fence_method="http")),
+                (tasmota, {}, {"fence_method": "http", "status_url": "/cm?cmnd=Power"}))])
+
     def test_an_outlet_that_draws_power_after_off_is_alive(self):
         plug, address = self.start_plug(state=True, metered=True, fault="welded")
         plug.switch(1, False)
@@ -424,30 +439,36 @@ class PowerTest(LabTest):
                 dict(address, fence_method="fence_nosuch_agent"))])
 
     def test_an_agents_password_is_only_on_its_stdin(self):
-        log = os.path.join(self.folder, "log")
-        method = self.script("fence_logger", (
-            'echo "argv: $0 $*" > {0}; env >> {0}; echo stdin: >> {0}; cat >> {0}\n'
-            # So that the place where the message is cut lies within the password.
-            'printf "%075ds3cret-pa55" 0 >&2\n'
-            'exit 1\n').format(log))
-        parameters = {"fence_method": method, "fence_ip": "10.88.0.1", "nodename": "storage-b",
-                      "fence_user": "admin", "target_mgmt_ip": NOBODY, "fence_options":
-                      "cipher=3,passwd=an0ther", "verbose_level": "2"}
-        for secret in ({"fence_pass": "s3cret-pa55"}, {"password": "s3cret-pa55"},
-                       {"password_script": self.script("secret", "echo s3cret-pa55\n")}):
-            result = LAB.check("check", dict(parameters, action="status", **dict(QUICK, **secret)),
-                               before=("env", "PCMK_service=pacemaker-fenced"))
+        secrets = ({"fence_pass": "s3cret-pa55"}, {"password": "s3cret-pa55"},
+                   {"password_script": self.script("secret", "echo s3cret-pa55\n")})
+        for (log, method, _), result in support.at_once([
+                lambda item=item: self.run_logger(*item) for item in enumerate(secrets)]):
             with open(log) as handle:
                 told, stdin = handle.read().split("stdin:\n")
             self.assertEqual(result.code, UNKNOWN, result)
             self.assertNotIn("PCMK_service", told)
-            self.assertNotIn("s3cret", told)
+            self.assertNotIn("s3cr", told)
             self.assertTrue(told.startswith("argv: %s \n" % method), told)
             for line in ("action=status", "password=s3cret-pa55", "username=admin", "cipher=3",
                          "plug=storage-b", "ip=10.88.0.1", "passwd=an0ther"):
                 self.assertIn(line + "\n", stdin)
-            self.assertNotIn("s3cret", result.out + result.err)
+            self.assertNotIn("s3cr", result.out + result.err)
             self.assertNotIn("an0ther", result.out + result.err)
+
+    def run_logger(self, number, secret):
+        """Run status with an agent that tells all it is given; return its files and the result."""
+        log = os.path.join(self.folder, "log%d" % number)
+        method = self.script("fence_logger%d" % number, """
+            { echo "argv: $0 $*"; env; echo stdin:; cat; } > LOG
+            # So that the place where the message is cut lies within the password.
+            printf "%075ds3cret-pa55" 0 >&2
+            exit 1
+        """.replace("LOG", log))
+        parameters = {"fence_method": method, "fence_ip": "10.88.0.1", "nodename": "storage-b",
+                      "fence_user": "admin", "target_mgmt_ip": NOBODY, "action": "status",
+                      "fence_options": "cipher=3,passwd=an0ther", "verbose_level": "2"}
+        return (log, method, secret), LAB.check("check", dict(QUICK, **dict(parameters, **secret)),
+                                                before=("env", "PCMK_service=pacemaker-fenced"))
 
     def test_a_real_bmc_is_asked_through_fence_ipmilan(self):
         support.require_program("fence_ipmilan")
@@ -474,9 +495,9 @@ class PowerTest(LabTest):
             (UNKNOWN, "power=unknown", dict(address, fence_pass="wrong"))])
         print("\nipmi: status of a dead node %.2f s, of a live node %.2f s"
               % (dead.seconds, live.seconds), file=sys.stderr)
-        self.assert_success(LAB.check("check", dict(
-            address, action="monitor", target_mgmt_ip=NOBODY)))
         self.write("power", "1\n")
+        self.assert_success(LAB.check("check", dict(
+            address, action="monitor", target_mgmt_ip="10.77.0.2")))
         self.assert_verdicts([(ALIVE, "power=on", address)])
         child.kill()
         child.wait()
@@ -517,28 +538,31 @@ mc_enable 0x20
 
 
 class TimeTest(LabTest):
-    DEAD_NETWORKS = {"target_mgmt_ip": NOBODY, "target_storage_ip": "10.76.0.9",
-                     "target_client_ips": "10.77.0.96"}
-
     def test_the_times_that_an_administrator_may_rely_on(self):
+        silent = {"target_mgmt_ip": NOBODY, "target_storage_ip": "10.76.0.9",
+                  "target_client_ips": "10.77.0.96"}
         _, address = self.start_plug(state=False)
         start = min(LAB.check("check", {"action": "metadata"}).seconds for _ in range(3))
         live = {"target_mgmt_ip": "10.77.0.2", "target_storage_ip": "10.76.0.2"}
+        cases = (
+            ("status of a live node", start + 0.3, ALIVE, dict(live, action="status")),
+            ("monitor", start + 2.5, 0, dict(live, action="monitor")),
+            ("status of a dead node", 2.5, DEAD, dict(silent, action="status")),
+            ("off, verify_wait=1, three silent networks", 1 + 2.5, 0,
+             dict(silent, action="off", verify_wait="1")),
+            ("off, early_exit=3, three silent networks", 4, 0,
+             dict(silent, action="off", early_exit="3")),
+            ("status of a node that drops ICMP", 3, ALIVE,
+             {"target_mgmt_ip": "10.77.0.3", "action": "status"}))
+
+        def run(case):
+            return self.within(case[1], lambda: LAB.check("check", dict(address, **case[3])))
+        # The shortest one alone, the others mostly wait.
+        results = [run(cases[0])] + support.at_once(
+            [lambda case=case: run(case) for case in cases[1:]])
         figures = [("metadata (the start of it all)", start, start)]
-        for name, bound, code, parameters in (
-                ("status of a live node", start + 0.3, ALIVE, dict(live, action="status")),
-                ("status of a dead node", 2.5, DEAD, dict(self.DEAD_NETWORKS, action="status")),
-                ("off, verify_wait=1, three silent networks", 1 + 2.5, 0,
-                 dict(self.DEAD_NETWORKS, action="off", verify_wait="1")),
-                ("off, early_exit=3, three silent networks", 4, 0,
-                 dict(self.DEAD_NETWORKS, action="off", early_exit="3")),
-                ("status of a node that drops ICMP", 3, ALIVE,
-                 {"target_mgmt_ip": "10.77.0.3", "action": "status"}),
-                ("monitor", start + 2.5, 0, dict(live, action="monitor"))):
+        for (name, bound, code, _), result in zip(cases, results):
             with self.subTest(name):
-                result = self.within(
-                    bound, lambda parameters=parameters: LAB.check("check", dict(
-                        address, **parameters)))
                 self.assertEqual((result.code, result.err), (code, ""), result)
                 figures.append((name, result.seconds, bound))
         print("".join("\n%-45s %.2f s (bound %.2f s)" % figure for figure in figures),
@@ -602,20 +626,22 @@ Status: ON
                                 action="off", verify_wait="0", debug_file=log))
         with open(log) as handle:
             text = handle.read()
-        for words in ("evidence target=storage-b finding=dead STONITH device (kasa @ 10.77.0.9): "
-                      "power=off", "finding=dead Management 10.77.0.99: unreachable",
-                      "finding=dead Storage 10.76.0.9: unreachable (no witness: route and carrier "
-                      "of direct must do)", "action=off target=storage-b",
-                      "storage-b is proven dead"):
+        power = "STONITH device (kasa @ 10.77.0.9): power=off"
+        remark = "(no witness: route and carrier of direct must do)"
+        for words in ("evidence target=storage-b finding=dead " + power,
+                      "finding=dead Management 10.77.0.99: unreachable",
+                      "finding=dead Storage 10.76.0.9: unreachable " + remark,
+                      "action=off target=storage-b", "storage-b is proven dead"):
             self.assertIn(words, text)
 
     def test_a_failure_says_what_to_look_at_first(self):
         cases = ((False, "10.77.0.2", "is there a UPS"), (True, NOBODY, "the right outlet"),
                  (False, "10.74.0.2", "this machine's link, route"))
+        limits = dict(QUICK, action="off", verify_wait="0", power_timeout="2")
         plugs = [self.start_plug(state)[1] for state, _, _ in cases]
-        calls = [lambda address=address, target=target: LAB.check("check", dict(
-            address, target_storage_ip=target, action="off", verify_wait="0", **dict(
-                QUICK, power_timeout="2"))) for address, (_, target, _) in zip(plugs, cases)]
+        calls = [lambda address=address, target=target: LAB.check(
+            "check", dict(address, target_storage_ip=target, **limits))
+            for address, (_, target, _) in zip(plugs, cases)]
         for result, (_, _, words) in zip(support.at_once(calls), cases):
             self.assert_failure(result, "off storage-b", words)
 
@@ -663,20 +689,24 @@ class MonitorTest(LabTest):
         _, address = self.start_plug(False)
         copy = os.path.join(self.folder, "fencetool.py")
         shutil.copy(support.SCRIPT, copy)
-        nobody = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
+        command = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups",
+                   python, "-IS", copy, "fence_check")
+
+        def check(target, arp_check):
+            parameters = dict(QUICK, action="status", target_mgmt_ip=target, arp_check=arp_check,
+                              **address)
+            lines = "".join("%s=%s\n" % item for item in parameters.items())
+            return support.run(LAB.argv("check", *command), stdin=lines,
+                               environment=dict(os.environ))
+        cases = (("10.77.0.2", "1"), (NOBODY, "1"), (NOBODY, "0"))
         for group_range, means in (("0 2147483647", "datagram"), ("1 0", "ping")):
             LAB.inside("check", "sysctl", "-qw", "net.ipv4.ping_group_range=" + group_range)
-            for target, arp, code in (("10.77.0.2", "1", ALIVE), (NOBODY, "1", UNKNOWN),
-                                      (NOBODY, "0", UNKNOWN)):
-                lines = "".join("%s=%s\n" % item for item in dict(
-                    address, action="status", target_mgmt_ip=target, arp_check=arp,
-                    **QUICK).items())
-                result = support.run(LAB.argv("check", *nobody) + [
-                    python, "-IS", copy, "fence_check"], stdin=lines,
-                    environment=dict(os.environ))
-                with self.subTest(means=means, target=target):
-                    self.assertEqual(result.code, code, result)
-                    self.assertEqual("run it as root" in result.out, code == UNKNOWN)
+            results = support.at_once([lambda case=case: check(*case) for case in cases])
+            with self.subTest(means=means):
+                self.assertEqual([result.code for result in results], [ALIVE, UNKNOWN, UNKNOWN],
+                                 results)
+                self.assertEqual(["run it as root" in result.out for result in results],
+                                 [False, True, True])
 
 
 class ClusterTest(LabTest):
