@@ -1,0 +1,356 @@
+"""A cluster whose nodes hang on virtual plugs and a BMC, fenced by the agents of fencetool.py."""
+
+import collections
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+import xml.etree.ElementTree as ElementTree
+
+from tests.cluster import harness, plugs
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+ROOT = plugs.ROOT
+SCRIPT = os.path.join(ROOT, "fencetool.py")
+AGENTS = ("fence_kasa", "fence_http", "fence_check")
+WRITER = "writer"
+# Room for slow machines; every wait ends at once when its event comes.
+FAILOVER_WAIT_S = 60
+SCRIPT_WAIT_S = 120
+BMC_READY_S = 10
+
+# plugs: as plugs.start_plugs takes them. bmc: {node: address}. config: the cluster file.
+# direct_networks: as of harness.Cluster.
+Layout = collections.namedtuple("Layout", "name plugs bmc config direct_networks")
+
+NETWORKS_OF_NODES = {
+    "storage-a": "    mgmt_ip: 10.20.20.1\n    storage_ip: 10.10.10.1\n"
+                 "    client_ips: {client: 10.30.30.1}\n",
+    "storage-b": "    mgmt_ip: 10.20.20.2\n    storage_ip: 10.10.10.2\n"
+                 "    client_ips: {client: 10.30.30.2}\n",
+    "quorum": "    mgmt_ip: 10.20.20.3\n",
+}
+
+
+def cluster_file(devices, direct_networks="storage"):
+    """Return a cluster file; devices: {node: lines that describe its fence device}."""
+    lines = ["stonith_fence_verify: true", "stonith_verify_wait: 2",
+             "stonith_direct_networks: [%s]" % direct_networks,
+             "stonith_witness_ips: {client: 10.30.30.254}", "stonith_nodes:"]
+    for node, device in devices.items():
+        lines += ["  %s:" % node, "    " + device.strip().replace("\n", "\n    "),
+                  NETWORKS_OF_NODES[node].rstrip()]
+    return "\n".join(lines) + "\n"
+
+
+KASA_STRIP = {"dialect": "kasa", "address": "10.20.20.202", "feeds": {2: "storage-b"},
+              "options": {"aliases": ["spare", "b", "lamp"], "mac": "CC:32:E5:00:00:01"}}
+TASMOTA = {"dialect": "tasmota", "address": "10.20.20.201", "feeds": {1: "quorum"},
+           "options": {"mac": "CC:32:E5:00:00:02", "password": "s3cret"}}
+ESPHOME = {"dialect": "esphome", "address": "10.20.20.101", "feeds": {1: "storage-a"},
+           "options": {"aliases": ["Relay"], "version": "2026.6"}}
+KASA_LINES = "method: kasa\nip: 10.20.20.202\nmac: CC:32:E5:00:00:01\noutlet: 2\n"
+TASMOTA_LINES = ("method: tasmota\nip: 10.20.20.201\nmac: CC:32:E5:00:00:02\n"
+                 "user: admin\npassword: s3cret\npower_on: true\n")
+
+# As the guide has it: the storage network is a cable between the storage nodes.
+MIXED = Layout("mixed", {"kasa": KASA_STRIP, "tasmota": TASMOTA}, {"storage-a": "10.20.20.101"},
+               cluster_file(collections.OrderedDict([
+                   ("storage-a", "method: ipmi\nip: 10.20.20.101\nuser: bmcadmin\n"
+                                 "password: s3cret\noptions: {cipher: 3}\n"),
+                   ("storage-b", KASA_LINES), ("quorum", TASMOTA_LINES)])), ("storage",))
+# The storage network has a switch, and every node is powered on again after it was fenced.
+PLUGS = Layout("plugs", {"kasa": KASA_STRIP, "tasmota": TASMOTA, "esphome": ESPHOME}, {},
+               cluster_file(collections.OrderedDict([
+                   ("storage-a", "method: esphome\nip: 10.20.20.101\nswitch_name: Relay\n"
+                                 "power_on: true\n"),
+                   ("storage-b", KASA_LINES + "power_on: true\n"),
+                   ("quorum", TASMOTA_LINES)]), direct_networks=""), ())
+
+IPMI_LAN = """\
+name "%(node)s"
+set_working_mc 0x20
+  startlan 1
+    addr %(address)s 623
+    priv_limit admin
+    allowed_auths_callback none md2 md5 straight
+    allowed_auths_user none md2 md5 straight
+    allowed_auths_operator none md2 md5 straight
+    allowed_auths_admin none md2 md5 straight
+    guid a123456789abcdefa123456789abcdef
+  endlan
+  chassis_control "%(chassis)s"
+  user 1 true  ""         "test"   user  10 none md2 md5 straight
+  user 2 true  "bmcadmin" "s3cret" admin 10 none md2 md5 straight
+"""
+IPMI_COMMANDS = """\
+mc_setbmc 0x20
+mc_add 0x20 0 no-device-sdrs 0x23 9 8 0x9f 0x1291 0xf02
+sel_enable 0x20 1000 0x0a
+mc_enable 0x20
+"""
+IPMI_CHASSIS = """\
+#!/bin/sh
+# What ipmi_sim calls: get power, set power 0, set power 1 and others.
+ask() { PYTHONPATH=%(here)s %(python)s -c 'import sys, fence_stub
+print(fence_stub.ask(sys.argv[1], sys.argv[2]))' %(socket)s "$1 %(node)s"; }
+case "$*" in
+"get power") [ "$(ask state)" = on ] && echo power:1 || echo power:0 ;;
+"set power 0") ask off >/dev/null ;;
+"set power 1") ask on >/dev/null ;;
+esac
+"""
+
+
+STEPS = (
+    ("lost", "Node %(node)s state is now lost"),
+    ("off", "Operation 'off' .*targeting %(node)s using fence-%(node)s returned 0"),
+    ("proven dead", "Operation 'off' .*targeting %(node)s using fence-verify-%(node)s returned 0"))
+
+WRITER_XML = """\
+<primitive id="writer" class="ocf" provider="fencetool" type="heartbeat_writer">
+  <instance_attributes id="writer-instance_attributes">
+    <nvpair id="writer-path" name="path" value="%s"/>
+  </instance_attributes>
+  <operations><op id="writer-monitor" name="monitor" interval="5s"/></operations>
+</primitive>
+"""
+WRITER_PLACE_XML = """\
+<rsc_location id="writer-place" rsc="writer" node="quorum" score="-INFINITY"/>
+"""
+
+
+class FencedCluster(harness.Cluster):
+    """versions: {node: the version its copy of fencetool.py tells, None for no copy}.
+
+    is_configured: whether it comes up with its fencing and the writer, instead of empty. limits:
+    {device: {parameter: value}} that make failures come sooner than in real life. monitor_s: the
+    interval of all monitors of fence devices.
+    """
+
+    def __init__(self, layout, versions=None, is_configured=True, limits=None, monitor_s=None,
+                 **properties):
+        properties.setdefault("dc-deadtime", "1s")
+        super().__init__(properties, layout.direct_networks)
+        self.layout = layout
+        self.versions = versions or {}
+        self.is_configured = is_configured
+        self.limits = limits or {}
+        self.monitor_s = monitor_s
+        self.programs = []
+        self.plugs = {}
+        self.wall_ahead_s = time.time() - time.monotonic()
+
+    # -- life --
+
+    def prepare(self):
+        super().prepare()
+        for node in self.nodes.values():
+            self.install(node, self.versions.get(node.name, ""))
+        for node, address in self.layout.bmc.items():
+            self._start_bmc(node, address)
+        if self.layout.plugs:
+            self.plugs = plugs.start_plugs(self, self.layout.plugs)
+
+    def install(self, node, version=""):
+        """Give a node from its next boot on a copy that tells this version, "" for its own."""
+        path = os.path.join(self.shared_directory, "fencetool-%s.py" % node.name)
+        if version is not None:
+            with open(SCRIPT) as source:
+                text = source.read()
+            if version:
+                text = re.sub('__version__ = ".*"', '__version__ = "%s"' % version, text)
+            harness.write_file(path, text, 0o755)
+        node.install_agents(None if version is None else path, AGENTS)
+
+    def _start_bmc(self, node, address):
+        place = os.path.join(self.directory, "bmc-" + node)
+        os.makedirs(os.path.join(place, "state"))
+        values = {"node": node, "address": address, "here": os.path.dirname(plugs.__file__),
+                  "python": sys.executable, "socket": self.power_socket,
+                  "chassis": os.path.join(place, "chassis")}
+        harness.write_file(values["chassis"], IPMI_CHASSIS % values, 0o755)
+        harness.write_file(os.path.join(place, "lan"), IPMI_LAN % values)
+        harness.write_file(os.path.join(place, "commands"), IPMI_COMMANDS)
+        with open(os.path.join(place, "output"), "wb") as output:
+            self.programs.append(self.start_in(
+                "plugs", ["ipmi_sim", "-n", "-c", "lan", "-f", "commands", "-s", "state"],
+                cwd=place, stdin=subprocess.DEVNULL, stdout=output, stderr=output))
+
+    def stop(self):
+        super().stop()
+        for program in self.programs:
+            program.wait()
+            if program.stdout:
+                program.stdout.close()
+        self.programs = []
+
+    # -- configuration --
+
+    def initial_cib(self):
+        empty = super().initial_cib()
+        if not self.is_configured:
+            return empty
+        cib = ElementTree.fromstring(empty)
+        rendered = ElementTree.fromstring(render_config(self.layout, "cib"))
+        properties = cib.find(".//cluster_property_set")
+        properties.extend(rendered.find(".//cluster_property_set"))
+        configuration = cib.find("configuration")
+        for name in ("resources", "constraints"):
+            configuration.remove(configuration.find(name))
+        configuration.extend(rendered.find(name)
+                             for name in ("configuration/resources", "configuration/constraints",
+                                          "configuration/fencing-topology"))
+        configuration.find("resources").append(
+            ElementTree.fromstring(WRITER_XML % self.heartbeat_file))
+        configuration.find("constraints").append(ElementTree.fromstring(WRITER_PLACE_XML))
+        self._set_limits(configuration)
+        return ElementTree.tostring(cib, encoding="unicode")
+
+    def _set_limits(self, configuration):
+        for primitive in configuration.iter("primitive"):
+            device = primitive.get("id")
+            attributes = primitive.find("instance_attributes")
+            for name, value in self.limits.get(device, {}).items():
+                ElementTree.SubElement(attributes, "nvpair", name=name, value=str(value),
+                                       id="%s-limit-%s" % (device, name))
+            if self.monitor_s and primitive.get("class") == "stonith":
+                primitive.find("operations/op").set("interval", "%ds" % self.monitor_s)
+
+    def configure(self, node):
+        """Let pcs in a node configure an empty cluster by the script; add the writer."""
+        script = os.path.join(self.shared_directory, "configure-stonith.sh")
+        harness.write_file(script, render_config(self.layout, "pcs"), 0o700)
+        node.run(["sh", script], timeout_s=SCRIPT_WAIT_S)
+        node.run(["pcs", "resource", "create", WRITER, "ocf:fencetool:heartbeat_writer",
+                  "path=" + self.heartbeat_file, "op", "monitor", "interval=5s"])
+        node.run(["pcs", "constraint", "location", WRITER, "avoids", "quorum"])
+        self.note("configured")
+
+    def set_parameter(self, device, parameter, value):
+        self.quorate_node().run(["crm_resource", "--resource", device, "--set-parameter",
+                                 parameter, "--parameter-value", str(value)])
+
+    # -- states --
+
+    def make_whole(self):
+        """Mend everything, give power to all, and wait until the writer runs."""
+        self.heal()
+        self.network.set_link("plugs", "management", True)
+        for name, plug in self.plugs.items():
+            for number, node in self.layout.plugs[name]["feeds"].items():
+                plug.cable(number=number, node=node)
+            plug.replace()
+        for node in self.nodes.values():
+            if node.frozen:
+                node.cut_power()
+            for network in node.addresses:
+                self.network.set_link(node.name, network, True)
+            node.filter_icmp(False)
+            node.boot()
+        self.wait_until_online()
+        self.wait_for_holder()
+
+    def wait_for_holder(self, among=harness.NODES):
+        """Return the one node that runs the writer, once it is one of these."""
+        def held():
+            holders = self.holders(WRITER)
+            return len(holders) == 1 and holders[0] in among and holders
+        return self.wait_for(held, FAILOVER_WAIT_S, "writer runs on " + " or ".join(among))[0]
+
+    def started_devices(self):
+        """Return {fence device: node that monitors it}."""
+        found = self.status().findall(".//resource[@role='Started']")
+        return {resource.get("id"): resource.find("node").get("name") for resource in found
+                if resource.get("resource_agent").startswith("stonith:")}
+
+    # -- what happened --
+
+    def history(self, target, status):
+        """Return the fence operations on a node that ended so, oldest first: dicts."""
+        answer = self.quorate_node().run(
+            ["stonith_admin", "--history", target, "--output-as", "xml"]).stdout
+        found = ElementTree.fromstring(answer).findall(".//fence_event[@status='%s']" % status)
+        return [event.attrib for event in found]
+
+    def log_of(self, pattern):
+        """Return (monotonic seconds, match) of all lines in the nodes' logs that match."""
+        found = []
+        for node in self.nodes.values():
+            for line in node.log().splitlines():
+                match = re.search(pattern, line)
+                if match:
+                    found.append((self._time_of(line), match))
+        return sorted(found, key=lambda item: item[0])
+
+    def _time_of(self, line):
+        """Return the time of a line of pacemaker.log, which has no year."""
+        stamp, milliseconds = line.split(" storage", 1)[0].split(" quorum", 1)[0].rsplit(".", 1)
+        year = time.localtime().tm_year
+        whole = time.mktime(time.strptime("%d %s" % (year, stamp), "%Y %b %d %H:%M:%S"))
+        return whole + float("0." + milliseconds) - self.wall_ahead_s
+
+    def steps(self, lost, since_s):
+        """Return [(step, monotonic seconds)] of the failover after a node was lost."""
+        found = []
+        for step, pattern in STEPS:
+            times = [at_s for at_s, _ in self.log_of(pattern % {"node": lost}) if at_s >= since_s]
+            found += [(step, min(times))] if times else []
+        moved = [tenure.first_s for tenure in self.tenures()
+                 if tenure.node != lost and tenure.first_s >= since_s]
+        return found + ([("writer moved", min(moved))] if moved else [])
+
+    def false_successes(self):
+        """Return where the cluster took a node for fenced that had power, as lines of text.
+
+        The end of a level's off phase is what counts: after that the node may get power again.
+        """
+        fenced = self.log_of(r"Remapped 'off' targeting (\S+) complete")
+        return ["%s taken for dead at %.2f s" % (match.group(1), at_s - self.events[0].time_s)
+                for at_s, match in fenced if self.had_power(match.group(1), at_s)]
+
+    def had_power(self, name, at_s):
+        """Return whether a node had power at that time."""
+        powered = False
+        for event in self.events:
+            if event.time_s > at_s:
+                break
+            if event.what in (name + " on", name + " cut"):
+                powered = event.what.endswith(" on")
+        return powered
+
+
+def render_config(layout, form):
+    """Return the configuration of a layout, as `gen-config --format` writes it."""
+    extension = {"pcs": "sh", "cib": "xml"}[form]
+    with open(os.path.join(HERE, "generated", "%s.%s" % (layout.name, extension))) as stream:
+        return stream.read()
+
+
+class Watch:
+    """What comes into the logs of the nodes after it was made."""
+
+    def __init__(self, cluster):
+        self.cluster = cluster
+        self.started_s = time.monotonic()
+        self._before = {name: len(node.log()) for name, node in cluster.nodes.items()}
+
+    def log(self):
+        return "\n".join(node.log()[self._before[name]:]
+                         for name, node in self.cluster.nodes.items())
+
+    def count(self, pattern):
+        return len(re.findall(pattern, self.log()))
+
+    def wait_for(self, pattern, seconds=FAILOVER_WAIT_S):
+        """Return the first match in what the nodes have logged since."""
+        return self.cluster.wait_for(lambda: re.search(pattern, self.log()), seconds,
+                                     "log: " + pattern)
+
+
+def required_programs():
+    absent = [name for name in ("ipmi_sim", "fence_ipmilan", "ipmitool")
+              if not shutil.which(name, path=harness.NODE_ENVIRONMENT["PATH"])]
+    return ["missing programs: " + ", ".join(absent)] if absent else []

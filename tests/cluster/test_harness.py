@@ -1,0 +1,407 @@
+"""The harness itself: does its cluster behave, and does the machine stay as it was?"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import unittest
+import unittest.mock
+
+from tests.cluster import harness
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+PROJECT = os.path.dirname(os.path.dirname(HERE))
+STUB = os.path.join(HERE, "fence_stub.py")
+WRITER_AGENT = "/usr/lib/ocf/resource.d/fencetool/heartbeat_writer"
+
+MARGIN_S = 30
+FAILOVER_WAIT_S = 40
+
+# Broadcasts need no answer from the other side, not even to ARP.
+LISTEN = """
+import select, socket, sys
+receiver = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+receiver.bind(("", 4711))
+print("listening", flush=True)
+print("heard" if select.select([receiver], [], [], float(sys.argv[1]))[0] else "silence")
+"""
+BROADCAST = """
+import socket, sys
+sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+sender.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+sender.sendto(b"hello", (sys.argv[1], 4711))
+"""
+PING = """
+import select, socket, struct, sys
+probe = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
+packet = struct.pack("!BBHHH", 8, 0, 0, 4711, 1)
+checksum = 0xffff - sum(struct.unpack("!4H", packet)) % 0xffff
+probe.sendto(struct.pack("!BBHHH", 8, 0, checksum, 4711, 1), (sys.argv[1], 0))
+print("reply" if select.select([probe], [], [], 0.5)[0] else "silence")
+"""
+# Prepares a cluster and boots its nodes, says where it is, and then ends in an unusual way.
+CRASH = """
+import os, signal, sys, time
+from tests.cluster import harness
+cluster = harness.Cluster()
+cluster.prepare()
+for node in cluster.nodes.values():
+    node.boot()
+print(cluster.directory, flush=True)
+os.kill(os.getpid(), int(sys.argv[1]))
+time.sleep(60)
+"""
+
+
+def setUpModule():
+    reasons = harness.missing_requirements()
+    if reasons and os.environ.get("FENCETOOL_TEST_ALL") == "1":
+        raise AssertionError("no cluster here: " + "; ".join(reasons))
+    if reasons:
+        raise unittest.SkipTest("; ".join(reasons))
+
+
+def hears(cluster, sender, receiver, network, seconds=0.3):
+    """Return whether a broadcast of one host arrives at another."""
+    address = harness.HOSTS[sender][network][0].rpartition(".")[0] + ".255"
+    listener = cluster.start_in(receiver, [sys.executable, "-IS", "-c", LISTEN, str(seconds)],
+                                stdout=subprocess.PIPE, universal_newlines=True)
+    with listener:
+        listener.stdout.readline()
+        cluster.run_in(sender, [sys.executable, "-IS", "-c", BROADCAST, address], check=False)
+        return listener.stdout.read().strip() == "heard"
+
+
+class RunningCluster(unittest.TestCase):
+    """A cluster with one stub device for all nodes and the writer, whole before each test."""
+
+    @classmethod
+    def setUpClass(cls):
+        cls.cluster = harness.Cluster()
+        for node in cls.cluster.nodes.values():
+            node.install_agents(STUB, ["fence_stub"])
+        cls.cluster.start()
+        try:
+            cls.configure(cls.cluster["quorum"])
+        except BaseException:
+            cls.cluster.stop()
+            raise
+
+    @classmethod
+    def configure(cls, node):
+        node.run(["pcs", "stonith", "create", "switch", "fence_stub",
+                  "power_socket=" + cls.cluster.power_socket,
+                  "pcmk_host_list=" + " ".join(harness.NODES)])
+        node.run(["pcs", "resource", "create", "writer", "ocf:fencetool:heartbeat_writer",
+                  "path=" + cls.cluster.heartbeat_file, "op", "monitor", "interval=5s"])
+
+    @classmethod
+    def tearDownClass(cls):
+        cls.cluster.stop()
+        leftovers = cls.cluster.leftovers()
+        if leftovers:
+            raise AssertionError("left over: " + "; ".join(leftovers))
+
+    def setUp(self):
+        self.cluster.note("test " + self.id().rpartition(".")[2])
+        self.cluster.heal()
+        for node in self.cluster.nodes.values():
+            node.boot()
+        self.cluster.wait_until_online()
+        self.wait_for_holder()
+
+    def wait_for_holder(self, others=harness.NODES):
+        """Return the one node that runs the writer, once it is one of others."""
+        def held():
+            holders = self.cluster.holders("writer")
+            return len(holders) == 1 and holders[0] in others and holders
+        return self.cluster.wait_for(held, FAILOVER_WAIT_S, "writer runs")[0]
+
+    def wait_for_failover(self, lost):
+        others = [name for name in harness.NODES if name != lost]
+        self.wait_for_holder(others)
+        self.cluster.wait_until_online(seconds=FAILOVER_WAIT_S)
+        self.assertEqual([], self.cluster.overlapping_writers())
+
+    def fenced(self, name):
+        """Return how often the cluster recorded that it fenced a node."""
+        history = self.cluster.status().findall(".//fence_event[@target='%s']" % name)
+        return len([event for event in history if event.get("status") == "success"])
+
+    def test_three_nodes_have_quorum(self):
+        answer = self.cluster["quorum"].run(["corosync-quorumtool", "-s"], check=False).stdout
+        self.assertRegex(answer, r"Quorate:\s+Yes")
+        self.assertRegex(answer, r"Total votes:\s+3")
+
+    def test_pcs_shows_and_changes_the_configuration_from_inside(self):
+        node = self.cluster["storage-a"]
+        self.assertRegex(node.run(["pcs", "stonith", "status"]).stdout, r"switch\s.*Started")
+        node.run(["pcs", "cluster", "cib", "/run/cib.xml"])
+        node.run(["pcs", "-f", "/run/cib.xml", "property", "set", "cluster-recheck-interval=61s"])
+        node.run(["pcs", "cluster", "cib-push", "/run/cib.xml"])
+        found = self.cluster.cib("//nvpair[@name='cluster-recheck-interval']")
+        self.assertEqual(["61s"], [element.get("value") for element in found])
+
+    def test_cib_returns_nothing_for_what_is_not_there(self):
+        self.assertEqual([], self.cluster.cib("//primitive[@id='nosuch']"))
+
+    def test_a_killed_node_is_fenced_and_boots_again(self):
+        lost = self.wait_for_holder()
+        before = self.fenced(lost)
+        self.cluster[lost].cut_power()
+        self.assertFalse(self.cluster[lost].alive())
+        self.wait_for_failover(lost)
+        self.assertEqual(before + 1, self.fenced(lost))
+
+    def test_pcs_stonith_fence_cuts_the_power_and_gives_it_back(self):
+        first_life = self.cluster["storage-b"].processes("corosync")
+        self.cluster["storage-a"].run(["pcs", "stonith", "fence", "storage-b"])
+        self.cluster.wait_until_online()
+        self.assertNotEqual(first_life, self.cluster["storage-b"].processes("corosync"))
+
+    def test_a_frozen_node_is_fenced_although_its_writer_lives_on(self):
+        lost = self.wait_for_holder()
+        self.cluster[lost].freeze()
+        frozen_s = time.monotonic()
+        self.wait_for_failover(lost)
+        last_beat_s = max(tenure.last_s for tenure in self.cluster.tenures()
+                          if tenure.node == lost)
+        self.assertGreater(last_beat_s, frozen_s + 1)
+
+    def test_a_frozen_node_that_thaws_in_time_is_not_fenced(self):
+        before = self.fenced("storage-b")
+        self.cluster["storage-b"].freeze()
+        time.sleep(0.3)
+        self.cluster["storage-b"].thaw()
+        self.cluster.wait_until_online()
+        self.assertEqual(before, self.fenced("storage-b"))
+
+    def test_without_a_device_a_killed_node_stays_unclean_and_the_writer_put(self):
+        lost = self.wait_for_holder()
+        survivor = [name for name in harness.NODES if name != lost][0]
+        self.cluster[survivor].run(["pcs", "stonith", "disable", "switch"])
+        self.cluster[lost].cut_power()
+        self.cluster.wait_for(lambda: self.cluster.node_states()[lost]["unclean"] == "true",
+                              MARGIN_S, lost + " is unclean")
+        self.assertEqual([lost], self.cluster.holders("writer"))
+        self.cluster.quorate_node().run(["pcs", "stonith", "enable", "switch"])
+        self.wait_for_failover(lost)
+
+    def test_a_partition_gets_the_minority_fenced(self):
+        lost = self.wait_for_holder()
+        others = [name for name in harness.NODES if name != lost]
+        self.cluster.partition([[lost], others])
+        self.wait_for_holder(others)
+        self.cluster.heal()
+        self.wait_for_failover(lost)
+
+    def test_a_healed_partition_brings_the_nodes_together_again(self):
+        alone = self.cluster["quorum"]
+        self.cluster.quorate_node().run(["pcs", "stonith", "disable", "switch"])
+        self.cluster.partition([["quorum"], ["storage-a", "storage-b"]])
+        self.cluster.wait_for(
+            lambda: alone.run(["crm_node", "-q"], check=False).stdout.strip() == "0",
+            MARGIN_S, "quorum is alone")
+        self.cluster.heal()
+        self.cluster.wait_for(
+            lambda: alone.run(["crm_node", "-q"], check=False).stdout.strip() == "1",
+            MARGIN_S, "quorum has the others again")
+        self.cluster.quorate_node().run(["pcs", "stonith", "enable", "switch"])
+        self.cluster.wait_until_online()
+
+    def test_a_second_writer_is_found(self):
+        holder = self.wait_for_holder()
+        intruder = [node for name, node in self.cluster.nodes.items() if name != holder][0]
+        agent = ["env", "OCF_RESKEY_path=" + self.cluster.heartbeat_file, WRITER_AGENT]
+        self.assertEqual([], self.cluster.overlapping_writers())
+        intruder.run(agent + ["start"])
+        time.sleep(0.2)
+        intruder.run(agent + ["stop"])
+        overlaps = self.cluster.overlapping_writers()
+        os.truncate(self.cluster.heartbeat_file, 0)
+        self.assertEqual([{holder, intruder.name}],
+                         [{earlier.node, later.node} for earlier, later in overlaps])
+
+
+class PreparedCluster(unittest.TestCase):
+    """What needs no quorum: power, links and files of the nodes."""
+
+    @classmethod
+    def setUpClass(cls):
+        cls.cluster = harness.Cluster(firmware_s=0)
+        cls.cluster.prepare()
+
+    @classmethod
+    def tearDownClass(cls):
+        cls.cluster.stop()
+
+    def setUp(self):
+        self.node = self.cluster["storage-b"]
+        self.node.boot()
+        self.addCleanup(self.cluster.heal)
+
+    def ask_power_socket(self, line):
+        """Ask from inside a namespace that shares nothing with this process but files."""
+        program = ("import sys; sys.path.insert(0, %r); import fence_stub;"
+                   "print(fence_stub.ask(%r, %r))" % (HERE, self.cluster.power_socket, line))
+        return self.cluster.run_in("plugs", [sys.executable, "-c", program]).stdout.strip()
+
+    def test_power_socket_answers_off_only_when_the_node_is_dead(self):
+        self.assertEqual("on", self.ask_power_socket("state storage-b"))
+        pids = self.node.processes("corosync") + self.node.processes("python3")
+        self.assertEqual("ok", self.ask_power_socket("off storage-b"))
+        self.assertFalse([pid for pid in pids if os.path.exists("/proc/%d" % pid)])
+        self.assertFalse(hears(self.cluster, "storage-a", "storage-b", "management"))
+        self.assertEqual("off", self.ask_power_socket("state storage-b"))
+        self.assertEqual("ok", self.ask_power_socket("on storage-b"))
+        self.assertTrue(self.node.alive())
+
+    def test_power_socket_refuses_what_it_does_not_know(self):
+        self.assertRegex(self.ask_power_socket("off nosuch"), "^error")
+        self.assertRegex(self.ask_power_socket("explode storage-b"), "^error")
+
+    def test_power_callback_cuts_a_node_that_is_just_booting(self):
+        power = self.cluster.power_callback("storage-b")
+        for _ in range(5):
+            power(False)
+            power(True)
+        power(False)
+        self.assertFalse(self.node.alive())
+        self.assertEqual([], [process for process
+                              in harness.marked_processes(self.cluster.directory)
+                              if "storage-b" in process])
+
+    def test_boot_of_a_running_node_changes_nothing(self):
+        before = self.node.processes("python3")
+        self.node.boot()
+        self.assertEqual(before, self.node.processes("python3"))
+
+    def test_a_node_in_its_firmware_is_silent_until_its_kernel_runs(self):
+        self.cluster.firmware_s = 1
+        self.addCleanup(setattr, self.cluster, "firmware_s", 0)
+        ping = [sys.executable, "-IS", "-c", PING, "10.20.20.2"]
+        self.node.cut_power()
+        self.node.power_on()
+        self.assertTrue(self.node.alive())
+        self.assertFalse(self.node.is_up())
+        self.assertEqual("silence", self.cluster.run_in("plugs", ping).stdout.strip())
+        self.node.boot()
+        self.assertTrue(self.node.is_up())
+        self.assertEqual("reply", self.cluster.run_in("plugs", ping).stdout.strip())
+
+    def test_disk_survives_a_power_cut_and_run_does_not(self):
+        self.node.run(["touch", "/var/lib/pacemaker/kept", "/run/lost"])
+        self.node.cut_power()
+        self.node.boot()
+        self.node.run(["test", "-e", "/var/lib/pacemaker/kept"])
+        self.node.run(["test", "!", "-e", "/run/lost"])
+
+    def test_nothing_of_the_machine_can_be_written_from_inside(self):
+        for place in ("/etc", "/usr", "/usr/sbin", "/var", "/root"):
+            path = os.path.join(place, "written-by-a-node")
+            self.assertNotEqual(0, self.node.run(["touch", path], check=False).returncode)
+            self.assertFalse(os.path.exists(path))
+
+    def test_agents_are_those_of_the_node_and_of_its_last_boot(self):
+        self.node.install_agents(STUB, ["fence_stub", "fence_other"])
+        self.node.cut_power()
+        self.node.boot()
+        self.assertEqual(STUB, self.node.run(["readlink", "/usr/sbin/fence_other"]).stdout.strip())
+        self.node.install_agents(None, ["fence_other"])
+        self.node.cut_power()
+        self.node.boot()
+        self.node.run(["test", "-e", "/usr/sbin/fence_stub"])
+        self.node.run(["test", "!", "-e", "/usr/sbin/fence_other"])
+        self.assertFalse(os.path.lexists("/usr/sbin/fence_stub"))
+
+    def test_syslog_of_a_node_is_kept(self):
+        self.node.run([sys.executable, "-c", "import syslog; syslog.syslog('agent was here')"])
+        self.assertIn("agent was here", self.node.syslog())
+
+    def test_a_command_that_hangs_is_ended_with_all_it_started(self):
+        with self.assertRaisesRegex(harness.CommandFailed, "no end within"):
+            self.node.run(["sh", "-c", "sleep 61 & sleep 62"], timeout_s=0.5)
+        self.cluster.wait_for(lambda: not self.node.processes("sleep"), 5, "no sleep is left")
+
+    def test_a_partition_drops_frames_in_the_ordered_directions_only(self):
+        self.cluster["storage-a"].boot()
+        self.cluster.partition([["storage-a"], ["storage-b"]], one_way=True)
+        self.assertFalse(hears(self.cluster, "storage-a", "storage-b", "management"))
+        self.assertTrue(hears(self.cluster, "storage-b", "storage-a", "management"))
+        self.assertTrue(hears(self.cluster, "storage-a", "plugs", "management"))
+        self.cluster.partition([["storage-a"], ["storage-b"]], networks=["storage"])
+        self.assertTrue(hears(self.cluster, "storage-a", "storage-b", "management"))
+        self.assertFalse(hears(self.cluster, "storage-b", "storage-a", "storage"))
+        self.cluster.heal()
+        self.assertTrue(hears(self.cluster, "storage-b", "storage-a", "storage"))
+
+    def carrier(self, name, network):
+        path = "/sys/class/net/%s/carrier" % network
+        return self.cluster[name].run(["cat", path]).stdout.strip()
+
+    def test_an_unplugged_switched_network_costs_one_node_its_carrier(self):
+        self.cluster["storage-a"].boot()
+        self.node.link("client", up=False)
+        self.addCleanup(self.node.link, "client", up=True)
+        self.assertEqual("0", self.carrier("storage-b", "client"))
+        self.assertEqual("1", self.carrier("storage-a", "client"))
+
+    def test_a_direct_network_loses_carrier_at_both_ends(self):
+        self.cluster["storage-a"].boot()
+        self.assertEqual("1", self.carrier("storage-a", "storage"))
+        self.node.cut_power()
+        self.assertEqual("0", self.carrier("storage-a", "storage"))
+        self.node.boot()
+        self.assertEqual("1", self.carrier("storage-a", "storage"))
+
+    def test_filter_icmp_drops_pings_and_nothing_else(self):
+        ping = [sys.executable, "-IS", "-c", PING, "10.20.20.2"]
+        self.assertEqual("reply", self.cluster.run_in("plugs", ping).stdout.strip())
+        self.node.filter_icmp(True)
+        self.addCleanup(self.node.filter_icmp, False)
+        self.assertEqual("silence", self.cluster.run_in("plugs", ping).stdout.strip())
+        self.assertTrue(hears(self.cluster, "plugs", "storage-b", "management"))
+
+
+class EndOfTheTestProcess(unittest.TestCase):
+    def crash(self, sig):
+        """Let a process with a running cluster be killed; return the cluster's directory."""
+        child = subprocess.Popen([sys.executable, "-c", CRASH, str(int(sig))], cwd=PROJECT,
+                                 stdout=subprocess.PIPE, universal_newlines=True)
+        with child:
+            directory = child.stdout.readline().strip()
+        self.assertEqual(-sig, child.returncode)
+        return directory
+
+    def assert_nothing_runs(self, directory):
+        deadline = time.monotonic() + 5
+        while harness.marked_processes(directory) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        self.assertEqual([], harness.marked_processes(directory))
+
+    def test_killed_leaves_no_process_and_its_directory_to_the_next_run(self):
+        before = harness.machine_state()
+        directory = self.crash(signal.SIGKILL)
+        self.assert_nothing_runs(directory)
+        self.assertEqual(before, harness.machine_state())
+        self.assertTrue(os.path.isdir(directory))
+        harness.sweep()
+        self.assertFalse(os.path.exists(directory))
+
+    def test_terminated_leaves_nothing(self):
+        directory = self.crash(signal.SIGTERM)
+        self.assert_nothing_runs(directory)
+        self.assertFalse(os.path.exists(directory))
+
+    def test_sweep_leaves_a_running_cluster_alone(self):
+        with unittest.mock.patch.object(harness.Cluster, "wait_until_online"):
+            with harness.Cluster() as cluster:
+                harness.sweep()
+                self.assertTrue(cluster["quorum"].alive())
+                self.assertTrue(os.path.isdir(cluster.directory))
+        self.assertEqual([], cluster.leftovers())
+
+
+if __name__ == "__main__":
+    unittest.main()
