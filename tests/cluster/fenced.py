@@ -18,6 +18,7 @@ AGENTS = ("fence_kasa", "fence_http", "fence_check")
 WRITER = "writer"
 # Room for slow machines; every wait ends at once when its event comes.
 FAILOVER_WAIT_S = 60
+SETTLE_WAIT_S = 25
 SCRIPT_WAIT_S = 120
 BMC_READY_S = 10
 
@@ -249,9 +250,26 @@ class FencedCluster(harness.Cluster):
             for network in node.addresses:
                 self.network.set_link(node.name, network, True)
             node.filter_icmp(False)
-            node.boot()
+        self._settle()
+        for node in self.nodes.values():
+            node.power_on()
         self.wait_until_online()
         self.wait_for_holder()
+
+    def _settle(self):
+        """Wait until no fence is under way: it would cut the power of a node that comes back.
+
+        Nothing is under way without quorum, which the nodes that are dead may bring back.
+        """
+        try:
+            self.wait_for(self._is_settled, SETTLE_WAIT_S, "no fence is under way")
+        except harness.NotReached:
+            self.note("not settled")
+
+    def _is_settled(self):
+        status = self.status()
+        return not (status.findall(".//fence_event[@status='pending']")
+                    or status.findall("nodes/node[@unclean='true']"))
 
     def wait_for_holder(self, among=harness.NODES):
         """Return the one node that runs the writer, once it is one of these."""
@@ -260,11 +278,35 @@ class FencedCluster(harness.Cluster):
             return len(holders) == 1 and holders[0] in among and holders
         return self.wait_for(held, FAILOVER_WAIT_S, "writer runs on " + " or ".join(among))[0]
 
+    def writes(self):
+        """Return whether anybody has written within the last second."""
+        last_s = max([tenure.last_s for tenure in self.tenures()] or [0])
+        return time.monotonic() - last_s < 1
+
     def started_devices(self):
         """Return {fence device: node that monitors it}."""
         found = self.status().findall(".//resource[@role='Started']")
         return {resource.get("id"): resource.find("node").get("name") for resource in found
                 if resource.get("resource_agent").startswith("stonith:")}
+
+    def monitors(self, pattern="outcome=ok"):
+        """Return how many monitors of our agents ended so, by what they were run on."""
+        found = collections.Counter()
+        for node in self.nodes.values():
+            for line in node.syslog().splitlines():
+                match = re.search(r" (fence_\w+)\[.* action=monitor .*(device=\S+) ", line)
+                if match and re.search(pattern, line):
+                    found[match.groups()] += 1
+        return found
+
+    def set_level(self, target, is_wanted):
+        """Take away a node's level of fence devices, or put it back."""
+        device = "fence-%s,fence-verify-%s" % (target, target)
+        level = '<fencing-level id="fl-%s-1" index="1" target="%s" devices="%s"/>' % (
+            target, target, device)
+        self.quorate_node().run(
+            ["cibadmin", "--create", "--scope", "fencing-topology", "--xml-text", level]
+            if is_wanted else ["cibadmin", "--delete", "--xml-text", level])
 
     # -- what happened --
 

@@ -32,6 +32,7 @@ class Wired:
     """
 
     delay_s = 0
+    delays_left = 0
     lost = 0
     ups = False
 
@@ -46,7 +47,9 @@ class Wired:
             fence_stub.ask(self.power_socket, "%s %s" % ("on" if powered else "off", node))
 
     def send_answer(self, handle, answer):
-        time.sleep(self.delay_s)
+        if self.delays_left:
+            self.delays_left -= 1
+            time.sleep(self.delay_s)
         self.lost += bool(self.lose_every) and (self.answers + 1) % self.lose_every == 0
         return super().send_answer(handle, answer)
 
@@ -65,13 +68,18 @@ class Wired:
         self.feeds = {outlet: fed for outlet, fed in self.feeds.items() if fed != node}
         self.feeds[number] = node
 
-    def order_press(self, number):
-        """Switch an outlet on by its button."""
-        self._move(number, True)
+    def order_press(self, number, on=True):
+        """Switch an outlet by its button."""
+        self._move(number, on)
+
+    def order_stall(self, seconds, answers):
+        """Let the next answers come that much later, as a plug that seeks its broker does."""
+        self.delay_s, self.delays_left = seconds, answers
 
     def order_replace(self):
         """Put a sound device in the place of this one: its outlets are on, no node notices."""
-        self.fault, self.delay_s, self.lose_every, self.ups = "", 0, 0, False
+        self.fault, self.delays_left, self.lose_every, self.ups = "", 0, 0, False
+        self.metered = False
         for outlet in self.outlets:
             outlet.relay = outlet.powered = True
 

@@ -7,6 +7,8 @@ import unittest
 from tests.cluster import fenced, harness
 
 OTHER = {"storage-a": "storage-b", "storage-b": "storage-a"}
+# A directory that is to get the logs of all nodes, one directory a class.
+LOGS = "FENCETOOL_CLUSTER_LOGS"
 WAIT_S = fenced.FAILOVER_WAIT_S
 # Beside the word of Pacemaker's fencer for an operation of a level that went wrong.
 FAILED = r"Operation 'reboot' targeting %s .*: (?!OK)"
@@ -42,6 +44,8 @@ class Scenario(unittest.TestCase):
 
     @classmethod
     def tearDownClass(cls):
+        if os.environ.get(LOGS):
+            cls.cluster.save_logs(os.path.join(os.environ[LOGS], cls.__name__))
         cls.cluster.stop()
         leftovers = cls.cluster.leftovers()
         if leftovers:
@@ -126,6 +130,219 @@ class AsInTheGuide(Scenario):
         self.assertFalse(self.cluster["storage-b"].alive())
         self.cluster.plugs["kasa"].press(number=2)
         self.cluster.wait_until_online()
+
+
+# A failure needs no more than these seconds; a sound plug answers in a tenth of one.
+SHORT = {"login_timeout": 2, "shell_timeout": 2, "power_timeout": 4, "pcmk_off_retries": 1}
+SHORT_CHECK = {"login_timeout": 2, "shell_timeout": 2, "power_timeout": 5}
+
+# Ways in which storage-b lives on although its plug was commanded: what is wrong, and the reason
+# that the log has to give. cable: the outlet that really feeds it.
+LIES = (
+    ("the plug says OFF and the node lives", {"fault": "welded"}, 2,
+     "UPS or a second power supply"),
+    ("the relay is welded, as the meter shows", {"fault": "welded", "metered": True}, 2,
+     "still draws 43 W"),
+    ("the plug switches another outlet", {"fault": "wrong_outlet"}, 2, "still reports ON"),
+    ("the node hangs on another outlet", {}, 1, "is it the right outlet"),
+    ("the node has a UPS", {"ups": True}, 2, "UPS or a second power supply"),
+    ("the node has a UPS and filters ICMP", {"ups": True}, 2, "ARP only: ICMP is filtered"),
+)
+
+
+class WithPlugs(Scenario):
+    """Plugs of three makes; the storage network has a switch; fenced nodes come back."""
+
+    @classmethod
+    def make_cluster(cls):
+        return fenced.FencedCluster(
+            fenced.PLUGS, limits={"fence-storage-b": SHORT, "fence-verify-storage-b": SHORT_CHECK},
+            **{"stonith-max-attempts": 100})
+
+    def setUp(self):
+        super().setUp()
+        self.kasa = self.cluster.plugs["kasa"]
+
+    def wait_for_failure(self, reason):
+        """Wait until a round that starts from now on has failed for this reason."""
+        before = self.kasa.commands
+        self.cluster.wait_for(lambda: self.kasa.commands > before, WAIT_S, "off is commanded")
+        fenced.Watch(self.cluster).wait_for(reason)
+        fenced.Watch(self.cluster).wait_for(FAILED % "storage-b")
+
+    def assert_nothing_moved(self, holder):
+        self.assertEqual([holder], self.cluster.holders(fenced.WRITER))
+        self.assertEqual(0, self.watch.count("Remapped 'off' targeting storage-b complete"))
+
+    def move_writer_to(self, name):
+        if self.cluster.wait_for_holder() == name:
+            return
+        node = self.cluster.quorate_node()
+        node.run(["crm_resource", "--resource", fenced.WRITER, "--move", "--node", name])
+        self.cluster.wait_for_holder([name])
+        node.run(["crm_resource", "--resource", fenced.WRITER, "--clear"])
+
+    def test_whichever_node_coordinates_a_fenced_one_is_powered_on_again(self):
+        for _ in range(2):
+            lost = self.cluster.coordinator()
+            others = [name for name in harness.NODES if name != lost]
+            self.cluster[lost].cut_power()
+            self.cluster.wait_until_online(others, WAIT_S)
+            self.assertIn(self.cluster.coordinator(), others)
+            self.cluster.wait_until_online(seconds=WAIT_S)
+            self.assertEqual(1, self.watch.count(
+                "Remapped 'off' targeting %s complete, remapping to 'on'" % lost))
+
+    def test_a_node_that_lives_on_keeps_its_resource_however_its_plug_lies(self):
+        self.move_writer_to("storage-b")
+        self.cluster["storage-b"].freeze()
+        for title, attributes, outlet, reason in LIES:
+            with self.subTest(title):
+                self.lie(attributes, outlet, "ICMP" in title)
+                self.wait_for_failure(reason)
+                self.assert_nothing_moved("storage-b")
+        self.assert_failure_is_shown("storage-b")
+        self.kasa.replace()
+        self.wait_for_failover("storage-b")
+
+    def lie(self, attributes, outlet, filters_icmp):
+        """Set a new lie, with the node on a UPS while it is set."""
+        self.kasa.set(ups=True)
+        self.kasa.set(fault="", metered=False)
+        self.kasa.press(number=2)
+        self.kasa.cable(number=outlet, node="storage-b")
+        self.cluster["storage-b"].filter_icmp(filters_icmp)
+        self.kasa.set(**dict({"ups": False}, **attributes))
+
+    def assert_failure_is_shown(self, target):
+        node = self.cluster.quorate_node()
+        self.assertRegex(node.run(["pcs", "stonith", "history"]).stdout,
+                         "reboot of %s failed" % target)
+        self.assertRegex(node.run(["crm_mon", "--one-shot"]).stdout,
+                         r"Failed Fencing Actions:\s+\* reboot of %s .*failed" % target)
+
+    def test_a_dead_node_is_not_believed_dead_without_a_way_to_prove_it(self):
+        self.move_writer_to("storage-b")
+        checker = self.cluster["storage-a"]
+        checker.link("storage", up=False)
+        self.cluster["storage-b"].cut_power()
+        self.wait_for_failure("no path from here: storage has no carrier")
+        self.assert_nothing_moved("storage-b")
+        self.cluster.network.set_link("plugs", "management", False)
+        checker.link("storage", up=True)
+        fenced.Watch(self.cluster).wait_for("10.20.20.202")
+        fenced.Watch(self.cluster).wait_for(FAILED % "storage-b")
+        self.assert_nothing_moved("storage-b")
+        self.assert_failure_is_shown("storage-b")
+        self.cluster.network.set_link("plugs", "management", True)
+        self.wait_for_failover("storage-b")
+
+    def test_a_plug_that_takes_eight_seconds_to_answer_is_waited_for(self):
+        for parameter, value in (("shell_timeout", 10), ("power_timeout", 30)):
+            self.cluster.set_parameter("fence-storage-b", parameter, value)
+            self.addCleanup(self.cluster.set_parameter, "fence-storage-b", parameter,
+                            SHORT[parameter])
+        self.kasa.stall(seconds=8, answers=2)
+        self.fence("storage-b", "quorum")
+        self.assertEqual(1, self.watch.count("Remapped 'off' targeting storage-b complete"))
+
+    def test_of_two_storage_nodes_that_lost_each_other_one_is_fenced(self):
+        holder = self.cluster.wait_for_holder()
+        for one_way in (False, True):
+            with self.subTest(one_way=one_way):
+                self.watch = fenced.Watch(self.cluster)
+                self.cluster.partition([[holder], [OTHER[holder]]], one_way=one_way)
+                self.watch.wait_for("Remapped 'off' targeting storage-. complete")
+                self.cluster.heal()
+                self.cluster.wait_until_online(seconds=WAIT_S)
+                holder = self.cluster.wait_for_holder()
+                self.assertEqual([], self.cluster.overlapping_writers())
+                self.assertEqual(1, self.watch.count("Remapped 'off' targeting .* complete"))
+
+    def test_a_split_without_the_third_vote_stops_the_resource_and_fences_nobody(self):
+        self.cluster.plugs["tasmota"].cable(number=0, node="quorum")
+        self.cluster["quorum"].cut_power()
+        self.watch.wait_for("Remapped 'off' targeting quorum complete")
+        self.cluster.wait_for_holder()
+        self.cluster.partition([["storage-a"], ["storage-b"]])
+        self.cluster.wait_for(lambda: not self.cluster.writes(), WAIT_S, "nobody writes")
+        self.cluster.heal()
+        self.cluster.wait_for_holder()
+        self.assertEqual(0, self.watch.count("Remapped 'off' targeting storage-. complete"))
+
+    def test_a_fence_whose_node_dies_halfway_is_not_believed_and_goes_through_later(self):
+        before = self.kasa.commands
+        self.cluster["storage-b"].cut_power()
+        self.cluster.wait_for(lambda: self.kasa.commands > before, WAIT_S, "off is commanded")
+        self.cluster["storage-a"].cut_power()
+        self.assertEqual(0, self.watch.count("Remapped 'off' targeting storage-b complete"))
+        self.cluster["storage-a"].boot()
+        self.watch.wait_for("Remapped 'off' targeting storage-b complete")
+        self.cluster.wait_until_online(seconds=WAIT_S)
+        self.assertEqual(1, self.watch.count("Remapped 'off' targeting storage-b complete"))
+
+    def test_the_verifier_without_its_level_is_not_believed(self):
+        self.cluster.set_level("storage-b", False)
+        self.addCleanup(self.cluster.set_level, "storage-b", True)
+        self.cluster.set_parameter("fence-storage-b", "ip", "10.20.20.199")
+        self.addCleanup(self.cluster.set_parameter, "fence-storage-b", "ip", "10.20.20.202")
+        # All that the verifier looks at says that the node is dead.
+        self.cluster["storage-b"].cut_power()
+        self.kasa.press(number=2, on=False)
+        self.watch.wait_for("fence_check switches nothing, it only proves")
+        self.watch.wait_for(FAILED % "storage-b")
+        self.assertEqual(0, self.watch.count("Operation 'reboot' targeting storage-b .*: OK"))
+
+
+class AgentsOfDifferentAge(Scenario):
+    """Two versions of the agents, and a node that has none."""
+
+    @classmethod
+    def make_cluster(cls):
+        return fenced.FencedCluster(fenced.PLUGS,
+                                    versions={"storage-a": "0.0.1", "quorum": None})
+
+    def version(self, name):
+        return self.cluster[name].run(["fence_kasa", "--version"], check=False).stdout
+
+    def test_each_storage_node_fences_the_other_at_the_order_of_the_node_without_agents(self):
+        self.assertIn("0.0.1", self.version("storage-a"))
+        self.assertNotIn("0.0.1", self.version("storage-b"))
+        for target in ("storage-b", "storage-a"):
+            self.fence(target, "quorum")
+            self.cluster.make_whole()
+            for device in ("fence-", "fence-verify-"):
+                self.assertRegex(self.watch.log(), "%s pacemaker-fenced .*Operation 'off' .*"
+                                 "targeting %s using %s%s returned 0" % (
+                                     OTHER[target], target, device, target))
+        self.assertNotIn("quorum", self.cluster.started_devices().values())
+
+
+class LossyPlugs(Scenario):
+    """Every 20th answer of every plug is lost; monitors run in seconds instead of minutes."""
+
+    @classmethod
+    def make_cluster(cls):
+        return fenced.FencedCluster(fenced.PLUGS, monitor_s=2)
+
+    def test_monitors_do_not_fail(self):
+        self.cluster.wait_for(lambda: len(self.cluster.started_devices()) == 6, WAIT_S,
+                              "all devices started")
+        before = self.cluster.started_devices()
+        for plug in self.cluster.plugs.values():
+            plug.set(lose_every=20)
+        # As many as ten minutes have with the interval that gen-config writes.
+        self.cluster.wait_for(self.has_seen_enough, 3 * WAIT_S, "monitors with losses")
+        self.assertEqual(before, self.cluster.started_devices())
+        self.assertEqual([], self.cluster.status().findall("failures/failure"))
+        self.assertEqual({}, self.cluster.monitors("outcome=(?!ok)"))
+
+    def has_seen_enough(self):
+        lost = [plug.order()["lost"] for plug in self.cluster.plugs.values()]
+        monitors = self.cluster.monitors()
+        return min(lost) >= 1 and sum(lost) >= 5 and len(monitors) == 6 and all(
+            count >= (10 if agent != "fence_check" else 2)
+            for (agent, _), count in monitors.items())
 
 
 if __name__ == "__main__":
