@@ -563,24 +563,17 @@ class OneDevice(HttpTest):
             fencetool.rows_of(fencetool.AGENTS["fence_http"]), {})
         settings.family = 0
         started = system.clock()
-        with self.assertRaisesRegex(fencetool.Unreachable, "no complete answer within 1 s"):
+        with self.assertRaisesRegex(fencetool.Unreachable, "no complete answer"):
             fencetool.UrlDevice(system, settings).read_state(system.deadline(9))
-        self.assertLess(system.clock() - started, 2)
+        self.assertLess(system.clock() - started, 8)  # of the nine that the action has
 
 
 class Recipes(HttpTest):
     """The examples of the README, run as they stand against virtual devices."""
 
     def read_recipes(self):
-        for name in ("README.md", "README-http.md"):
-            path = os.path.join(support.ROOT, name)
-            if os.path.exists(path):
-                with open(path, encoding="utf-8") as handle:
-                    found = re.findall(r"pcs stonith create \S+ fence_http (.*?[^\\])\n",
-                                       handle.read(), re.S)
-                if found:
-                    return found
-        return []
+        with open(os.path.join(support.ROOT, "README.md"), encoding="utf-8") as handle:
+            return re.findall(r"pcs stonith create \S+ fence_http (.*?[^\\])\n", handle.read(), re.S)
 
     def test_every_recipe_of_the_readme_switches_its_virtual_device(self):
         import shlex
