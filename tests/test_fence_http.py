@@ -573,7 +573,8 @@ class Recipes(HttpTest):
 
     def read_recipes(self):
         with open(os.path.join(support.ROOT, "README.md"), encoding="utf-8") as handle:
-            return re.findall(r"pcs stonith create \S+ fence_http (.*?[^\\])\n", handle.read(), re.S)
+            text = handle.read()
+        return re.findall(r"pcs stonith create \S+ fence_http (.*?[^\\])\n", text, re.S)
 
     def test_every_recipe_of_the_readme_switches_its_virtual_device(self):
         import shlex
