@@ -251,7 +251,8 @@ class WithPlugs(Scenario):
 
     def test_a_storage_node_cut_off_from_the_others_is_fenced(self):
         holder = self.cluster.wait_for_holder()
-        for title, lost, one_way in (("both ways", holder, False), ("one way", OTHER[holder], True)):
+        cases = (("both ways", holder, False), ("one way", OTHER[holder], True))
+        for title, lost, one_way in cases:
             with self.subTest(title):
                 self.watch = fenced.Watch(self.cluster)
                 self.cluster.partition([[lost], [OTHER[lost], "quorum"]], one_way=one_way)
