@@ -15,9 +15,7 @@ FAILED = r"Operation 'reboot' targeting %s .*: (?!OK)"
 
 
 def load_tests(loader, tests, pattern):
-    if os.environ.get("FENCETOOL_TEST_CLUSTER") == "0":
-        return unittest.TestSuite()
-    return tests
+    return unittest.TestSuite() if os.environ.get("FENCETOOL_TEST_CLUSTER") == "0" else tests
 
 
 def setUpModule():
@@ -37,8 +35,6 @@ class Scenario(unittest.TestCase):
 
     @classmethod
     def setUpClass(cls):
-        if cls is Scenario:
-            raise unittest.SkipTest("the base of the others")
         cls.cluster = cls.make_cluster()
         cls.cluster.start()
 
@@ -251,9 +247,8 @@ class WithPlugs(Scenario):
 
     def test_a_storage_node_cut_off_from_the_others_is_fenced(self):
         holder = self.cluster.wait_for_holder()
-        cases = (("both ways", holder, False), ("one way", OTHER[holder], True))
-        for title, lost, one_way in cases:
-            with self.subTest(title):
+        for lost, one_way in ((holder, False), (OTHER[holder], True)):
+            with self.subTest(one_way=one_way):
                 self.watch = fenced.Watch(self.cluster)
                 self.cluster.partition([[lost], [OTHER[lost], "quorum"]], one_way=one_way)
                 self.watch.wait_for("Remapped 'off' targeting %s complete" % lost)
