@@ -263,6 +263,16 @@ class Commands(unittest.TestCase):
         self.assertEqual((wrong.code, wrong.out), (2, ""))
         self.assertIn("there are: storage-a, storage-b", wrong.err)
 
+    def test_fence_check_takes_the_parameters_of_a_node_from_the_file(self):
+        path = os.path.join(CLUSTERS, "three_nodes.yml")
+        good = support.in_argv("fence_check", {"action": "validate-all", "plug": "storage-b",
+                                               "config": path})
+        self.assertEqual((good.code, good.err), (0, ""))
+        bad = support.in_argv("fence_check", {"action": "validate-all", "plug": "storage-c",
+                                              "config": path})
+        self.assertEqual(bad.code, 1)
+        self.assertIn("no fence device for 'storage-c'", bad.err)
+
     def test_a_cluster_of_500_nodes_is_printed_as_a_figure(self):
         lines = ["stonith_nodes:"]
         for number in range(500):
