@@ -3402,7 +3402,7 @@ class YamlReader:
                     break
             if indent is None and width > parent + 1 or YAML_MARK.match(line):
                 self.fail("a block scalar that begins with blanks, or goes on to a document mark")
-            rows.append(line[indent or 0:])
+            rows.append("" if indent is None else line[indent:])
         self.row += len(rows)
         text = "\n".join(rows).rstrip("\n")
         foreign = "" if match.group(1) == "-" and "\n" not in text else (

@@ -59,6 +59,7 @@ class Yaml(CheckedFile):
                 ("http://x/y?z", "http://x/y?z"), ("'it''s # no comment'", "it's # no comment"),
                 ('"a\\tb\\u00fc\\x41"', "a\tb\u00fcA"),
                 ("'x' # comment", "x"), ("|-\n  one line", "one line"), (">-\n  # text", "# text"),
+                ("|-\n ", ""),
                 ("-x", "-x"), ("::1", "::1"), ("a:b", "a:b"), ("", ""), ("# comment", "")):
             self.assertEqual(self.value(text), expected, text)
 
