@@ -144,7 +144,7 @@ class Layout(unittest.TestCase):
         self.assertEqual(set(promised) - written, set())
 
     def test_the_file_stays_short_enough_to_be_read_in_one_evening(self):
-        self.assertLessEqual(self.source.count("\n"), 5300)
+        self.assertLessEqual(self.source.count("\n"), 5400)
 
     def test_lines_have_at_most_100_columns(self):
         names = subprocess.check_output(["git", "ls-files", "*.py", "*.sh"], cwd=support.ROOT)
