@@ -4202,13 +4202,19 @@ device() {
 bans() {
     id=$1
     shift
-    look_up "//rsc_location[@rsc='$id']"
-    for node in $(list node rsc_location); do
+    look_up "//rsc_location[@rsc='$id' and @score='-INFINITY']"
+    present=$(list node rsc_location)
+    for node in $present; do
         if ! is_among "$node" "$@"; then
             discard "//rsc_location[@id='location-$id-$node--INFINITY']"
         fi
     done
-    pcs -f "$copy" constraint location "$id" avoids "$@"
+    # pcs moves a constraint that is there already to the end: only those that are not.
+    for node in "$@"; do
+        shift
+        if ! is_among "$node" $present; then set -- "$@" "$node"; fi
+    done
+    if [ $# -gt 0 ]; then pcs -f "$copy" constraint location "$id" avoids "$@"; fi
 }
 
 # level NODE ID...: these devices fence the node, in this order, and all of them must succeed.

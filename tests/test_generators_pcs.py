@@ -246,6 +246,16 @@ class Convergence(PcsTest):
              "-INFINITY")})
         self.assertEqual(two - describe_cib(cib), set())
 
+    def test_what_others_have_added_since_moves_nothing(self):
+        cib = self.configured()
+        for argv in (["constraint", "location", "fence-foreign", "avoids", "storage-a"],
+                     ["resource", "create", "dummy", "ocf:pacemaker:Dummy"]):
+            self.assertEqual(self.run_in_lab("pcs", "-f", cib, *argv).code, 0, argv)
+        before = read(cib)
+        again = self.configure(self.file("script.sh"), cib)
+        self.assertIn("Nothing to change.", again.err, again.out)
+        self.assertEqual(read(cib), before)
+
     def test_another_agent_for_a_node_replaces_its_device(self):
         cib = self.configured()
         script = self.script(
