@@ -4068,7 +4068,7 @@ def build_verifier(cluster, node):
     more = {row.power: node.values[row.name] for row in NODE_KEYS
             if row.verify == FENCE_OPTIONS and row.name in node.values}
     more.update(item for item in node.values.get("options", {}).items()
-                if item[0][:5] != "pcmk_" and item[0] not in TIME_LIMITS)
+                if item[0][:5] != "pcmk_" and item[0] not in AGENTS["fence_check"].params)
     options[FENCE_OPTIONS] = ",".join("%s=%s" % item for item in more.items())
     options.update(build_targets(cluster, node), **verify_limits(cluster))
     timeout = node.values.get("off_timeout") or "%d" % (
