@@ -4107,15 +4107,16 @@ def build_targets(cluster, node):
 
 # The script for pcs. All is in functions that the last lines call: half a script does nothing.
 PCS_HEAD = r"""#!/bin/sh
-# Run it as root on one node of the cluster, and again after every change of the cluster file. It
-# works on a copy of the cluster's configuration and hands that in as one change at the end: when
-# anything fails, the cluster keeps what it has, and it is at no moment without its fencing.
+# Run it as root on one node of the cluster, and again after every change of the cluster file. In a
+# copy of the cluster's configuration it makes anew what it has made before, and it hands in the
+# difference as one change at the end: when anything fails, the cluster keeps what it has, and it is
+# at no moment without its fencing.
 #   --dry-run   show what would change, and change nothing
 #   --cib FILE  work on a CIB in a file instead of the cluster's: a rehearsal
 #   --adopt     take over devices of the same names that somebody else has made
 
 # Values stand in single quotes on purpose; lists of ids and nodes hold no blanks.
-# shellcheck disable=SC1003,SC2013,SC2016,SC2046,SC2086
+# shellcheck disable=SC1003,SC2016,SC2086
 set -eu
 set -f
 umask 077
@@ -4126,34 +4127,19 @@ fail() {
     exit 1
 }
 
-# look_up XPATH: put what it finds in the copy into $found; to find nothing is no error.
-look_up() {
+# query OPTION...: call cibadmin for the copy. What it says of a failure may hold the whole CIB.
+query() {
     code=0
-    CIB_file=$copy cibadmin --query --xpath "$1" >"$found" 2>"$work/problem" || code=$?
-    if [ "$code" -eq 105 ]; then
-        : >"$found"
-    elif [ "$code" -ne 0 ]; then
-        fail "$(cat "$work/problem")"
+    CIB_file=$copy cibadmin "$@" >"$work/answer" 2>"$work/problem" || code=$?
+    if [ "$code" -ne 0 ] && [ "$code" -ne 105 ]; then # 105: there is none
+        fail "$(grep . "$work/problem" | tail -n 1) (cibadmin $*)"
     fi
 }
 
-# list ATTRIBUTE ELEMENT: its values in the elements of $found.
-list() {
-    sed -n "s/^ *<$2 \(.* \)*$1=\"\([^\"]*\)\".*/\2/p" "$found"
-}
-
-# discard XPATH: take what it finds out of the copy.
-discard() {
-    look_up "$1"
-    if [ -s "$found" ]; then
-        CIB_file=$copy cibadmin --delete-all --force --xpath "$1"
-    fi
-}
-
-# discard_device ID: with the constraints on it, which cannot be without it.
-discard_device() {
-    discard "//rsc_location[@rsc='$1']"
-    discard "//primitive[@id='$1']"
+# find_values XPATH ELEMENT ATTRIBUTE: put the attribute of what the copy has there into $found.
+find_values() {
+    query --query --xpath "$1"
+    found=$(sed -n "s/^ *<$2 \(.* \)*$3=\"\([^\"]*\)\".*/\2/p" "$work/answer")
 }
 
 # is_among WORD WORD...: whether the first is one of the others.
@@ -4163,86 +4149,17 @@ is_among() {
     case " $* " in *" $word "*) ;; *) return 1 ;; esac
 }
 
-# has_option NAME OPTION=VALUE...: whether one of the options has this name.
-has_option() {
-    name=$1
-    shift
-    for option in "$@"; do
-        case $option in "$name="*) return ;; esac
-    done
-    return 1
-}
-
-# device ID AGENT INTERVAL OPTION=VALUE...: create a device, or bring it to exactly these options.
-device() {
-    id=$1 agent=$2 interval=$3
-    shift 3
-    devices="$devices $id"
-    look_up "//primitive[@id='$id']"
-    if [ -s "$found" ] && [ "$adopt" = no ] && ! is_among "$id" $ours; then
-        fail "$id is not of this tool's making: rename it, or give --adopt"
-    fi
-    if [ "$(list type primitive)" != "$agent" ]; then
-        if [ -s "$found" ]; then discard_device "$id"; fi
-        pcs -f "$copy" stonith create "$id" "$agent" "$@" \
-            op monitor interval="$interval" timeout="$timeout" meta "$mark"
-        return
-    fi
-    look_up "//primitive[@id='$id']/instance_attributes/nvpair"
-    for present in $(list name nvpair); do
-        # An empty value removes the option.
-        if ! has_option "$present" "$@"; then set -- "$@" "$present="; fi
-    done
-    look_up "//primitive[@id='$id']/operations/op[@interval='$interval' and @timeout='$timeout']"
-    if [ ! -s "$found" ]; then set -- "$@" op monitor interval="$interval" timeout="$timeout"; fi
-    pcs -f "$copy" stonith update "$id" "$@" meta "$mark"
-}
-
-# bans ID NODE...: keep a device off these nodes, and off no others.
-bans() {
-    id=$1
-    shift
-    look_up "//rsc_location[@rsc='$id' and @score='-INFINITY']"
-    present=$(list node rsc_location)
-    for node in $present; do
-        if ! is_among "$node" "$@"; then
-            discard "//rsc_location[@id='location-$id-$node--INFINITY']"
-        fi
-    done
-    # pcs moves a constraint that is there already to the end: only those that are not.
-    for node in "$@"; do
-        shift
-        if ! is_among "$node" $present; then set -- "$@" "$node"; fi
-    done
-    if [ $# -gt 0 ]; then pcs -f "$copy" constraint location "$id" avoids "$@"; fi
-}
-
-# level NODE ID...: these devices fence the node, in this order, and all of them must succeed.
-level() {
-    target=$1
-    shift
-    look_up "//fencing-level[@target='$target' and @index='1']"
-    case $(list devices fencing-level) in
-    "$(printf '%s,' "$@" | sed 's/,$//')") return ;;
-    "" | "fence-$target" | "fence-$target,fence-verify-$target") ;;
-    *) fail "level 1 of $target is not of this tool's making" ;;
-    esac
-    discard "//fencing-level[@target='$target' and @index='1']"
-    pcs -f "$copy" stonith level add 1 "$target" "$@"
-}
-
-# show FILE: a configuration without the values of secrets.
-show() {
-    CIB_file=$1 cibadmin --query --scope configuration |
-        sed 's/\(name="\(passw[a-z]*\|fence_pass\|fence_options\)" value="\)[^"]*/\1***/'
+# change ARGUMENT...: call pcs for the copy.
+change() {
+    pcs -f "$copy" "$@"
 }
 
 prepare() {
-    file="" dry_run=no adopt=no devices="" strangers=""
+    file="" dry_run=no adopted="" strangers=""
     while [ $# -gt 0 ]; do
         case $1 in
         --dry-run) dry_run=yes ;;
-        --adopt) adopt=yes ;;
+        --adopt) adopted=$devices ;;
         --cib) file=${2:?--cib needs a file} && shift ;;
         *)
             sed -n '/^# Run it/,/^$/s/^# //p' "$0" >&2
@@ -4254,18 +4171,32 @@ prepare() {
     work=$(mktemp -d)
     trap 'rm -rf "$work"' EXIT
     trap 'exit 1' HUP INT TERM
-    copy=$work/after.xml found=$work/found
-    if [ -z "$file" ]; then
-        pcs cluster cib "$work/before.xml"
-    else
-        cp "$file" "$work/before.xml"
-    fi
-    cp "$work/before.xml" "$copy"
-    look_up "//primitive[meta_attributes/nvpair[@name='${mark%=*}' and @value='${mark#*=}']]"
-    ours=$(list id primitive)
+    before=$work/before.xml copy=$work/after.xml
+    if [ -n "$file" ]; then cp "$file" "$before"; else pcs cluster cib "$before"; fi
+    cp "$before" "$copy"
+    find_values "//primitive[meta_attributes/nvpair[@name='${mark%=*}' and @value='${mark#*=}']]" \
+        primitive id
+    for id in $found $adopted; do
+        for part in "fencing-level[@devices='$id' or @devices='$id,fence-verify-${id#fence-}']" \
+            "rsc_location[@rsc='$id']" "primitive[@id='$id']"; do
+            query --delete-all --force --xpath "//$part"
+        done
+    done
+    find_values //primitive primitive id
+    for id in $found; do
+        if is_among "$id" $devices; then
+            fail "$id is not of this tool's making: rename it, or give --adopt"
+        fi
+    done
+    find_values "//fencing-level[@index='1']" fencing-level target
+    for node in $found; do
+        if is_among "$node" $targets; then
+            fail "level 1 of $node is not of this tool's making"
+        fi
+    done
     # Nodes that the cluster file does not know are kept from verifying: nobody knows what they see.
-    look_up "//nodes/node"
-    for node in $(list uname node); do
+    find_values //nodes/node node uname
+    for node in $found; do
         if ! is_among "$node" $known_nodes; then
             strangers="$strangers $node"
             echo "warning: node $node is not in the cluster file: it gets no fence device" >&2
@@ -4273,47 +4204,53 @@ prepare() {
     done
 }
 
+# contents FILE: its configuration, in an order that does not depend on what was made when.
+contents() {
+    CIB_file=$1 cibadmin --query --scope configuration | sort
+}
+
 finish() {
-    for id in $ours; do
-        if is_among "$id" $devices; then continue; fi
-        discard "//fencing-level[@devices='$id' or @devices='$id,fence-verify-${id#fence-}']"
-        discard_device "$id"
-    done
-    pcs -f "$copy" stonith level verify
-    if crm_diff --no-version --original "$work/before.xml" --new "$copy" >"$work/diff"; then
+    change stonith level verify
+    contents "$before" >"$work/before"
+    contents "$copy" >"$work/after"
+    if cmp -s "$work/before" "$work/after"; then
         echo "Nothing to change." >&2
         return
     fi
-    show "$work/before.xml" >"$work/before"
-    show "$copy" >"$work/after"
-    diff -u "$work/before" "$work/after" || [ $? -eq 1 ]
+    diff -U 0 "$work/before" "$work/after" |
+        sed 's/\(name="\(passw[a-z]*\|fence_pass\|fence_options\)" value="\)[^"]*/\1***/'
     if [ "$dry_run" = yes ]; then
         echo "Nothing has been changed: this is what would be." >&2
     elif [ -n "$file" ]; then
         cp "$copy" "$file.new"
         mv "$file.new" "$file"
     else
-        pcs cluster cib-push "$copy" diff-against="$work/before.xml"
+        pcs cluster cib-push "$copy" diff-against="$before"
     fi
 }
 """
 
 
 def render_pcs(configuration, source):
+    devices = configuration.primitives
     lines = PCS_HEAD.split("\n")
     lines[1:1] = render_banner(source, "configure-stonith.sh")
-    lines += ["mark=%s=%s" % OWNER, "timeout=%ds" % MONITOR_TIMEOUT_SECONDS,
-              "known_nodes='%s'" % " ".join(configuration.nodes), "", "configure() {"]
-    for device in configuration.primitives:
-        lines += wrap_words(["device", device.id, device.agent, "%ds" % device.interval] + [
-            render_sh("%s=%s" % option) for option in device.options.items()])
+    lines += ["mark=%s=%s" % OWNER, "known_nodes='%s'" % " ".join(configuration.nodes),
+              "targets='%s'" % " ".join(level.node for level in configuration.levels),
+              "devices='%s'" % " ".join(device.id for device in devices), "", "configure() {"]
+    for device in devices:
+        lines += wrap_words(
+            ["change stonith create", device.id, device.agent]
+            + [render_sh("%s=%s" % option) for option in device.options.items()]
+            + ["op monitor interval=%ds timeout=%ds" % (device.interval, MONITOR_TIMEOUT_SECONDS),
+               'meta "$mark"'])
     for ban in configuration.bans:
-        strangers = ("$strangers",) if ban.is_verifier else ()
-        lines += wrap_words(("bans", ban.device) + ban.nodes + strangers)
+        nodes = ban.nodes + (("$strangers",) if ban.is_verifier else ())
+        lines += wrap_words(("change constraint location", ban.device, "avoids") + nodes)
     for level in configuration.levels:
-        lines += wrap_words(("level", level.node) + level.devices)
-    lines += wrap_words(['pcs -f "$copy" property set'] + [
-        "%s=%s" % item for item in configuration.properties])
+        lines += wrap_words(("change stonith level add 1", level.node) + level.devices)
+    lines += wrap_words(["change property set"] + ["%s=%s" % item
+                                                   for item in configuration.properties])
     return "\n".join(lines + ["}", "", 'prepare "$@"', "configure", "finish", ""])
 
 

@@ -247,7 +247,8 @@ class Commands(unittest.TestCase):
         self.assertEqual(stat.S_IMODE(os.stat(path).st_mode), 0o700)
         self.assertEqual(os.listdir(place), ["configure-stonith.sh"])
         with open(path) as handle:
-            self.assertIn("level storage-b fence-storage-b fence-verify-storage-b", handle.read())
+            self.assertIn("level add 1 storage-b fence-storage-b fence-verify-storage-b\n",
+                          handle.read())
 
     def test_a_file_with_mistakes_writes_nothing(self):
         place = tempfile.mkdtemp()
@@ -284,7 +285,7 @@ class Commands(unittest.TestCase):
             started = time.monotonic()
             result = self.run_command(handle.name)
             seconds = time.monotonic() - started
-        self.assertIn("level node-499 fence-node-499 fence-verify-node-499", result.out)
+        self.assertIn("level add 1 node-499 fence-node-499 fence-verify-node-499", result.out)
         print("gen-config for 500 nodes: %.2f s" % seconds)
 
 

@@ -224,6 +224,7 @@ class Convergence(PcsTest):
         for argv in (["stonith", "update", "fence-storage-a", "ip=10.1.1.1", "quiet=1", "op",
                       "monitor", "interval=60s", "timeout=5s"],
                      ["constraint", "location", "fence-storage-a", "avoids", "storage-b"],
+                     ["constraint", "location", "fence-storage-a", "prefers", "quorum=50"],
                      ["stonith", "level", "remove", "1", "target", "storage-b"],
                      ["property", "set", "stonith-enabled=false"]):
             self.assertEqual(self.run_in_lab("pcs", "-f", cib, *argv).code, 0, argv)
@@ -350,27 +351,51 @@ class Convergence(PcsTest):
 
 
 class LivePush(PcsTest):
-    def test_the_change_is_pushed_in_one_step_as_a_difference(self):
-        """pcs stands in with a log for the two commands that need a running cluster."""
-        cib = self.write_cib("cluster.xml", ["storage-a", "storage-b"])
-        bin_directory = self.file("bin")
-        os.mkdir(bin_directory)
-        stub = os.path.join(bin_directory, "pcs")
+    """pcs stands in for the two commands that need a running cluster: by what pcs runs itself."""
+
+    STUB = """#!/bin/sh
+echo "$@" >>%(place)s/log
+case "$1 $2" in
+"cluster cib") cp %(cib)s "$3" ;;
+"cluster cib-push")
+    crm_diff --original "${4#diff-against=}" --new "$3" --no-version >%(place)s/patch
+    CIB_file=%(cib)s cibadmin --patch --xml-file %(place)s/patch ;;
+*) exec %(pcs)s "$@" ;;
+esac
+"""
+
+    def push(self, script, cib):
+        """Run a script as on a live cluster; return what pcs was called for."""
+        place = tempfile.mkdtemp(dir=self.place)
+        stub = os.path.join(place, "pcs")
         with open(stub, "w") as handle:
-            handle.write('#!/bin/sh\necho "$@" >>%s/log\ncase "$1 $2" in\n'
-                         '"cluster cib") cp %s "$3" ;;\n"cluster cib-push") cp "$3" %s ;;\n'
-                         '*) exec %s/bin/pcs "$@" ;;\nesac\n'
-                         % (bin_directory, cib, cib, self.lab.place))
+            handle.write(self.STUB % {"place": place, "cib": cib,
+                                      "pcs": self.lab.place + "/bin/pcs"})
         os.chmod(stub, 0o755)
-        command, own = self.lab.command(["sh", self.script(TWO_NODES)])
-        result = support.run(command, environment={"PATH": bin_directory + ":" + own["PATH"]})
+        command, own = self.lab.command(["sh", script])
+        result = support.run(command, environment={"PATH": place + ":" + own["PATH"]})
         self.assertEqual(result.code, 0, result.err)
-        log = read(os.path.join(bin_directory, "log")).decode().splitlines()
+        return read(os.path.join(place, "log")).decode().splitlines()
+
+    def test_the_change_is_pushed_in_one_step_as_a_difference(self):
+        cib = self.write_cib("cluster.xml", ["storage-a", "storage-b"])
+        log = self.push(self.script(TWO_NODES), cib)
         self.assertTrue(log[0].startswith("cluster cib "))
         self.assertRegex(log[-1], "^cluster cib-push .*after.xml diff-against=.*before.xml$")
         self.assertEqual([line for line in log[1:-1] if not line.startswith("-f ")], [])
         self.assertIn(("storage-b", "1", "fence-storage-b,fence-verify-storage-b"),
                       describe_cib(cib))
+
+    def test_an_edit_is_pushed_and_what_others_have_added_stays(self):
+        cib = self.write_cib("cluster.xml", ["storage-a", "storage-b"], FOREIGN)
+        self.push(self.script(TWO_NODES), cib)
+        for argv in (["constraint", "location", "fence-foreign", "avoids", "storage-a"],
+                     ["resource", "create", "dummy", "ocf:pacemaker:Dummy"]):
+            self.assertEqual(self.run_in_lab("pcs", "-f", cib, *argv).code, 0, argv)
+        before = describe_cib(cib)
+        self.push(self.script(TWO_NODES.replace("202", "222"), "edited"), cib)
+        changed = before ^ describe_cib(cib)
+        self.assertEqual({item[2] for item in changed}, {"ip", "fence_ip", "witness_ips"})
 
 
 class OtherTargets(PcsTest):
