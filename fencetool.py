@@ -4515,7 +4515,8 @@ def render_plugin_parameters(agent):
 # ==================================================================================================
 # SECTION 15: SIMULATOR
 # Virtual plugs on real sockets, with faults to order, and the demo that shows them. Used by no
-# agent. A virtual device keeps apart what its relay reports and what its contact does.
+# agent. A virtual device keeps apart what its relay reports and what its contact does. Firmware and
+# faults that only tests need are in tests/virtual.py.
 # ==================================================================================================
 FAULTS = {
     "refuse": "the port is closed",
@@ -4531,18 +4532,9 @@ FAULTS = {
     "welded": "reports OFF while the contact stays closed",
     "wrong_outlet": "acknowledges, and switches another outlet",
     "dead_meter": "the power meter answers with an error",
-}
-HTTP_FAULTS = {
-    "redirect": "sends the client elsewhere",
-    "portal": "answers everything with the page of a captive portal",
-    "server_error": "answers everything with status 500",
-    "endless": "never ends its answers",
-    "wrong_key": "answers for another relay than the one that was asked",
-    "elsewhere": "says ON and OFF in other fields of its answers, too",
-    "lag": "switches at once, and reports it a second later",
+    "portal": "answers everything with the sign-in page of a captive portal (HTTP)",
 }
 LATE_SECONDS = 2.0
-LAG_SECONDS = 1.0
 OVERSIZE_BYTES = 1 << 30
 GARBAGE = struct.pack(">I", 40) + bytes(range(7, 47))  # with a length that Kasa's frames allow
 
@@ -4570,7 +4562,8 @@ class VirtualDevice:
     agent = ""      # that this device is for
     mac = "CC:32:E5:00:00:01"
     metered = False
-    fault = ""      # a name of FAULTS
+    fault = ""      # a name of these:
+    faults = FAULTS
     lose_every = 0  # every n-th answer is lost
 
     def __init__(self, aliases=("plug",), **options):
@@ -4579,7 +4572,7 @@ class VirtualDevice:
         for name, value in options.items():
             getattr(self, name)  # a misspelt option is an AttributeError
             setattr(self, name, value)
-        if self.fault not in ("", *FAULTS, *HTTP_FAULTS):
+        if self.fault and self.fault not in self.faults:
             raise ValueError("there is no fault %r to simulate" % self.fault)
         self.on_power = lambda number, powered: None
         self.requests = []
@@ -4635,10 +4628,7 @@ class VirtualDevice:
 
     def _move(self, number, on):
         outlet = self.outlets[number - 1]
-        if self.fault == "lag":
-            self._run_in_thread(setattr, outlet, "relay", on, after_s=LAG_SECONDS)
-        else:
-            outlet.relay = on
+        outlet.relay = on
         powered = on or self.fault == "welded"
         if outlet.powered is not powered:
             outlet.powered = powered
@@ -4683,43 +4673,17 @@ class VirtualDevice:
         return self.fault != "truncated"
 
 
-# What python-kasa asks a plug for besides: (module, method): answer.
-KASA_ANSWERS = {
-    ("emeter", "get_daystat"): {"day_list": []},
-    ("emeter", "get_monthstat"): {"month_list": []},
-    ("time", "get_time"): {"year": 2026, "month": 1, "mday": 1, "hour": 12, "min": 0, "sec": 0},
-    ("time", "get_timezone"): {"index": 38},
-    ("cnCloud", "get_info"): {
-        "username": "", "server": "devs.tplinkcloud.com", "binded": 0, "cld_connection": 0,
-        "fwDlPage": "", "fwNotifyType": 0, "illegalType": -1, "stopConnect": 0, "tcspInfo": "",
-        "tcspStatus": -1},
-}
+KASA_REFUSAL = {"err_code": -1, "err_msg": "module not support"}
 
 
 class VirtualKasa(VirtualDevice):
-    """A Kasa plug, or a strip when it has several aliases, on TCP and UDP.
+    """A Kasa plug, or a strip when it has several aliases.
 
     The list of outlets is reversed, as real firmware keeps no order.
     """
 
     agent = "fence_kasa"
     device_id = "8006" + "0A" * 18
-    strip_ids = "long"  # or "short": the two forms of a child id
-    old_meter = False   # hardware 1 tells watts, later ones milliwatts
-
-    def start(self, host="127.0.0.1", port=0):
-        super().start(host, port)
-        datagrams = self._bind(socket.SOCK_DGRAM, self.address)
-        if not self.fault:
-            self._run_in_thread(self._answer_datagrams, datagrams)
-
-    def _answer_datagrams(self, datagrams):
-        while not self._stopped.is_set():
-            try:
-                message, sender = datagrams.recvfrom(4096)
-                datagrams.sendto(self.answer(message), sender)
-            except (OSError, ValueError):
-                pass  # it was nonsense, the sender went away, or stop() closed the socket
 
     def converse(self, handle):
         with handle.makefile("rb") as stream:
@@ -4746,11 +4710,7 @@ class VirtualKasa(VirtualDevice):
 
     def _call(self, module, method, arguments, chosen):
         handler = getattr(self, "_%s_%s" % (module, method), None)
-        if handler:
-            return handler(arguments, chosen)
-        if (module, method) in KASA_ANSWERS:
-            return dict(KASA_ANSWERS[module, method], err_code=0)
-        return {"err_code": -1, "err_msg": "module not support"}
+        return handler(arguments, chosen) if handler else dict(KASA_REFUSAL)
 
     def _system_get_sysinfo(self, arguments, chosen):
         is_strip = len(self.outlets) > 1
@@ -4770,8 +4730,7 @@ class VirtualKasa(VirtualDevice):
         return dict(info, alias=only["alias"], relay_state=only["state"], on_time=only["on_time"])
 
     def _child_id(self, outlet):
-        suffix = "%02d" % (outlet.number - 1)
-        return suffix if self.strip_ids == "short" else self.device_id + suffix
+        return "%s%02d" % (self.device_id, outlet.number - 1)
 
     def _chosen_outlet(self, chosen):
         """Return the outlet a request means: without an id, a strip takes its first one."""
@@ -4789,22 +4748,14 @@ class VirtualKasa(VirtualDevice):
     def _emeter_get_realtime(self, arguments, chosen):
         outlet = self._chosen_outlet(chosen)
         if not self.metered or outlet is None or self.fault == "dead_meter":
-            return {"err_code": -1, "err_msg": "module not support"}
+            return dict(KASA_REFUSAL)
         watts = outlet.watts()
-        if self.old_meter:
-            return {"current": watts / 230, "power": watts, "voltage": 230.0, "err_code": 0}
         return {"current_ma": int(watts / 0.23), "power_mw": int(watts * 1000), "total_wh": 26889,
                 "voltage_mv": 230000, "err_code": 0}
 
 
 PORTAL_PAGE = ("<!DOCTYPE html><html><title>Sign in: Wi-Fi ON or OFF</title><form>"
                "<input id=psk name=psk type=password></form></html>")
-# What a web server answers whatever the request was: (status, headers, body) by fault.
-HTTP_FAULT_ANSWERS = {
-    "redirect": (302, {"Location": "http://192.168.4.1/"}, ""),
-    "portal": (200, {"Content-Type": "text/html"}, PORTAL_PAGE),
-    "server_error": (500, {}, "OFF"),
-}
 
 
 class VirtualHttp(VirtualDevice):
@@ -4815,9 +4766,7 @@ class VirtualHttp(VirtualDevice):
 
     agent = "fence_http"
     password = ""  # of the user admin
-    login = "basic"  # or "digest", with this algorithm
-    algorithm = "MD5"
-    realm = "Login Required"
+    challenge = 'Basic realm="Login Required"'
 
     def converse(self, handle):
         import http.client
@@ -4831,14 +4780,12 @@ class VirtualHttp(VirtualDevice):
             self.requests.append((words[0], words[1], fields))
             reply = self._answer(words[0], words[1], fields)
         if reply:
-            self.send_answer(handle, self._render(*reply))
-            while self.fault == "endless":
-                handle.sendall(b" " * 1000)
+            self.send_answer(handle, self.render(*reply))
 
     def _answer(self, method, path, fields):
         """Return (status, headers, body), or None when the connection breaks instead."""
-        if self.fault in HTTP_FAULT_ANSWERS:
-            return HTTP_FAULT_ANSWERS[self.fault]
+        if self.fault == "portal":
+            return 200, {"Content-Type": "text/html"}, PORTAL_PAGE
         if self.password and not self.knows_login(method, path, fields):
             return self.refuse_login()
         before = self.commands
@@ -4846,22 +4793,10 @@ class VirtualHttp(VirtualDevice):
         return None if self.fault == "drop" and self.commands > before else reply
 
     def knows_login(self, method, path, fields):
-        given = fields.get("authorization", "")
-        if self.login == "basic":
-            return given == build_basic_login("admin", self.password)
-        cnonce = given.partition('cnonce="')[2].partition('"')[0]
-        return given == build_digest_login(parse_digest_challenge([self._challenge()]), "admin",
-                                           self.password, method, path, cnonce)
-
-    def _challenge(self):
-        if self.login == "basic":
-            return 'Basic realm="%s"' % self.realm
-        algorithm = "" if self.algorithm == "MD5" else ", algorithm=" + self.algorithm
-        return ('Digest realm="%s", qop="auth", nonce="%032x", opaque="0123abcd"%s'
-                % (self.realm, 7919, algorithm))
+        return fields.get("authorization") == build_basic_login("admin", self.password)
 
     def refuse_login(self):
-        return 401, {"WWW-Authenticate": self._challenge()}, ""
+        return 401, {"WWW-Authenticate": self.challenge}, ""
 
     def respond(self, method, path, fields):
         """Return (status, headers, body) of a request that may be answered."""
@@ -4872,85 +4807,62 @@ class VirtualHttp(VirtualDevice):
         return {outlet.number: None if self.fault == "wrong_type" else "ON" if outlet.relay
                 else "OFF" for outlet in self.outlets}
 
-    def _render(self, status, headers, body):
-        if self.fault == "elsewhere":
-            body = body.replace('{"', '{"LED":"ON","MQTT":"OFF","')
+    def render(self, status, headers, body):
         data = body.encode("utf-8")
         lines = ["HTTP/1.1 %d Whatever" % status, "Connection: close"]
         lines += ["%s: %s" % header for header in headers.items()]
-        if self.fault != "endless":
-            lines.append("Content-Length: %d" % (
-                OVERSIZE_BYTES if self.fault == "oversize" else len(data)))
+        lines.append("Content-Length: %d" % (
+            OVERSIZE_BYTES if self.fault == "oversize" else len(data)))
         return "\r\n".join(lines + ["", ""]).encode("latin-1") + data
 
 
 class VirtualTasmota(VirtualHttp):
     """A Tasmota device."""
 
-    old = False             # refuses a login with status 200
-    referer = False         # SetOption128 0
-    always_metered = False  # SetOption21 1
-    openbeken = False       # answers as that firmware does
-    realm = "OpenBeken HTTP Server"
-
     def knows_login(self, method, path, fields):
-        if self.openbeken or ("authorization" in fields and not self.old):
-            return super().knows_login(method, path, fields)
         query = parse_query(path)
-        return (query.get("user"), query.get("password")) == ("admin", self.password)
+        return ((query.get("user"), query.get("password")) == ("admin", self.password)
+                or super().knows_login(method, path, fields))
 
     def refuse_login(self):
-        if self.openbeken:
-            return super().refuse_login()
-        warning = '{"WARNING":"Need user=<username>&password=<password>"}'
-        return 200 if self.old else 401, {}, warning
+        return 401, {}, '{"WARNING":"Need user=<username>&password=<password>"}'
 
     def respond(self, method, path, fields):
-        if self.referer and not fields.get("referer", "").startswith("http://" + self.address[0]):
-            return None
-        members = self._run(parse_query(path).get("cmnd", "").lower())
+        members = self.run_command(parse_query(path).get("cmnd", "").lower())
         return 200, {"Content-Type": "application/json"}, json.dumps(members)
 
-    def _run(self, command):
+    def run_command(self, command):
         match = re.fullmatch("power([0-9]*)(?: (on|off))?", command)
         if match:
-            return self._power(int(match.group(1) or 1), match.group(2))
-        if command == "status 5":
-            return {"StatusNET": {"Hostname": "plug", "Mac": self.mac}}
+            return self.power(int(match.group(1) or 1), match.group(2))
         if command == "status 10":
-            return {"StatusSNS": self._sensors()}
-        if command == "status 11":
-            return {"StatusSTS": dict(self._members(), UptimeSec=61)}
-        if command == "setoption21" and not self.openbeken:
-            return {"SetOption21": "ON" if self.always_metered else "OFF"}
-        return {} if self.openbeken else {"Command": "Unknown"}
+            return {"StatusSNS": self.sensors()}
+        return {"status 5": {"StatusNET": {"Hostname": "plug", "Mac": self.mac}},
+                "status 11": {"StatusSTS": dict(self.members(), UptimeSec=61)},
+                "setoption21": {"SetOption21": "OFF"}}.get(command, {"Command": "Unknown"})
 
-    def _members(self):
-        return {self._member(number): word for number, word in self.words().items()}
+    def members(self):
+        return {self.member(number): word for number, word in self.words().items()}
 
-    def _member(self, number):
+    def member(self, number):
         return "POWER" if len(self.outlets) == 1 else "POWER%d" % number
 
-    def _power(self, number, word):
-        known = number if number <= len(self.outlets) else 1 if self.openbeken else 0
-        if not known:
+    def power(self, number, word):
+        if number > len(self.outlets):
             return {"Command": "Error"}
         if word:
-            self.switch(known, word == "on")
-        members = self._members()
-        name = self._member(known)
-        if word and self.fault in ("ignore", "late", "lag", "wrong_outlet"):
-            members[name] = word.upper()
-        if self.fault == "wrong_key":
-            return {"POWER%d" % (number + 1): members[name]}
-        return members if self.openbeken else {name: members[name]}
+            self.switch(number, word == "on")
+        if word and self.fault in ("ignore", "late", "wrong_outlet"):
+            return {self.member(number): word.upper()}
+        return {self.member(number): self.members()[self.member(number)]}
 
-    def _sensors(self):
+    def sensors(self, while_off=False):
+        """while_off: whether the meter goes on measuring (SetOption21 1)."""
         if not self.metered:
             return {"Time": "2026-01-01T00:00:00"}
         if self.fault == "dead_meter":
             return {"ENERGY": {"Power": None}}
-        shown = self.always_metered or any(outlet.relay for outlet in self.outlets)
+        shown = while_off or any(outlet.relay for outlet in self.outlets)
         watts = sum(outlet.watts() for outlet in self.outlets) if shown else 0
         return {"ENERGY": {"Total": 3.185, "Power": watts, "Voltage": 230 if shown else 0}}
 
@@ -4961,84 +4873,55 @@ def parse_query(path):
 
 
 class VirtualEsphome(VirtualHttp):
-    """An ESPHome device."""
-
-    # 2024 knows switches by object id, 2026.6 also by name, 2026.10 by name alone.
-    version = "2026.10"
-    assumed = False  # its switches are assumed_state
+    """An ESPHome device of version 2026.10, which knows its switches by their names alone."""
 
     def respond(self, method, path, fields):
         from urllib.parse import unquote
-        if method == "OPTIONS":
-            tells_mac = self.version != "2026.10" and \
-                "access-control-request-private-network" in fields
-            return 200, {"Private-Network-Access-ID": self.mac} if tells_mac else {}, ""
         if path == "/events":
             events = ["event: ping\r\ndata: {}\r\n\r\n"] + [
-                "event: state\r\ndata: %s\r\n\r\n" % self._describe(outlet)
+                "event: state\r\ndata: %s\r\n\r\n" % json.dumps(self.describe(outlet))
                 for outlet in self.outlets]
             return 200, {"Content-Type": "text/event-stream"}, "".join(events)
         _, domain, entity, action = (path.partition("?")[0] + "///").split("/")[:4]
-        found = [outlet for outlet in self.outlets if unquote(entity) in self._names(outlet)]
+        found = [outlet for outlet in self.outlets if unquote(entity) in self.names(outlet)]
         if domain != "switch" or not found or (action and method != "POST"):
             return 404, {}, "Not Found"
         if method == "POST":
             self.switch(found[0].number, action == "turn_on")
             return 200, {}, ""
-        return 200, {"Content-Type": "application/json"}, self._describe(found[0])
+        return 200, {"Content-Type": "application/json"}, json.dumps(self.describe(found[0]))
 
-    def _names(self, outlet):
-        by_id, by_name = build_esphome_object_id(outlet.alias), outlet.alias
-        return {"2024": [by_id], "2026.6": [by_id, by_name], "2026.10": [by_name]}[self.version]
+    def names(self, outlet):
+        return [outlet.alias]
 
-    def _describe(self, outlet):
+    def describe(self, outlet):
         word = self.words()[outlet.number]
-        name = outlet.alias if self.fault != "wrong_key" else "other"
-        identifier = "switch-" + build_esphome_object_id(name)
-        members = {"id": "switch/" + name if self.version == "2026.10" else identifier,
-                   "name": name, "domain": "switch", "value": word == "ON" if word else 0,
-                   "state": word, "assumed_state": self.assumed}
-        if self.version == "2026.6":
-            members["name_id"] = "switch/" + name
-        return json.dumps(members)
+        return {"id": "switch/" + outlet.alias, "name": outlet.alias, "domain": "switch",
+                "value": word == "ON" if word else 0, "state": word, "assumed_state": False}
 
 
 # A generic switch: paths of on, off and status, and the status page with its words for ON and OFF.
 VirtualPages = collections.namedtuple("VirtualPages", "on off status page words")
 
-VIRTUAL_PAGES = {
-    "plain": VirtualPages("/on", "/off", "/state",
-                          '{"outlet":1,"state":"%s"}', {"ON": "ON", "OFF": "OFF"}),
-    "shelly1": VirtualPages("/relay/0?turn=on", "/relay/0?turn=off", "/relay/0",
-                            '{"ison":%s,"has_timer":false,"source":"http"}',
-                            {"ON": "true", "OFF": "false"}),
-    "shelly2": VirtualPages("/rpc/Switch.Set?id=0&on=true", "/rpc/Switch.Set?id=0&on=false",
-                            "/rpc/Switch.GetStatus?id=0",
-                            '{"id":0, "source":"http", "output":%s, "apower":0.0}',
-                            {"ON": "true", "OFF": "false"}),
-    "pdu": VirtualPages("/Set.cmd?CMD=SetPower+P60=1", "/Set.cmd?CMD=SetPower+P60=0",
-                        "/Set.cmd?CMD=GetPower", "<html>P60=%s,P61=0,P62=1,P63=0</html>",
-                        {"ON": "1", "OFF": "0"}),
-}
+SHELLY_PAGES = VirtualPages(
+    "/relay/0?turn=on", "/relay/0?turn=off", "/relay/0",
+    '{"ison":%s,"has_timer":false,"source":"http"}', {"ON": "true", "OFF": "false"})
 
 
 class VirtualSwitch(VirtualHttp):
-    """A switch of whatever make, by the pages of VIRTUAL_PAGES."""
+    """A switch of whatever make, by its pages."""
 
-    style = "plain"
+    pages = SHELLY_PAGES
 
     def respond(self, method, path, fields):
-        pages = VIRTUAL_PAGES[self.style]
+        pages = self.pages
         if path in (pages.on, pages.off):
             self.switch(1, path == pages.on)
             return 200, {}, '{"was_on":true}'
         if path != pages.status:
             return 404, {}, "Not Found: OFF"
         word = self.words()[1]
-        page = pages.page % pages.words[word] if word else "null"
-        if self.fault == "wrong_key":
-            page = page.replace('"outlet":1', '"outlet":2')
-        return 200, {}, page
+        return 200, {}, pages.page % pages.words[word] if word else "null"
 
 
 # One step of the demo. device: key of a virtual device; expected: exit code; shows: what the output
@@ -5078,8 +4961,8 @@ def build_demo_devices():
             "liar": VirtualKasa(["storage-b"], fault="ignore"),
             "welded": VirtualKasa(["storage-b"], metered=True, fault="welded"),
             "tasmota": VirtualTasmota(["POWER1", "POWER2"], password="s3cret"),
-            "esphome": VirtualEsphome(["Relay"], version="2024"),
-            "switch": VirtualSwitch(style="shelly1", fault="portal")}
+            "esphome": VirtualEsphome(["relay"]),
+            "switch": VirtualSwitch(fault="portal")}
 
 
 def cmd_demo(arguments, system):

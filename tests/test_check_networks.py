@@ -14,7 +14,7 @@ import tempfile
 import unittest
 
 import fencetool
-from tests import netlab, support
+from tests import netlab, support, virtual
 
 NO_ICMP = "meta l4proto icmp"
 REJECT = "icmp type echo-request reject with icmp type admin-prohibited"
@@ -390,8 +390,8 @@ class PowerTest(LabTest):
 
     def test_every_kind_of_own_device_is_a_witness(self):
         tasmota, esphome, switch = (
-            fencetool.VirtualTasmota, fencetool.VirtualEsphome, fencetool.VirtualSwitch)
-        pages = fencetool.VIRTUAL_PAGES["plain"]
+            virtual.Tasmota, virtual.Esphome, virtual.Switch)
+        pages = virtual.PLAIN_PAGES
         urls = {"status_url": pages.status, "status_on_regex": "ON", "status_off_regex": "OFF"}
         self.assert_verdicts([
             (code, "STONITH device (%s @ %s): power=%s" % (changes["fence_method"], PLUG, words),

@@ -8,7 +8,7 @@ import tempfile
 import threading
 
 import fencetool
-from tests import support
+from tests import support, virtual
 from tests.support import AgentTest, at_once, in_argv, on_stdin
 from tests.test_http_wire import ESPHOME_URLS, HTTP_URLS, TASMOTA_URLS
 
@@ -28,10 +28,10 @@ def call(way, parameters, **more):
 def make_variants():
     """Return {name: (virtual device, parameters)}: what must work, for each family."""
     tasmota, esphome, switch = (
-        fencetool.VirtualTasmota, fencetool.VirtualEsphome, fencetool.VirtualSwitch)
+        virtual.Tasmota, virtual.Esphome, virtual.Switch)
     login = {"username": "admin", "password": PASSWORD}
     four = ("POWER1", "POWER2", "POWER3", "POWER4")
-    digest = {"password": PASSWORD, "login": "digest"}
+    digest = {"password": PASSWORD, "algorithm": "MD5"}
     return {
         "tasmota, playbook": (tasmota(), dict(TASMOTA_URLS, username="admin")),
         "tasmota, playbook, password": (tasmota(password=PASSWORD), dict(TASMOTA_URLS, **login)),
@@ -47,9 +47,9 @@ def make_variants():
         "tasmota, one meter for two relays": (
             tasmota(["POWER1", "POWER2"], metered=True, always_metered=True),
             dict(TASMOTA_URLS, plug="1")),
-        "openbeken": (tasmota(openbeken=True, metered=True), TASMOTA_URLS),
+        "openbeken": (virtual.OpenBeken(metered=True), TASMOTA_URLS),
         "openbeken, relay 3 of 4, password": (
-            tasmota(four, openbeken=True, password=PASSWORD),
+            virtual.OpenBeken(four, password=PASSWORD),
             dict(login, device="tasmota", plug="3")),
         "esphome 2024, playbook": (esphome(["Relay"], version="2024"), ESPHOME_URLS),
         "esphome 2024, playbook, Basic": (
@@ -66,13 +66,14 @@ def make_variants():
         "esphome 2026.10, playbook, Digest": (
             esphome(["Relay"], **digest), dict(ESPHOME_URLS, **login)),
         "esphome 2026.10, SHA-256, by name": (
-            esphome(["b", "Node 1"], algorithm="SHA-256", **digest),
+            esphome(["b", "Node 1"], password=PASSWORD, algorithm="SHA-256"),
             dict(login, device="esphome", switch_name="Node 1")),
         "esphome, its only switch": (esphome(["Relay"]), {"device": "esphome"}),
         "url, playbook": (switch(), HTTP_URLS),
         "url, playbook, Basic": (switch(password=PASSWORD), dict(HTTP_URLS, **login)),
         "url, Digest, SHA-256, POST": (
-            switch(algorithm="SHA-256", **digest), dict(STRICT_URLS, http_method="POST", **login)),
+            switch(password=PASSWORD, algorithm="SHA-256"),
+            dict(STRICT_URLS, http_method="POST", **login)),
     }
 
 
@@ -119,13 +120,13 @@ class Works(HttpTest):
 
     def test_the_outlet_that_was_named_is_the_one_that_moves(self):
         for device, parameters, number in (
-                (fencetool.VirtualTasmota(["POWER1", "POWER2"]),
+                (virtual.Tasmota(["POWER1", "POWER2"]),
                  dict(TASMOTA_URLS, plug="2", nodename="storage-b"), 2),
-                (fencetool.VirtualTasmota(["POWER1", "POWER2"], openbeken=True),
+                (virtual.OpenBeken(["POWER1", "POWER2"]),
                  {"device": "tasmota", "plug": "POWER2"}, 2),
-                (fencetool.VirtualEsphome(["a", "b", "storage-b"]),
+                (virtual.Esphome(["a", "b", "storage-b"]),
                  {"device": "esphome", "nodename": "storage-b", "port": "storage-b"}, 3),
-                (fencetool.VirtualEsphome(["Relay"]),
+                (virtual.Esphome(["Relay"]),
                  {"device": "esphome", "plug": "1"}, 1)):
             self.start(device)
             self.assert_success(on_stdin("fence_http", self.reach(
@@ -133,9 +134,9 @@ class Works(HttpTest):
             self.assertEqual(device.moved, [(number, False)])
 
     def test_reboot_works_in_every_family(self):
-        cases = ((fencetool.VirtualTasmota(), TASMOTA_URLS),
-                 (fencetool.VirtualEsphome(["relay"]), ESPHOME_URLS),
-                 (fencetool.VirtualSwitch(), HTTP_URLS))
+        cases = ((virtual.Tasmota(), TASMOTA_URLS),
+                 (virtual.Esphome(["relay"]), ESPHOME_URLS),
+                 (virtual.Switch(), HTTP_URLS))
         for device, _ in cases:
             self.start(device)
         for (device, _), result in zip(cases, at_once([call(on_stdin, self.reach(
@@ -146,16 +147,16 @@ class Works(HttpTest):
 
     def test_one_status_takes_one_request(self):
         for device, parameters in (
-                (fencetool.VirtualTasmota(password="x"), dict(TASMOTA_URLS, password="x")),
-                (fencetool.VirtualEsphome(["relay"]), ESPHOME_URLS),
-                (fencetool.VirtualSwitch(), HTTP_URLS)):
+                (virtual.Tasmota(password="x"), dict(TASMOTA_URLS, password="x")),
+                (virtual.Esphome(["relay"]), ESPHOME_URLS),
+                (virtual.Switch(), HTTP_URLS)):
             self.start(device)
             self.assert_success(on_stdin("fence_http", dict(self.reach(
                 device, action="status", **parameters), **support.PATIENT_LIMITS)))
             self.assertEqual(len(device.requests), 1)
 
     def test_requests_say_what_devices_need_and_nothing_else(self):
-        device = self.start(fencetool.VirtualEsphome(["relay"]))
+        device = self.start(virtual.Esphome(["relay"]))
         on_stdin("fence_http", self.reach(device, action="off", **ESPHOME_URLS),
                  environment={"http_proxy": "http://127.0.0.1:1"})
         host = "127.0.0.1:%d" % device.address[1]
@@ -172,7 +173,7 @@ class Works(HttpTest):
                                    ("POST", "/switch/relay/turn_off")})
 
     def test_a_login_in_the_playbooks_tasmota_url_is_used_and_never_shown(self):
-        device = self.start(fencetool.VirtualTasmota(password="hidden"))
+        device = self.start(virtual.Tasmota(password="hidden"))
         result = on_stdin("fence_http", self.reach(
             device, action="off", verbose_level="2", password="hidden", username="admin",
             power_off_url="/cm?user=admin&password=hidden&cmnd=Power%20OFF"))
@@ -180,8 +181,8 @@ class Works(HttpTest):
         self.assertNotIn("hidden", result.err)
 
     def test_addresses_with_ports_ipv6_and_names(self):
-        device = self.start(fencetool.VirtualTasmota())
-        six = self.start(fencetool.VirtualTasmota(referer=True), "::1")
+        device = self.start(virtual.Tasmota())
+        six = self.start(virtual.Tasmota(referer=True), "::1")
         port, port_six = device.address[1], six.address[1]
         for address in ({"ip": "127.0.0.1:%d" % port}, {"ip": "localhost", "ipport": str(port)},
                         {"ip": "::1", "ipport": str(port_six)}, {"ip": "[::1]:%d" % port_six},
@@ -194,14 +195,14 @@ class Works(HttpTest):
             TASMOTA_URLS, action="status", ip="nosuch.invalid", login_timeout="1")), "nosuch")
 
     def test_full_urls_of_the_device_work(self):
-        device = self.start(fencetool.VirtualSwitch())
+        device = self.start(virtual.Switch())
         address = "http://127.0.0.1:%d" % device.address[1]
         urls = {name: address + value if name.endswith("url") else value
                 for name, value in HTTP_URLS.items()}
         self.assert_success(on_stdin("fence_http", self.reach(device, action="off", **urls)))
 
     def test_an_assumed_state_is_warned_of_and_works(self):
-        device = self.start(fencetool.VirtualEsphome(["relay"], assumed=True))
+        device = self.start(virtual.Esphome(["relay"], assumed=True))
         parameters = self.reach(device, action="off", **ESPHOME_URLS)
         self.assert_success(on_stdin("fence_http", parameters))
         self.assertIn("warning: switch 'relay' is an assumed_state",
@@ -209,8 +210,8 @@ class Works(HttpTest):
 
     def test_device_mac_lets_the_right_device_through(self):
         for device, parameters in (
-                (fencetool.VirtualTasmota(), TASMOTA_URLS),
-                (fencetool.VirtualEsphome(["relay"], version="2026.6"), ESPHOME_URLS)):
+                (virtual.Tasmota(), TASMOTA_URLS),
+                (virtual.Esphome(["relay"], version="2026.6"), ESPHOME_URLS)):
             self.start(device)
             self.assert_success(on_stdin("fence_http", self.reach(
                 device, action="off", device_mac=device.mac, **parameters)))
@@ -229,7 +230,7 @@ class Tls(HttpTest):
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if hasattr(ssl, "PROTOCOL_TLS_SERVER")
                                  else ssl.PROTOCOL_TLS)
         context.load_cert_chain(pair[1], pair[0])
-        device = fencetool.VirtualTasmota()
+        device = virtual.Tasmota()
         converse = device.converse
 
         def converse_encrypted(handle):
@@ -253,7 +254,7 @@ class Tls(HttpTest):
         self.assert_failure(plain)
 
     def test_tls_against_a_plain_server_and_the_default_port(self):
-        device = self.start(fencetool.VirtualTasmota())
+        device = self.start(virtual.Tasmota())
         self.assert_failure(on_stdin("fence_http", self.reach(
             device, action="status", ssl="1", **TASMOTA_URLS)), "no TLS")
         with_ssl = on_stdin("fence_http", dict(
@@ -263,10 +264,10 @@ class Tls(HttpTest):
 
 class Faults(HttpTest):
     FAMILIES = {
-        "tasmota": (functools.partial(fencetool.VirtualTasmota, metered=True, always_metered=True),
+        "tasmota": (functools.partial(virtual.Tasmota, metered=True, always_metered=True),
                     TASMOTA_URLS),
-        "esphome": (functools.partial(fencetool.VirtualEsphome, ["relay"]), ESPHOME_URLS),
-        "url": (fencetool.VirtualSwitch, STRICT_URLS),
+        "esphome": (functools.partial(virtual.Esphome, ["relay"]), ESPHOME_URLS),
+        "url": (virtual.Switch, STRICT_URLS),
     }
     # A failing off takes all of its time; only a device that is late needs more of it.
     POWER_SECONDS = {"late": 5, "lag": 4}
@@ -277,7 +278,7 @@ class Faults(HttpTest):
 
     def run_all(self, action):
         """Return (family, fault, device, result, milliseconds) for each family and fault."""
-        faults = [name for table in (fencetool.FAULTS, fencetool.HTTP_FAULTS) for name in table]
+        faults = list(virtual.Switch.faults)
         cases = [(family, fault, self.start(build(fault=fault)), urls)
                  for family, (build, urls) in self.FAMILIES.items() for fault in faults
                  if family == "tasmota" or fault not in ("welded", "dead_meter")]
@@ -333,7 +334,7 @@ class Faults(HttpTest):
                 ("wrong_type", "neither ON nor OFF"), ("wrong_key", "no POWER1"),
                 ("silent", "GET /cm?cmnd=Status%2011: no complete answer"),
                 ("refuse", "no connection")):
-            device = self.start(fencetool.VirtualTasmota(fault=fault))
+            device = self.start(virtual.Tasmota(fault=fault))
             with self.subTest(fault):
                 urls = dict(TASMOTA_URLS, device="tasmota", plug="1")
                 result = on_stdin("fence_http", self.reach(
@@ -344,7 +345,7 @@ class Faults(HttpTest):
     def test_a_search_that_broke_off_starts_again_from_its_beginning(self):
         # Two spellings are asked for; the answer to the first, or to the second, is lost.
         for answered in (0, 1):
-            device = self.start(fencetool.VirtualEsphome(["Relay"], version="2024"))
+            device = self.start(virtual.Esphome(["Relay"], version="2024"))
             device.answers, device.lose_every = 8 - answered, 9
             self.assert_success(on_stdin("fence_http", self.reach(
                 device, action="status", device="esphome", plug="Relay", shell_timeout="500ms")))
@@ -362,15 +363,15 @@ class Faults(HttpTest):
 class Refuses(HttpTest):
     def test_wrong_and_missing_passwords_have_their_own_reason(self):
         cases = (
-            (fencetool.VirtualTasmota(password="right"), TASMOTA_URLS, "asks for a password",
+            (virtual.Tasmota(password="right"), TASMOTA_URLS, "asks for a password",
              "refuses the login"),
-            (fencetool.VirtualTasmota(password="right", old=True), TASMOTA_URLS,
+            (virtual.Tasmota(password="right", old=True), TASMOTA_URLS,
              "Need user", "Need user"),
-            (fencetool.VirtualTasmota(password="right", openbeken=True), TASMOTA_URLS,
+            (virtual.OpenBeken(password="right"), TASMOTA_URLS,
              "asks for a password", "OpenBeken"),
-            (fencetool.VirtualEsphome(["relay"], password="right", login="digest"), ESPHOME_URLS,
+            (virtual.Esphome(["relay"], password="right", algorithm="MD5"), ESPHOME_URLS,
              "asks for a password", "Basic and Digest"),
-            (fencetool.VirtualSwitch(password="right"), HTTP_URLS, "asks for a password",
+            (virtual.Switch(password="right"), HTTP_URLS, "asks for a password",
              "refuses the login of user 'admin'"))
         for device, urls, missing, wrong in cases:
             self.start(device)
@@ -388,8 +389,8 @@ class Refuses(HttpTest):
                       "Content-Length: %d, 3" % len(body), "Content-Length: -3",
                       "Content-Length: %d\r\nno colon" % len(body),
                       "Transfer-Encoding: chunked\r\n\r\n-5"):
-            device = self.start(fencetool.VirtualSwitch())
-            device._render = lambda *reply, lines=lines: (
+            device = self.start(virtual.Switch())
+            device.render = lambda *reply, lines=lines: (
                 "HTTP/1.1 200 OK\r\n%s\r\n\r\n" % lines).encode("ascii") + body
             with self.subTest(lines):
                 self.assert_failure(on_stdin("fence_http", self.reach(
@@ -401,14 +402,14 @@ class Refuses(HttpTest):
         urls = dict(TASMOTA_URLS, power_off_url="/cm?password=urlsecret&cmnd=Power%20OFF")
         calls = []
         for fault in ("", "redirect", "wrong_type", "silent"):
-            device = self.start(fencetool.VirtualTasmota(password=secret, fault=fault))
+            device = self.start(virtual.Tasmota(password=secret, fault=fault))
             with_password = self.reach(device, action="off", username="admin", password=secret,
                                          verbose_level="2", power_timeout="1", **urls)
             calls += [call(on_stdin, with_password), call(on_stdin, with_password, ssl="1")]
-        echo = self.start(fencetool.VirtualTasmota())
+        echo = self.start(virtual.Tasmota())
         echo.respond = lambda method, path, fields: (302, {"Location": path}, "")
         calls.append(call(on_stdin, self.reach(echo, action="off", password=secret, **urls)))
-        echo = self.start(fencetool.VirtualSwitch())
+        echo = self.start(virtual.Switch())
         echo.respond = lambda method, path, fields: (200, {}, path + str(fields))
         calls.append(call(on_stdin, self.reach(
             echo, action="off", username="admin", password=secret, verbose_level="2",
@@ -420,10 +421,10 @@ class Refuses(HttpTest):
 
     def test_outlets_that_are_not_exactly_named_are_never_switched(self):
         four = ["POWER1", "POWER2", "POWER3", "POWER4"]
-        tasmota = self.start(fencetool.VirtualTasmota(four))
-        beken = self.start(fencetool.VirtualTasmota(openbeken=True))
-        esphome = self.start(fencetool.VirtualEsphome(["Relay", "Fan"]))
-        switch = self.start(fencetool.VirtualSwitch())
+        tasmota = self.start(virtual.Tasmota(four))
+        beken = self.start(virtual.OpenBeken())
+        esphome = self.start(virtual.Esphome(["Relay", "Fan"]))
+        switch = self.start(virtual.Switch())
         cases = (
             (tasmota, TASMOTA_URLS, "no outlet named"),
             (tasmota, {"device": "tasmota", "plug": "5"}, "'5' names none"),
@@ -444,11 +445,11 @@ class Refuses(HttpTest):
 
     def test_a_wrong_or_unknown_mac_is_refused_before_anything_is_switched(self):
         cases = (
-            (fencetool.VirtualTasmota(), TASMOTA_URLS, "another device has this address"),
-            (fencetool.VirtualEsphome(["relay"], version="2024"), ESPHOME_URLS,
+            (virtual.Tasmota(), TASMOTA_URLS, "another device has this address"),
+            (virtual.Esphome(["relay"], version="2024"), ESPHOME_URLS,
              "another device has this address"),
-            (fencetool.VirtualEsphome(["relay"]), ESPHOME_URLS, "does not tell its MAC"),
-            (fencetool.VirtualSwitch(), HTTP_URLS, "does not tell its MAC"))
+            (virtual.Esphome(["relay"]), ESPHOME_URLS, "does not tell its MAC"),
+            (virtual.Switch(), HTTP_URLS, "does not tell its MAC"))
         for device, _, _ in cases:
             self.start(device)
         actions = ("off", "status", "monitor")
@@ -461,7 +462,7 @@ class Refuses(HttpTest):
             self.assertEqual(device.commands, 0)
 
     def test_bad_parameters_are_usage_errors_and_send_nothing(self):
-        device = self.start(fencetool.VirtualSwitch())
+        device = self.start(virtual.Switch())
         for case, words in (({"status_on_regex": "("}, "status_on_regex: '('"),
                             ({"power_off_url": "/on"}, "must differ")):
             for action in ("off", "validate-all"):
@@ -470,13 +471,13 @@ class Refuses(HttpTest):
         self.assertEqual(device.requests, [])
 
     def test_a_device_that_is_locked_on_says_so(self):
-        device = self.start(fencetool.VirtualTasmota())
+        device = self.start(virtual.Tasmota())
         device.switch = lambda number, on: None
         self.assert_failure(on_stdin("fence_http", self.reach(
             device, action="off", **TASMOTA_URLS)), "OFF was not acknowledged", "PowerLock")
 
     def test_a_connection_without_an_answer_says_so(self):
-        device = self.start(fencetool.VirtualTasmota())
+        device = self.start(virtual.Tasmota())
         device.respond = lambda *request: None
         self.assert_failure(on_stdin("fence_http", self.reach(
             device, action="status", **TASMOTA_URLS)), "closed the connection without an answer")
@@ -485,7 +486,7 @@ class Refuses(HttpTest):
         for options, policy, words in (
                 ({"always_metered": True}, "auto", "still draws 43 W"),
                 ({}, "require", "power_meter=require"), ({}, "auto", "")):
-            device = self.start(fencetool.VirtualTasmota(metered=True, fault="welded", **options))
+            device = self.start(virtual.Tasmota(metered=True, fault="welded", **options))
             result = on_stdin("fence_http", self.reach(
                 device, action="off", power_timeout="2", power_meter=policy, **TASMOTA_URLS))
             if words:
@@ -495,10 +496,10 @@ class Refuses(HttpTest):
 
     def test_a_gated_meter_is_silent_even_when_it_still_shows_the_load(self):
         # Right after OFF the firmware may report the load of before, and then nothing ever again.
-        device = self.start(fencetool.VirtualTasmota(metered=True))
-        sensors = device._sensors
+        device = self.start(virtual.Tasmota(metered=True))
+        sensors = device.sensors
         stale = [{"ENERGY": {"Power": 43, "Voltage": 230}}]
-        device._sensors = lambda: stale.pop() if device.commands and stale else sensors()
+        device.sensors = lambda: stale.pop() if device.commands and stale else sensors()
         self.assert_success(on_stdin("fence_http", self.reach(
             device, action="off", **TASMOTA_URLS)))
         self.assert_failure(on_stdin("fence_http", self.reach(
@@ -512,7 +513,7 @@ class Refuses(HttpTest):
                   '{"StatusSTS":{"POWER":"OFF"},"WARNING":"x"}', '{"StatusSTS":{"power":"OFF"}}')
         calls = []
         for body in bodies:
-            device = self.start(fencetool.VirtualTasmota())
+            device = self.start(virtual.Tasmota())
             device.respond = functools.partial(
                 lambda text, method, path, fields: (200, {}, text), body)
             calls.append(call(on_stdin, self.reach(
@@ -526,8 +527,8 @@ class OneDevice(HttpTest):
     """Inside one process: what a name server can do between two requests."""
 
     def test_a_name_that_changes_its_address_changes_no_device(self):
-        first = self.start(fencetool.VirtualTasmota())
-        other = self.start(fencetool.VirtualTasmota(), "127.0.0.2", first.address[1])
+        first = self.start(virtual.Tasmota())
+        other = self.start(virtual.Tasmota(), "127.0.0.2", first.address[1])
         system = fencetool.System("test")
         answers = [("127.0.0.1", first.address[1]), ("127.0.0.2", first.address[1])]
         resolve = system.resolve
@@ -549,7 +550,7 @@ class OneDevice(HttpTest):
         self.assertEqual(len(answers), 1)
 
     def test_a_drip_that_never_pauses_ends_by_the_deadline(self):
-        device = fencetool.VirtualSwitch()
+        device = virtual.Switch()
         stopped = threading.Event()
 
         def drip(handle):
@@ -582,21 +583,22 @@ class Recipes(HttpTest):
     def test_every_recipe_of_the_readme_switches_its_virtual_device(self):
         import shlex
         recipes = self.read_recipes()
-        styles = {pages.off: style for style, pages in fencetool.VIRTUAL_PAGES.items()}
+        makes = {pages.off: pages for pages in (
+            fencetool.SHELLY_PAGES, virtual.SHELLY2_PAGES, virtual.PDU_PAGES)}
         ran = set()
         for recipe in recipes:
             words = dict(word.split("=", 1) for word in shlex.split(recipe.replace("\\\n", " "))
                          if "=" in word and not word.startswith(("pcmk_", "timeout", "interval")))
-            style = styles.get(words.get("power_off_url"), "")
-            if not style:
+            pages = makes.get(words.get("power_off_url"))
+            if not pages:
                 continue
-            ran.add(style)
-            login = {"password": words.get("password", ""),
-                     "login": "digest" if style == "shelly2" else "basic", "algorithm": "SHA-256"}
-            device = self.start(fencetool.VirtualSwitch(style=style, **login))
+            ran.add(pages.off)
+            device = self.start(virtual.Switch(
+                pages=pages, password=words.get("password", ""),
+                algorithm="SHA-256" if pages is virtual.SHELLY2_PAGES else ""))
             words.update(ip="127.0.0.1", ipport=str(device.address[1]),
                          stonith_status_sleep="200ms")
             for action, code in (("status", 0), ("off", 0), ("status", 2), ("on", 0)):
                 self.assert_success(on_stdin("fence_http", dict(
                     words, action=action, nodename="storage-b", plug="storage-b")), code)
-        self.assertEqual(ran, set(styles.values()) - {"plain"})
+        self.assertEqual(ran, set(makes))

@@ -11,7 +11,7 @@ import threading
 import unittest
 
 import fencetool
-from tests import support
+from tests import support, virtual
 from tests.support import AgentTest, at_once, in_argv, on_stdin
 
 BOTH_WAYS = (on_stdin, in_argv)
@@ -51,11 +51,11 @@ class Actions(AgentTest):
         kinds = {"plug": {}, "metered": {"metered": True},
                  "old meter": {"metered": True, "old_meter": True},
                  "strip": {"aliases": ("a", "b", "c")},
-                 "short ids": {"aliases": ("a", "b"), "strip_ids": "short"},
+                 "short ids": {"aliases": ("a", "b"), "short_ids": True},
                  "metered strip": {"aliases": tuple("abcdef"), "metered": True}}
 
         def run_one(options):
-            device = self.start(fencetool.VirtualKasa(**options))
+            device = self.start(virtual.Kasa(**options))
             plug = {"plug": "2"} if "aliases" in options else {}
             results = [on_stdin("fence_kasa", self.address(device, action=action, **plug))
                        for action in ("status", "off", "status", "on", "status")]

@@ -4,8 +4,7 @@ The programs come from the machine's PATH; .ci/run installs them.
 """
 import os
 
-import fencetool
-from tests import support
+from tests import support, virtual
 from tests.support import AgentTest
 
 ENVIRONMENT = {"PATH": "/usr/bin:/bin", "HOME": "/nonexistent", "LC_ALL": "C.UTF-8"}
@@ -24,14 +23,14 @@ class PythonKasa(AgentTest):
 
     def test_it_discovers_a_virtual_plug_by_datagram(self):
         program = support.require_program("kasa")
-        device = self.start(fencetool.VirtualKasa(["node"]))
+        device = self.start(virtual.Kasa(["node"]))
         result = support.run([program, "--target", "127.0.0.1", "--port", str(device.address[1]),
                               "--discovery-timeout", "2", "discover"], environment=ENVIRONMENT)
         self.assertIn("Found 1 devices", result.out, result)
         self.assertIn(device.mac, result.out)
 
     def test_it_reads_and_switches_a_virtual_plug_with_a_meter(self):
-        device = self.start(fencetool.VirtualKasa(["node"], metered=True))
+        device = self.start(virtual.Kasa(["node"], metered=True))
         self.assertIn("Device state: True", self.kasa(device, "--type", "plug", "state"))
         self.kasa(device, "--type", "plug", "off")
         self.assertFalse(device.outlets[0].powered)
@@ -40,8 +39,8 @@ class PythonKasa(AgentTest):
         self.assertTrue(device.outlets[0].powered)
 
     def test_it_reads_and_switches_one_outlet_of_a_virtual_strip(self):
-        for options in ({}, {"strip_ids": "short"}):
-            device = self.start(fencetool.VirtualKasa(["a", "b", "c"], **options))
+        for options in ({}, {"short_ids": True}):
+            device = self.start(virtual.Kasa(["a", "b", "c"], **options))
             shown = self.kasa(device, "--type", "strip", "state")
             for alias in "abc":
                 self.assertIn(alias, shown)
@@ -67,7 +66,7 @@ class TasmotaHttp(AgentTest):
                 "print(client.power_get(2), client.power_set(False, 2), client.power_get(2), "
                 "client.power_get(1), client.status(11)['StatusSTS']['POWER2'])")
         for old in (False, True):
-            device = self.start(fencetool.VirtualTasmota(["POWER1", "POWER2"], password="s3cret",
+            device = self.start(virtual.Tasmota(["POWER1", "POWER2"], password="s3cret",
                                                          old=old))
             result = support.run([program, "-c", code, "127.0.0.1:%d" % device.address[1]],
                                  environment=ENVIRONMENT)

@@ -1,0 +1,208 @@
+"""Virtual devices with the firmware and the faults that only tests need."""
+import re
+
+import fencetool
+
+LAG_S = 1.0
+
+# What python-kasa asks a plug for besides: (module, method): answer.
+KASA_ANSWERS = {
+    ("emeter", "get_daystat"): {"day_list": []},
+    ("emeter", "get_monthstat"): {"month_list": []},
+    ("time", "get_time"): {"year": 2026, "month": 1, "mday": 1, "hour": 12, "min": 0, "sec": 0},
+    ("time", "get_timezone"): {"index": 38},
+    ("cnCloud", "get_info"): {
+        "username": "", "server": "devs.tplinkcloud.com", "binded": 0, "cld_connection": 0,
+        "fwDlPage": "", "fwNotifyType": 0, "illegalType": -1, "stopConnect": 0, "tcspInfo": "",
+        "tcspStatus": -1},
+}
+
+
+class Kasa(fencetool.VirtualKasa):
+    """One that answers datagrams too, and all that python-kasa asks for."""
+
+    short_ids = False  # of a strip: two digits alone
+    old_meter = False  # hardware 1 tells watts, later ones milliwatts
+
+    def start(self, host="127.0.0.1", port=0):
+        super().start(host, port)
+        datagrams = self._bind(fencetool.socket.SOCK_DGRAM, self.address)
+        self._run_in_thread(self.answer_datagrams, datagrams)
+
+    def answer_datagrams(self, datagrams):
+        while not self._stopped.is_set():
+            try:
+                message, sender = datagrams.recvfrom(4096)
+                datagrams.sendto(self.answer(message), sender)
+            except (OSError, ValueError):
+                pass  # it was nonsense, the sender went away, or stop() closed the socket
+
+    def _call(self, module, method, arguments, chosen):
+        if (module, method) in KASA_ANSWERS:
+            return dict(KASA_ANSWERS[module, method], err_code=0)
+        return super()._call(module, method, arguments, chosen)
+
+    def _child_id(self, outlet):
+        whole = super()._child_id(outlet)
+        return whole[-2:] if self.short_ids else whole
+
+    def _emeter_get_realtime(self, arguments, chosen):
+        reply = super()._emeter_get_realtime(arguments, chosen)
+        if not self.old_meter or reply["err_code"]:
+            return reply
+        watts = reply["power_mw"] / 1000
+        return {"current": watts / 230, "power": watts, "voltage": 230.0, "err_code": 0}
+
+
+class Http:
+    """What the web servers below have in common: Digest logins and more faults."""
+
+    faults = dict(fencetool.FAULTS, **{
+        "redirect": "sends the client elsewhere",
+        "server_error": "answers everything with status 500",
+        "endless": "never ends its answers",
+        "wrong_key": "answers for another relay than the one that was asked",
+        "elsewhere": "says ON and OFF in other fields of its answers, too",
+        "lag": "switches at once, and reports it a second later",
+    })
+    realm = "Login Required"
+    algorithm = ""  # of a Digest login: MD5 or SHA-256
+    another = ("", "")  # the expression of an outlet in an answer, and another outlet's name
+
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
+        if self.algorithm:
+            named = "" if self.algorithm == "MD5" else ", algorithm=" + self.algorithm
+            self.challenge = ('Digest realm="%s", qop="auth", nonce="%032x", opaque="0123abcd"%s'
+                              % (self.realm, 7919, named))
+
+    def knows_login(self, method, path, fields):
+        if not self.algorithm:
+            return super().knows_login(method, path, fields)
+        given = fields.get("authorization", "")
+        cnonce = given.partition('cnonce="')[2].partition('"')[0]
+        return given == fencetool.build_digest_login(
+            fencetool.parse_digest_challenge([self.challenge]), "admin", self.password, method,
+            path, cnonce)
+
+    def respond(self, method, path, fields):
+        reply = super().respond(method, path, fields)
+        if self.fault == "redirect":
+            return 302, {"Location": "http://192.168.4.1/"}, ""
+        if self.fault == "server_error":
+            return 500, {}, "OFF"
+        if reply and self.fault == "elsewhere":
+            return reply[:2] + (reply[2].replace('{"', '{"LED":"ON","MQTT":"OFF","'),)
+        if reply and self.fault == "wrong_key":
+            return reply[:2] + (re.sub(self.another[0], self.another[1], reply[2]),)
+        return reply
+
+    def render(self, status, headers, body):
+        answer = super().render(status, headers, body)
+        return re.sub(b"\r\nContent-Length: [0-9]*", b"", answer) if self.fault == "endless" \
+            else answer
+
+    def send_answer(self, handle, answer):
+        super().send_answer(handle, answer)
+        while self.fault == "endless":
+            handle.sendall(b" " * 1000)
+
+    def _move(self, number, on):
+        outlet = self.outlets[number - 1]
+        before = outlet.relay
+        super()._move(number, on)
+        if self.fault == "lag":
+            outlet.relay = before
+            self._run_in_thread(setattr, outlet, "relay", on, after_s=LAG_S)
+
+
+class Tasmota(Http, fencetool.VirtualTasmota):
+    old = False             # refuses a login with status 200, and takes it from the query alone
+    referer = False         # SetOption128 0
+    always_metered = False  # SetOption21 1
+    another = (r'^{"POWER[0-9]*"', '{"POWER9"')
+
+    def knows_login(self, method, path, fields):
+        return super().knows_login(method, path, {} if self.old else fields)
+
+    def refuse_login(self):
+        status, headers, body = super().refuse_login()
+        return 200 if self.old else status, headers, body
+
+    def respond(self, method, path, fields):
+        if self.referer and not fields.get("referer", "").startswith("http://" + self.address[0]):
+            return None
+        return super().respond(method, path, fields)
+
+    def run_command(self, command):
+        if command == "setoption21" and self.always_metered:
+            return {"SetOption21": "ON"}
+        return super().run_command(command)
+
+    def power(self, number, word):
+        answer = super().power(number, word)
+        return {self.member(number): word.upper()} if word and self.fault == "lag" else answer
+
+    def sensors(self, while_off=False):
+        return super().sensors(self.always_metered)
+
+
+class OpenBeken(Tasmota):
+    """Another firmware that speaks Tasmota, nearly."""
+
+    challenge = 'Basic realm="OpenBeken HTTP Server"'
+
+    def knows_login(self, method, path, fields):
+        return super().knows_login(method, "", fields)
+
+    def refuse_login(self):
+        return 401, {"WWW-Authenticate": self.challenge}, ""
+
+    def run_command(self, command):
+        answer = super().run_command(command)
+        return {} if command == "setoption21" or "Command" in answer else answer
+
+    def power(self, number, word):
+        super().power(number if number <= len(self.outlets) else 1, word)
+        return self.members()
+
+
+class Esphome(Http, fencetool.VirtualEsphome):
+    version = "2026.10"  # 2026.6 knows switches by object id too, 2024 by that alone
+    assumed = False      # its switches are assumed_state
+    another = ('"(name|id)": "[^"]*"', r'"\1": "switch-other"')
+
+    def respond(self, method, path, fields):
+        if method != "OPTIONS":
+            return super().respond(method, path, fields)
+        tells = (self.version != "2026.10"
+                 and "access-control-request-private-network" in fields)
+        return 200, {"Private-Network-Access-ID": self.mac} if tells else {}, ""
+
+    def names(self, outlet):
+        by_id = fencetool.build_esphome_object_id(outlet.alias)
+        return {"2024": [by_id], "2026.6": [by_id, outlet.alias]}.get(
+            self.version, [outlet.alias])
+
+    def describe(self, outlet):
+        members = dict(super().describe(outlet), assumed_state=self.assumed)
+        if self.version != "2026.10":
+            members["id"] = "switch-" + fencetool.build_esphome_object_id(outlet.alias)
+        if self.version == "2026.6":
+            members["name_id"] = "switch/" + outlet.alias
+        return members
+
+
+PLAIN_PAGES = fencetool.VirtualPages(
+    "/on", "/off", "/state", '{"outlet":1,"state":"%s"}', {"ON": "ON", "OFF": "OFF"})
+SHELLY2_PAGES = fencetool.VirtualPages(
+    "/rpc/Switch.Set?id=0&on=true", "/rpc/Switch.Set?id=0&on=false", "/rpc/Switch.GetStatus?id=0",
+    '{"id":0, "source":"http", "output":%s, "apower":0.0}', {"ON": "true", "OFF": "false"})
+PDU_PAGES = fencetool.VirtualPages(
+    "/Set.cmd?CMD=SetPower+P60=1", "/Set.cmd?CMD=SetPower+P60=0", "/Set.cmd?CMD=GetPower",
+    "<html>P60=%s,P61=0,P62=1,P63=0</html>", {"ON": "1", "OFF": "0"})
+
+
+class Switch(Http, fencetool.VirtualSwitch):
+    pages = PLAIN_PAGES
+    another = ('"outlet":1', '"outlet":2')
