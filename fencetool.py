@@ -3207,6 +3207,7 @@ YAML_DEPTH = 40
 YAML_CHARACTERS = re.compile("[\t\x20-\x7e\xa0-\u2027\u202a-\ud7ff\ue000-\ufefe\uff00-\ufffd"
                              "\U00010000-\U0010ffff]*")
 YAML_MARK = re.compile(r"(---|\.\.\.)( |$)")
+YAML_ENTRY = re.compile("-( |$)")
 YAML_QUOTED = {"'": re.compile(r"'((?:[^']|'')*)'"),
                '"': re.compile(r'"((?:[^"\\]|\\.)*)"', re.DOTALL)}
 YAML_ESCAPE = re.compile(r"\\(?:x([0-9A-Fa-f]{2})|u([0-9A-Fa-f]{4})|(.))", re.DOTALL)
@@ -3230,10 +3231,8 @@ YAML_AMBIGUOUS = re.compile(
 
 
 class YamlReader:
-    """Reads one file; every method leaves self.row (in brackets also self.at) behind what it read.
-
-    Raises SyntaxMistake at the first construct that it does not know.
-    """
+    """Reads one file; raises SyntaxMistake at the first construct that it does not know."""
+    # Every method leaves self.row (in brackets also self.at) behind what it read.
 
     def __init__(self, text):
         self.is_json = text.lstrip(" \t\r\n")[:1] in ("{", "[")
@@ -3277,12 +3276,10 @@ class YamlReader:
         return -1
 
     def read_block(self, least, list_at=None):
-        """Read the value that begins on the next line, indented by `least`, else it is empty.
-
-        list_at: the indentation of the value's key, where a list may stand too.
-        """
+        """Read the value that begins on the next line, indented by `least`, else it is empty."""
+        # list_at: the indentation of the value's key, where a list may stand too.
         row, indent = self.row, self.next_indent()
-        is_list = indent >= 0 and is_list_entry(self.lines[self.row][indent:])
+        is_list = indent >= 0 and YAML_ENTRY.match(self.lines[self.row], indent)
         if indent < least and not (is_list and indent == list_at):
             return YamlNode(PLAIN, "", row + 1, "")
         if is_list:
@@ -3301,7 +3298,7 @@ class YamlReader:
 
     def read_list(self, column):
         first, entries = self.row + 1, []
-        while self.next_indent() == column and is_list_entry(self.lines[self.row][column:]):
+        while self.next_indent() == column and YAML_ENTRY.match(self.lines[self.row], column):
             row, line = self.row, self.lines[self.row]
             # With the dash blanked, the entry is a block of its own that may begin on this line.
             self.lines[row] = line[:column] + " " + line[column + 1:]
@@ -3338,10 +3335,10 @@ class YamlReader:
         if re.match("[?:]( |$)", text):
             self.fail("a complex key (? or : at the start of a line)")
         match = re.match("(.*?) *:(?= |$)", text)
-        if (not match or text[0] in YAML_INDICATORS or is_list_entry(text)
-                or " #" in match.group(0)):
-            return None
-        return self.cut_plain(match.group(1)), match.end()
+        if match and text[0] not in YAML_INDICATORS and not YAML_ENTRY.match(text) \
+                and " #" not in match.group(0):
+            return self.cut_plain(match.group(1)), match.end()
+        return None
 
     def read_value(self, at, parent, list_at=None):
         """Read the value at this place; lines indented by more than `parent` may continue it."""
@@ -3497,10 +3494,6 @@ class YamlReader:
             self.fail("%s where a comma or %s belongs" % (quote(self.next_in_flow()), bracket))
 
 
-def is_list_entry(text):
-    return text == "-" or text.startswith("- ")
-
-
 def check_json(text):
     """Raise SyntaxMistake unless the text is strict JSON."""
     def refuse(name):
@@ -3602,10 +3595,8 @@ ClusterNode = collections.namedtuple("ClusterNode", "name method values places n
 
 
 def read_cluster(file, data, host_files=()):
-    """Return (Cluster, [Mistake]); the Cluster is None when a mistake is more than a warning.
-
-    data: the bytes of the file; host_files: (node, file, data) of --host-vars.
-    """
+    """Return (Cluster, [Mistake]); the Cluster is None when a mistake is more than a warning."""
+    # data: the bytes of the file; host_files: (node, file, data) of --host-vars.
     reader = ClusterReader()
     members = reader.read_file(file, data)
     hosts = [(node, host_file, reader.read_file(host_file, host_data))
@@ -3629,11 +3620,11 @@ class ClusterReader:
         self.mistakes = []
         self.file = ""
 
-    def error(self, place, text):
-        self.mistakes.append(Mistake(place[0], place[1], False, text))
+    def error(self, place, text, is_warning=False):
+        self.mistakes.append(Mistake(place[0], place[1], is_warning, text))
 
     def warn(self, place, text):
-        self.mistakes.append(Mistake(place[0], place[1], True, text))
+        self.error(place, text, True)
 
     def read_file(self, file, data):
         """Return {key: YamlNode} of all documents in a file."""
@@ -3786,10 +3777,8 @@ def render_cluster_value(row, text):
 
 
 def render_ip(text):
-    """Return an IP address in its usual form; raise UsageError for anything else.
-
-    No names: whoever answers for them is the wrong one to ask when the network is at its worst.
-    """
+    """Return an IP address in its usual form; raise UsageError for anything else."""
+    # No names: whoever answers for them is the wrong one to ask when the network is at its worst.
     family = socket.AF_INET6 if ":" in text else socket.AF_INET
     try:
         packed = socket.inet_pton(family, text)
@@ -3834,19 +3823,15 @@ def fence_delay(cluster, node):
 
 
 def off_timeout(cluster, node):
-    """Return the seconds that Pacemaker gives the power device of a node for one action.
-
-    A delay comes on top: before 2.1.6, Pacemaker's own timers do not count it.
-    """
+    """Return the seconds that Pacemaker gives the power device of a node for one action."""
+    # A delay comes on top: before 2.1.6, Pacemaker's own timers do not count it.
     given = int(node.values.get("off_timeout", "0"))
     return given or OFF_TIMEOUT_SECONDS + fence_delay(cluster, node)
 
 
 def power_limits(cluster, node):
-    """Return the time limits (name: text) of a plug's agent that differ from its defaults.
-
-    What off_timeout adds is time for the device to confirm.
-    """
+    """Return the time limits (name: text) of a plug's agent that differ from its defaults."""
+    # What off_timeout adds is time for the device to confirm.
     options = node.values.get("options", {})
     limits = {name: options[name] for name in TIME_LIMITS if name in options}
     if "off_timeout" in node.values and "power_timeout" not in limits:
@@ -4058,12 +4043,10 @@ def build_power_device(cluster, node):
 
 
 def build_verifier(cluster, node):
-    """Return the fence_check device that proves the death of a node.
-
-    SAFETY: without pcmk_reboot_action. Outside of its level it is asked for a reboot, and refuses;
-    asked for an off instead it could be believed alone.
-    Test: test_a_verifier_is_never_asked_for_an_off_outside_of_its_level
-    """
+    """Return the fence_check device that proves the death of a node."""
+    # SAFETY: without pcmk_reboot_action. Outside of its level it is asked for a reboot, and
+    # refuses; asked for an off instead it could be believed alone.
+    # Test: test_a_verifier_is_never_asked_for_an_off_outside_of_its_level
     options = collect_options(node, "verify")
     more = {row.power: node.values[row.name] for row in NODE_KEYS
             if row.verify == FENCE_OPTIONS and row.name in node.values}
@@ -4082,12 +4065,10 @@ def build_verifier(cluster, node):
 
 
 def build_targets(cluster, node):
-    """Return the parameters of fence_check that say where a node would show life.
-
-    Another node is a witness only where a third one may be the verifier: nobody's own address
-    proves a path. The fence device is one for the management network; fence_check leaves out what
-    it would not reach in the same way.
-    """
+    """Return the parameters of fence_check that say where a node would show life."""
+    # Another node is a witness only where a third one may be the verifier: nobody's own address
+    # proves a path. The fence device is one for the management network; fence_check leaves out what
+    # it would not reach in the same way.
     direct = {network for name in cluster.values["stonith_direct_networks"]
               for network in networks_named(cluster, name)} & set(node.networks)
     able, witnesses = find_verifiers(cluster, node), []
@@ -4277,10 +4258,8 @@ def wrap_words(words):
 
 
 def render_crmsh(configuration, source):
-    """Return lines for `crm configure load update`, which removes nothing that has become too much.
-
-    In fencing_topology a comma means the same level, and a blank the next one.
-    """
+    """Return lines for `crm configure load update`, which removes nothing."""
+    # In fencing_topology a comma means the same level, and a blank the next one.
     lines = render_banner(source, "Fencing, for: crm configure load update FILE")
     for device in configuration.primitives:
         words = ["primitive %s stonith:%s params" % (device.id, device.agent)]
@@ -4519,24 +4498,10 @@ def render_plugin_parameters(agent):
 # faults that only tests need are in tests/virtual.py.
 # ==================================================================================================
 FAULTS = {
-    "refuse": "the port is closed",
-    "silent": "accepts the connection and never answers",
-    "drip": "answers one byte a second",
-    "truncated": "breaks off in the middle of every answer",
-    "oversize": "claims an answer of a gigabyte",
-    "garbage": "answers with bytes that mean nothing",
-    "wrong_type": "answers with true, null and words where numbers belong",
-    "drop": "obeys every command, and breaks the connection instead of answering it",
     "ignore": "acknowledges every command and switches nothing",
-    "late": "acknowledges, and switches two seconds later",
     "welded": "reports OFF while the contact stays closed",
-    "wrong_outlet": "acknowledges, and switches another outlet",
-    "dead_meter": "the power meter answers with an error",
     "portal": "answers everything with the sign-in page of a captive portal (HTTP)",
 }
-LATE_SECONDS = 2.0
-OVERSIZE_BYTES = 1 << 30
-GARBAGE = struct.pack(">I", 40) + bytes(range(7, 47))  # with a length that Kasa's frames allow
 
 
 class VirtualOutlet:
@@ -4552,19 +4517,16 @@ class VirtualOutlet:
 
 
 class VirtualDevice:
-    """A device that listens on loopback (or another address) until stop().
+    """A device that listens on loopback (or another address) until stop()."""
+    # options: values for the attributes of the class, in the classes below too. on_power(number,
+    # powered) is called when a contact changes. requests: every request that came, decoded.
+    # commands: how many of them were to switch.
 
-    options: values for the attributes of the class, in the classes below too. on_power(number,
-    powered) is called when a contact changes. requests: every request that came, decoded.
-    commands: how many of them were to switch.
-    """
-
-    agent = ""      # that this device is for
+    agent = ""  # that this device is for
     mac = "CC:32:E5:00:00:01"
     metered = False
-    fault = ""      # a name of these:
+    fault = ""  # a name of these:
     faults = FAULTS
-    lose_every = 0  # every n-th answer is lost
 
     def __init__(self, aliases=("plug",), **options):
         import threading
@@ -4577,29 +4539,28 @@ class VirtualDevice:
         self.on_power = lambda number, powered: None
         self.requests = []
         self.commands = 0
-        self.answers = 0
         self.address = ("", 0)
         self.lock = threading.RLock()
         self._sockets = []
-        self._stopped = threading.Event()
 
     def start(self, host="127.0.0.1", port=0):
         """Listen on TCP (port 0: any free one)."""
-        listener = self._bind(socket.SOCK_STREAM, (host, port))
+        listener = self.bind(socket.SOCK_STREAM, (host, port))
         self.address = (host, listener.getsockname()[1])
-        if self.fault != "refuse":  # bound all the same, or the next device gets the port
-            listener.listen(16)
-            self._run_in_thread(self._accept, listener)
+        self.listen(listener)
 
-    def _bind(self, kind, address):
+    def bind(self, kind, address):
         family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         handle = socket.socket(family, kind)
         handle.bind(address)
         self._sockets.append(handle)
         return handle
 
+    def listen(self, listener):
+        listener.listen(16)
+        self.run_in_thread(self._accept, listener)
+
     def stop(self):
-        self._stopped.set()
         for handle in list(self._sockets):
             try:
                 handle.shutdown(socket.SHUT_RDWR)
@@ -4607,26 +4568,17 @@ class VirtualDevice:
                 pass
             handle.close()
 
-    def _run_in_thread(self, run, *arguments, after_s=0):
-        """Call a function in a thread of its own, unless stop() comes first."""
+    def run_in_thread(self, run, *arguments):
         import threading
-
-        def wait_and_run():
-            if not self._stopped.wait(after_s):
-                run(*arguments)
-        threading.Thread(target=wait_and_run, daemon=True).start()
+        threading.Thread(target=run, args=arguments, daemon=True).start()
 
     def switch(self, number, on):
-        """Obey a command for one outlet, as far as the fault lets it."""
+        """Obey a command for one outlet."""
         self.commands += 1
-        if self.fault == "wrong_outlet":
-            number = number % len(self.outlets) + 1
-        if self.fault == "late":
-            self._run_in_thread(self._move, number, on, after_s=LATE_SECONDS)
-        elif self.fault != "ignore" and (self.fault != "wrong_outlet" or len(self.outlets) > 1):
-            self._move(number, on)
+        if self.fault != "ignore":
+            self.move(number, on)
 
-    def _move(self, number, on):
+    def move(self, number, on):
         outlet = self.outlets[number - 1]
         outlet.relay = on
         powered = on or self.fault == "welded"
@@ -4639,7 +4591,7 @@ class VirtualDevice:
             while True:
                 handle, _ = listener.accept()
                 self._sockets.append(handle)
-                self._run_in_thread(self._converse, handle)
+                self.run_in_thread(self._converse, handle)
         except OSError:
             pass  # stop() closed the listener
 
@@ -4649,38 +4601,22 @@ class VirtualDevice:
                 handle.settimeout(60)
                 self.converse(handle)
         except OSError:
-            pass  # the client went away, or stop() closed the socket
+            pass  # the client went away, stop() closed the socket, or a fault breaks it
 
     def converse(self, handle):
         """Serve one connection in the device's dialect."""
         raise NotImplementedError
 
     def send_answer(self, handle, answer):
-        """Send an answer as the fault has it; return False when the connection is to be closed."""
-        self.answers += 1
-        answer = GARBAGE if self.fault == "garbage" else answer
-        lost = self.lose_every and self.answers % self.lose_every == 0
-        if self.fault == "silent" or lost:
-            while handle.recv(4096):
-                pass  # until the client gives up
-            return False
-        if self.fault == "drip":
-            for byte in answer:
-                handle.sendall(bytes([byte]))
-                time.sleep(1)
-            return True
-        handle.sendall(answer[:len(answer) // 2] if self.fault == "truncated" else answer)
-        return self.fault != "truncated"
+        handle.sendall(answer)
 
 
 KASA_REFUSAL = {"err_code": -1, "err_msg": "module not support"}
 
 
 class VirtualKasa(VirtualDevice):
-    """A Kasa plug, or a strip when it has several aliases.
-
-    The list of outlets is reversed, as real firmware keeps no order.
-    """
+    """A Kasa plug, or a strip when it has several aliases."""
+    # The list of outlets is reversed, as real firmware keeps no order.
 
     agent = "fence_kasa"
     device_id = "8006" + "0A" * 18
@@ -4689,14 +4625,10 @@ class VirtualKasa(VirtualDevice):
         with handle.makefile("rb") as stream:
             for header in iter(lambda: stream.read(4), b""):
                 answer = self.answer(stream.read(struct.unpack(">I", header)[0]))
-                if answer is None:
-                    return
-                length = OVERSIZE_BYTES if self.fault == "oversize" else len(answer)
-                if not self.send_answer(handle, struct.pack(">I", length) + answer):
-                    return
+                self.send_answer(handle, struct.pack(">I", len(answer)) + answer)
 
     def answer(self, message):
-        """Return the reply to one message, or None when the connection breaks instead."""
+        """Return the reply to one message; raise OSError to break the connection instead."""
         request = json.loads(decrypt_kasa(message).decode("utf-8"))
         with self.lock:
             self.requests.append(request)
@@ -4704,8 +4636,6 @@ class VirtualKasa(VirtualDevice):
             reply = {module: {method: self._call(module, method, arguments or {}, chosen)
                               for method, arguments in methods.items()}
                      for module, methods in request.items()}
-        if self.fault == "drop" and "set_relay_state" in request.get("system", {}):
-            return None
         return build_kasa_message(reply)
 
     def _call(self, module, method, arguments, chosen):
@@ -4721,7 +4651,7 @@ class VirtualKasa(VirtualDevice):
             "led_off": 0, "err_code": 0}
         children = []
         for outlet in reversed(self.outlets):
-            state = outlet.relay if self.fault == "wrong_type" else int(outlet.relay)
+            state = int(outlet.relay)
             children.append({"id": self._child_id(outlet), "alias": outlet.alias, "state": state,
                              "on_time": 7 * state, "next_action": {"type": -1}})
         if is_strip:
@@ -4747,7 +4677,7 @@ class VirtualKasa(VirtualDevice):
 
     def _emeter_get_realtime(self, arguments, chosen):
         outlet = self._chosen_outlet(chosen)
-        if not self.metered or outlet is None or self.fault == "dead_meter":
+        if not self.metered or outlet is None:
             return dict(KASA_REFUSAL)
         watts = outlet.watts()
         return {"current_ma": int(watts / 0.23), "power_mw": int(watts * 1000), "total_wh": 26889,
@@ -4759,10 +4689,8 @@ PORTAL_PAGE = ("<!DOCTYPE html><html><title>Sign in: Wi-Fi ON or OFF</title><for
 
 
 class VirtualHttp(VirtualDevice):
-    """A web server; subclasses answer in their dialect.
-
-    requests: (method, path, header fields by their lower-case names).
-    """
+    """A web server; subclasses answer in their dialect."""
+    # requests: (method, path, header fields by their lower-case names).
 
     agent = "fence_http"
     password = ""  # of the user admin
@@ -4778,19 +4706,16 @@ class VirtualHttp(VirtualDevice):
                       for name, value in http.client.parse_headers(stream).items()}
         with self.lock:
             self.requests.append((words[0], words[1], fields))
-            reply = self._answer(words[0], words[1], fields)
-        if reply:
-            self.send_answer(handle, self.render(*reply))
+            reply = self.answer(words[0], words[1], fields)
+        self.send_answer(handle, self.render(*reply))
 
-    def _answer(self, method, path, fields):
-        """Return (status, headers, body), or None when the connection breaks instead."""
+    def answer(self, method, path, fields):
+        """Return (status, headers, body); raise OSError to break the connection instead."""
         if self.fault == "portal":
             return 200, {"Content-Type": "text/html"}, PORTAL_PAGE
         if self.password and not self.knows_login(method, path, fields):
             return self.refuse_login()
-        before = self.commands
-        reply = self.respond(method, path, fields)
-        return None if self.fault == "drop" and self.commands > before else reply
+        return self.respond(method, path, fields)
 
     def knows_login(self, method, path, fields):
         return fields.get("authorization") == build_basic_login("admin", self.password)
@@ -4804,15 +4729,13 @@ class VirtualHttp(VirtualDevice):
 
     def words(self):
         """Return {number: "ON" or "OFF"} as the device reports its relays."""
-        return {outlet.number: None if self.fault == "wrong_type" else "ON" if outlet.relay
-                else "OFF" for outlet in self.outlets}
+        return {outlet.number: "ON" if outlet.relay else "OFF" for outlet in self.outlets}
 
     def render(self, status, headers, body):
         data = body.encode("utf-8")
         lines = ["HTTP/1.1 %d Whatever" % status, "Connection: close"]
         lines += ["%s: %s" % header for header in headers.items()]
-        lines.append("Content-Length: %d" % (
-            OVERSIZE_BYTES if self.fault == "oversize" else len(data)))
+        lines.append("Content-Length: %d" % len(data))
         return "\r\n".join(lines + ["", ""]).encode("latin-1") + data
 
 
@@ -4852,7 +4775,7 @@ class VirtualTasmota(VirtualHttp):
             return {"Command": "Error"}
         if word:
             self.switch(number, word == "on")
-        if word and self.fault in ("ignore", "late", "wrong_outlet"):
+        if word and self.fault == "ignore":
             return {self.member(number): word.upper()}
         return {self.member(number): self.members()[self.member(number)]}
 
@@ -4860,8 +4783,6 @@ class VirtualTasmota(VirtualHttp):
         """while_off: whether the meter goes on measuring (SetOption21 1)."""
         if not self.metered:
             return {"Time": "2026-01-01T00:00:00"}
-        if self.fault == "dead_meter":
-            return {"ENERGY": {"Power": None}}
         shown = while_off or any(outlet.relay for outlet in self.outlets)
         watts = sum(outlet.watts() for outlet in self.outlets) if shown else 0
         return {"ENERGY": {"Total": 3.185, "Power": watts, "Voltage": 230 if shown else 0}}
@@ -4897,7 +4818,7 @@ class VirtualEsphome(VirtualHttp):
     def describe(self, outlet):
         word = self.words()[outlet.number]
         return {"id": "switch/" + outlet.alias, "name": outlet.alias, "domain": "switch",
-                "value": word == "ON" if word else 0, "state": word, "assumed_state": False}
+                "value": word == "ON", "state": word, "assumed_state": False}
 
 
 # A generic switch: paths of on, off and status, and the status page with its words for ON and OFF.
@@ -4920,8 +4841,7 @@ class VirtualSwitch(VirtualHttp):
             return 200, {}, '{"was_on":true}'
         if path != pages.status:
             return 404, {}, "Not Found: OFF"
-        word = self.words()[1]
-        return 200, {}, pages.page % pages.words[word] if word else "null"
+        return 200, {}, pages.page % pages.words[self.words()[1]]
 
 
 # One step of the demo. device: key of a virtual device; expected: exit code; shows: what the output

@@ -13,7 +13,6 @@ import sys
 import tempfile
 import unittest
 
-import fencetool
 from tests import netlab, support, virtual
 
 NO_ICMP = "meta l4proto icmp"
@@ -236,7 +235,7 @@ class LabTest(support.AgentTest):
     def tearDownClass(cls):
         shutil.rmtree(cls.folder, ignore_errors=True)
 
-    def start_plug(self, state, host=PLUG, machine="plug", make=fencetool.VirtualKasa, **options):
+    def start_plug(self, state, host=PLUG, machine="plug", make=virtual.Kasa, **options):
         """Start a plug (Kasa) in its namespace; return it and the parameters that reach it."""
         plug = make(["storage-b"], **options)
         plug.outlets[0].relay = plug.outlets[0].powered = state
@@ -410,7 +409,7 @@ class PowerTest(LabTest):
         self.assert_verdicts([(ALIVE, "still draws 43 W", address)])
 
     def test_the_outlet_of_a_strip_is_the_one_that_was_fenced(self):
-        plug = fencetool.VirtualKasa(["storage-a", "storage-b", "spare"])
+        plug = virtual.Kasa(["storage-a", "storage-b", "spare"])
         plug.outlets[1].relay = plug.outlets[1].powered = False
         LAB.call_inside("plug", lambda: plug.start(PLUG))
         self.addCleanup(plug.stop)

@@ -39,7 +39,7 @@ class Actions(AgentTest):
             ("enable", 0, "Success: Powered ON\n"), ("validate-all", 0, ""))
 
         def run_all(way):
-            device = self.start(fencetool.VirtualKasa(["node"]))
+            device = self.start(virtual.Kasa(["node"]))
             return [way("fence_kasa", self.address(device, action=action, nodename="node"))
                     for action, _, _ in expected]
         for results in at_once([functools.partial(run_all, way) for way in BOTH_WAYS]):
@@ -68,7 +68,7 @@ class Actions(AgentTest):
                 self.assertTrue(all(outlet.relay for outlet in device.outlets))
 
     def test_an_outlet_of_a_strip_is_found_by_number_alias_and_both_forms_of_id(self):
-        device = self.start(fencetool.VirtualKasa(["a", "b", "storage-b"]))
+        device = self.start(virtual.Kasa(["a", "b", "storage-b"]))
         for plug in ("3", "storage-b", "02", device.device_id + "02"):
             device.outlets[2].relay = True
             result = on_stdin("fence_kasa", self.address(device, action="off", plug=plug,
@@ -78,7 +78,7 @@ class Actions(AgentTest):
                 self.assertEqual([outlet.relay for outlet in device.outlets], [True, True, False])
 
     def test_one_connection_serves_all_requests_of_an_action(self):
-        device = self.start(fencetool.VirtualKasa(metered=True))
+        device = self.start(virtual.Kasa(metered=True))
         accepted = []
         converse = device.converse
         device.converse = lambda handle: (accepted.append(1), converse(handle))
@@ -87,31 +87,31 @@ class Actions(AgentTest):
         self.assertGreaterEqual(len(device.requests), 6)
 
     def test_off_is_commanded_even_when_the_device_says_off_already(self):
-        device = self.start(fencetool.VirtualKasa())
+        device = self.start(virtual.Kasa())
         device.outlets[0].relay = False
         result = on_stdin("fence_kasa", self.address(device, action="off"))
         self.assertEqual(result.out, "Success: Already OFF\n")
         self.assertTrue(switched(device))
 
     def test_sysinfo_is_asked_alone(self):
-        device = self.start(fencetool.VirtualKasa(["a", "b"], metered=True))
+        device = self.start(virtual.Kasa(["a", "b"], metered=True))
         on_stdin("fence_kasa", self.address(device, action="off", plug="1"))
         for request in device.requests:
             self.assertEqual(len(request), 1)
             self.assertEqual(len(list(request.values())[0]), 1)
 
     def test_monitor_succeeds_with_the_plug_off_and_without_an_outlet_named(self):
-        device = self.start(fencetool.VirtualKasa(["a", "b"]))
+        device = self.start(virtual.Kasa(["a", "b"]))
         device.outlets[0].relay = device.outlets[1].relay = False
         self.assert_success(on_stdin("fence_kasa", self.address(device, action="monitor")))
 
     def test_monitor_tells_that_a_required_meter_is_missing(self):
-        device = self.start(fencetool.VirtualKasa())
+        device = self.start(virtual.Kasa())
         self.assert_failure(on_stdin("fence_kasa", self.address(
             device, action="monitor", power_meter="require")), "power meter")
 
     def test_reboot_keeps_the_outlet_off_long_enough_to_cut_a_power_supply(self):
-        device = self.start(fencetool.VirtualKasa())
+        device = self.start(virtual.Kasa())
         changes = []
         device.on_power = lambda number, powered: changes.append(
             (powered, fencetool.System.clock()))
@@ -121,7 +121,7 @@ class Actions(AgentTest):
         self.assertGreaterEqual(changes[1][1] - changes[0][1], fencetool.REBOOT_OFF_SECONDS)
 
     def test_a_reboot_that_cannot_switch_on_again_succeeds_loudly(self):
-        device = self.start(fencetool.VirtualKasa())
+        device = self.start(virtual.Kasa())
 
         def stay_off(number, powered):
             device.fault = "ignore"
@@ -133,19 +133,19 @@ class Actions(AgentTest):
         self.assertEqual(result.err.count("\n"), 1)
 
     def test_a_reboot_without_proof_of_off_never_switches_on(self):
-        device = self.start(fencetool.VirtualKasa(fault="ignore"))
+        device = self.start(virtual.Kasa(fault="ignore"))
         self.assert_failure(on_stdin("fence_kasa", self.address(device, action="reboot")))
         self.assertNotIn({"system": {"set_relay_state": {"state": 1}}}, device.requests)
 
     def test_delay_waits_before_off_and_not_before_status(self):
-        device = self.start(fencetool.VirtualKasa())
+        device = self.start(virtual.Kasa())
         off, status = at_once([call(on_stdin, self.address(device, action=action, delay="1"))
                                for action in ("off", "status")])
         self.assertGreater(off.seconds, 1)
         self.assertLess(status.seconds, off.seconds)
 
     def test_two_runs_at_once_on_one_plug_both_end_right(self):
-        device = self.start(fencetool.VirtualKasa(["a", "b"], metered=True))
+        device = self.start(virtual.Kasa(["a", "b"], metered=True))
         actions = ("off", "monitor", "off", "status", "list", "off", "monitor", "off")
         results = at_once([call(on_stdin, self.address(device, action=action, plug="2"))
                            for action in actions])
@@ -155,14 +155,14 @@ class Actions(AgentTest):
         self.assertEqual([outlet.relay for outlet in device.outlets], [True, False])
 
     def test_lost_replies_now_and_then_do_not_fail_a_monitor(self):
-        device = self.start(fencetool.VirtualKasa())
+        device = self.start(virtual.Kasa())
         device.lose_every = 3
         for result in at_once([call(on_stdin, self.address(device, action="monitor"))] * 7, 1):
             self.assert_success(result)
         self.assertGreater(len(device.requests), 7)
 
     def test_ipv6_works(self):
-        device = self.start(fencetool.VirtualKasa(), host="::1")
+        device = self.start(virtual.Kasa(), host="::1")
         self.assert_success(on_stdin("fence_kasa", self.address(device, action="status")))
         address = "[::1]:%d" % device.address[1]
         self.assert_success(on_stdin("fence_kasa", dict(support.SHORT_LIMITS, ip=address,
@@ -194,7 +194,7 @@ class Faults(AgentTest):
             plug = {"plug": "1"} if "aliases" in options else {}
             for action, words in (("off", off_words), ("status", status_words)):
                 for way in BOTH_WAYS:
-                    device = self.start(fencetool.VirtualKasa(fault=fault, **options))
+                    device = self.start(virtual.Kasa(fault=fault, **options))
                     log = os.path.join(folder.name, str(len(calls)))
                     calls.append(call(way, self.address(device, action=action, debug_file=log,
                                                         **plug)))
@@ -213,18 +213,18 @@ class Faults(AgentTest):
                 self.assertLess(took, MOST_MILLISECONDS)
 
     def test_a_device_that_breaks_the_connection_after_it_obeyed_is_read_on_a_new_one(self):
-        device = self.start(fencetool.VirtualKasa(fault="drop"))
+        device = self.start(virtual.Kasa(fault="drop"))
         self.assert_success(on_stdin("fence_kasa", self.address(device, action="off")))
         self.assertFalse(device.outlets[0].powered)
 
     def test_a_plug_that_switches_late_is_waited_for(self):
-        device = self.start(fencetool.VirtualKasa(fault="late", metered=True))
+        device = self.start(virtual.Kasa(fault="late", metered=True))
         result = on_stdin("fence_kasa", self.address(device, action="off", power_timeout="8"))
         self.assert_success(result)
-        self.assertGreater(result.seconds, fencetool.LATE_SECONDS)
+        self.assertGreater(result.seconds, virtual.LATE_S)
 
     def test_one_reading_of_off_is_not_yet_a_proof(self):
-        device = self.start(fencetool.VirtualKasa())
+        device = self.start(virtual.Kasa())
         flips = []
         describe = device._system_get_sysinfo
 
@@ -236,7 +236,7 @@ class Faults(AgentTest):
         self.assert_failure(on_stdin("fence_kasa", self.address(device, action="off")))
 
     def test_a_dead_meter_is_told_and_ignored_or_fails_as_power_meter_says(self):
-        device = self.start(fencetool.VirtualKasa(metered=True, fault="dead_meter"))
+        device = self.start(virtual.Kasa(metered=True, fault="dead_meter"))
         results = at_once([call(on_stdin, self.address(device, action="off", power_meter=policy))
                            for policy in ("auto", "ignore", "require")])
         self.assert_success(results[0])
@@ -246,12 +246,12 @@ class Faults(AgentTest):
         self.assertIn("warning: power meter", told.err)
 
     def test_a_welded_relay_passes_only_where_the_meter_is_to_be_ignored(self):
-        device = self.start(fencetool.VirtualKasa(metered=True, fault="welded"))
+        device = self.start(virtual.Kasa(metered=True, fault="welded"))
         self.assert_success(on_stdin("fence_kasa", self.address(
             device, action="off", power_meter="ignore")))
 
     def test_another_device_at_the_address_is_refused_before_anything_is_switched(self):
-        device = self.start(fencetool.VirtualKasa(mac="CC:32:E5:00:00:99"))
+        device = self.start(virtual.Kasa(mac="CC:32:E5:00:00:99"))
         result = on_stdin("fence_kasa", self.address(
             device, action="off", device_mac="CC:32:E5:00:00:01"))
         self.assert_failure(result, "CC:32:E5:00:00:99", "CC:32:E5:00:00:01")
@@ -261,7 +261,7 @@ class Faults(AgentTest):
         self.assert_success(right)
 
     def test_a_device_that_does_not_tell_its_mac_is_refused_when_one_is_configured(self):
-        device = self.start(fencetool.VirtualKasa())
+        device = self.start(virtual.Kasa())
         describe = device._system_get_sysinfo
         device._system_get_sysinfo = lambda *call: {
             name: value for name, value in describe(*call).items() if name != "mac"}
@@ -270,7 +270,7 @@ class Faults(AgentTest):
         self.assertFalse(switched(device))
 
     def test_outlets_that_are_not_exactly_named_are_never_switched(self):
-        device = self.start(fencetool.VirtualKasa(["a", "b", "b"]))
+        device = self.start(virtual.Kasa(["a", "b", "b"]))
         cases = ({}, {"plug": "9"}, {"plug": "b"}, {"plug": "nothing"},
                  {"plug": "storage-b", "nodename": "storage-b"}, {"plug": "1,2"})
         for case, result in zip(cases, at_once([
@@ -280,7 +280,7 @@ class Faults(AgentTest):
         self.assertFalse(switched(device))
 
     def test_the_message_to_every_failure_names_action_target_and_device(self):
-        device = self.start(fencetool.VirtualKasa(fault="refuse"))
+        device = self.start(virtual.Kasa(fault="refuse"))
         result = on_stdin("fence_kasa", self.address(device, action="status",
                                                      nodename="storage-b"))
         self.assert_failure(result, "fence_kasa: status storage-b: kasa 127.0.0.1:%d: "
@@ -301,7 +301,7 @@ class Reconnecting(AgentTest):
         return on_stdin("fence_kasa", self.address(device, action="off", **more))
 
     def test_a_plug_that_closes_the_connection_after_each_answer_is_fenced(self):
-        device = self.start(fencetool.VirtualKasa(metered=True))
+        device = self.start(virtual.Kasa(metered=True))
         send = device.send_answer
         device.send_answer = lambda handle, answer: send(handle, answer) and False
         self.assert_success(on_stdin("fence_kasa", self.address(device, action="off")))
@@ -311,7 +311,7 @@ class Reconnecting(AgentTest):
         self.assert_failure(on_stdin("fence_kasa", self.address(device, action="off")), "43 W")
 
     def test_a_load_that_was_seen_is_not_forgotten_when_the_meter_falls_silent(self):
-        device = self.start(fencetool.VirtualKasa(metered=True, fault="welded"))
+        device = self.start(virtual.Kasa(metered=True, fault="welded"))
 
         def fall_silent(number):
             if number > 4:
@@ -324,7 +324,7 @@ class Reconnecting(AgentTest):
                 ("mac", lambda device: setattr(device, "mac", "CC:32:E5:00:00:77")),
                 ("strip", lambda device: device.outlets.append(
                     fencetool.VirtualOutlet(2, "b")))):
-            device = self.start(fencetool.VirtualKasa(fault="ignore"))
+            device = self.start(virtual.Kasa(fault="ignore"))
 
             def become_another(number, device=device, change=change):
                 if number == 3:
@@ -335,7 +335,7 @@ class Reconnecting(AgentTest):
                 self.assert_failure(result, "another device answered in the middle")
 
     def test_a_new_connection_is_identified_before_it_is_switched(self):
-        device = self.start(fencetool.VirtualKasa())
+        device = self.start(virtual.Kasa())
         send = device.send_answer
 
         def break_off_at_the_command(handle, answer):
@@ -352,7 +352,7 @@ class Reconnecting(AgentTest):
         self.assertEqual(len(commands), 1)
 
     def test_an_outlet_whose_alias_moves_to_another_is_refused(self):
-        device = self.start(fencetool.VirtualKasa(["a", "b"], fault="ignore"))
+        device = self.start(virtual.Kasa(["a", "b"], fault="ignore"))
 
         def rename(number):
             if number == 3:
@@ -361,14 +361,14 @@ class Reconnecting(AgentTest):
         self.assert_failure(self.run_with(device, rename, plug="b"), "has become another one")
 
     def test_an_answer_that_comes_twice_is_not_taken_for_the_next_one(self):
-        device = self.start(fencetool.VirtualKasa())
+        device = self.start(virtual.Kasa())
         send = device.send_answer
         device.send_answer = lambda handle, answer: send(handle, answer + answer)
         self.assert_failure(on_stdin("fence_kasa", self.address(device, action="off")),
                             "more than one answer")
 
     def test_a_required_meter_is_asked_before_anything_is_switched(self):
-        device = self.start(fencetool.VirtualKasa())
+        device = self.start(virtual.Kasa())
         self.assert_failure(on_stdin("fence_kasa", self.address(
             device, action="off", power_meter="require")), "no power meter")
         self.assertFalse(switched(device))
@@ -376,7 +376,7 @@ class Reconnecting(AgentTest):
 
 class BadInput(AgentTest):
     def test_bad_input_ends_with_one_clear_line_and_sends_nothing(self):
-        device = self.start(fencetool.VirtualKasa())
+        device = self.start(virtual.Kasa())
         good = self.address(device, action="off")
         cases = (
             ({"ip": ""}, "no ip given"), ({"ipport": "abc"}, "ipport: 'abc'"),
@@ -396,7 +396,7 @@ class BadInput(AgentTest):
         self.assertEqual(device.requests, [])
 
     def test_stray_words_and_unknown_options_are_usage_errors_and_send_nothing(self):
-        device = self.start(fencetool.VirtualKasa())
+        device = self.start(virtual.Kasa())
         address = ["-a", "127.0.0.1", "-u", str(device.address[1])]
         for words in (["off"], ["-o", "off", "storage-b"], ["--nosuch=1"], ["getconfignames"],
                       ["off", "storage-b"]):
@@ -405,7 +405,7 @@ class BadInput(AgentTest):
         self.assertEqual(device.requests, [])
 
     def test_unknown_names_on_stdin_are_ignored_and_told_when_verbose(self):
-        device = self.start(fencetool.VirtualKasa())
+        device = self.start(virtual.Kasa())
         parameters = self.address(device, action="status", nodeid="2", crm_feature_set="3.16")
         self.assert_success(on_stdin("fence_kasa", parameters))
         told = on_stdin("fence_kasa", dict(parameters, verbose="1"))
@@ -420,7 +420,7 @@ class BadInput(AgentTest):
 
 class AsPacemakerRunsIt(AgentTest):
     def test_stdin_in_every_form_that_is_seen(self):
-        device = self.start(fencetool.VirtualKasa(["Küche"]))
+        device = self.start(virtual.Kasa(["Küche"]))
         ip = "ip=127.0.0.1\nipport=%d\n" % device.address[1]
         forms = {
             "no final newline": ip + "action=status",
@@ -454,21 +454,21 @@ class AsPacemakerRunsIt(AgentTest):
         self.assertIn('<resource-agent name="fence_kasa"', result.out)
 
     def test_the_script_runs_without_path_and_from_an_unwritable_folder(self):
-        device = self.start(fencetool.VirtualKasa())
+        device = self.start(virtual.Kasa())
         text = "ip=127.0.0.1\nipport=%d\naction=monitor\n" % device.address[1]
         result = support.run([support.SCRIPT, "fence_kasa"], stdin=text, environment={},
                              cwd="/proc")
         self.assert_success(result)
 
     def test_a_success_is_silent_on_stderr(self):
-        device = self.start(fencetool.VirtualKasa(metered=True))
+        device = self.start(virtual.Kasa(metered=True))
         for action in ("metadata", "validate-all", "monitor", "list", "status", "off", "on"):
             with self.subTest(action):
                 self.assertEqual(on_stdin("fence_kasa", self.address(
                     device, action=action)).err, "")
 
     def test_killed_at_any_point_the_next_run_works(self):
-        device = self.start(fencetool.VirtualKasa(["a", "b"]))
+        device = self.start(virtual.Kasa(["a", "b"]))
         text = "".join("%s=%s\n" % item for item in self.address(
             device, action="off", plug="2").items()).encode("utf-8")
         for point in range(1, 5):
@@ -497,14 +497,14 @@ class AsPacemakerRunsIt(AgentTest):
         device.answer = answer
 
     def test_validate_all_sends_nothing_and_takes_what_pcs_adds(self):
-        device = self.start(fencetool.VirtualKasa())
+        device = self.start(virtual.Kasa())
         result = on_stdin("fence_kasa", self.address(
             device, action="validate-all", nodename="node1", port="node1"))
         self.assert_success(result)
         self.assertEqual(device.requests, [])
 
     def test_a_reader_that_went_away_gets_no_success(self):
-        device = self.start(fencetool.VirtualKasa())
+        device = self.start(virtual.Kasa())
         reader, writer = os.pipe()
         os.close(reader)
         child = subprocess.Popen([sys.executable, "-IS", support.SCRIPT, "fence_kasa"],
@@ -517,7 +517,7 @@ class AsPacemakerRunsIt(AgentTest):
 
     def test_closed_descriptors_are_no_hazard(self):
         for closed in ((0,), (0, 1), (2,), (0, 1, 2)):
-            device = self.start(fencetool.VirtualKasa())
+            device = self.start(virtual.Kasa())
             text = self.address(device, action="off", verbose_level="2")
             command = "printf '%s' | exec %s -IS %s fence_kasa" % (
                 "".join("%s=%s\\n" % item for item in text.items()), sys.executable,
@@ -531,7 +531,7 @@ class AsPacemakerRunsIt(AgentTest):
                                  (1, True) if 0 in closed else (0, False), result)
 
     def test_version_and_help_beside_an_action_are_refused(self):
-        device = self.start(fencetool.VirtualKasa())
+        device = self.start(virtual.Kasa())
         for name in ("version", "help"):
             self.assert_failure(on_stdin("fence_kasa", self.address(
                 device, action="off", **{name: "1"})), "exclude each other")
@@ -550,7 +550,7 @@ class AsPacemakerRunsIt(AgentTest):
 
 class Secrets(AgentTest):
     def test_a_password_is_in_no_output_no_file_and_no_argv(self):
-        device = self.start(fencetool.VirtualKasa(fault="garbage"))
+        device = self.start(virtual.Kasa(fault="garbage"))
         folder = tempfile.TemporaryDirectory()
         self.addCleanup(folder.cleanup)
         log = os.path.join(folder.name, "debug.log")
@@ -593,12 +593,12 @@ class Secrets(AgentTest):
             self.assertNotIn("PCMK", handle.read())
 
     def test_quiet_writes_nothing_to_stderr(self):
-        device = self.start(fencetool.VirtualKasa(fault="refuse"))
+        device = self.start(virtual.Kasa(fault="refuse"))
         result = on_stdin("fence_kasa", self.address(device, action="status", quiet="1"))
         self.assertEqual((result.code, result.out, result.err), (1, "", ""))
 
     def test_a_debug_file_that_cannot_be_written_does_not_stop_a_fence(self):
-        device = self.start(fencetool.VirtualKasa())
+        device = self.start(virtual.Kasa())
         with tempfile.TemporaryDirectory() as folder:
             pipe = os.path.join(folder, "pipe")
             os.mkfifo(pipe)
@@ -626,7 +626,7 @@ class NameResolution(unittest.TestCase):
         self.assertIn("use an address instead", result.err)
 
     def test_a_name_of_this_machine_works(self):
-        device = fencetool.VirtualKasa()
+        device = virtual.Kasa()
         self.addCleanup(device.stop)
         device.start()
         result = on_stdin("fence_kasa", {"ip": "localhost", "ipport": str(device.address[1]),

@@ -4,8 +4,7 @@ import socket
 import sys
 import tempfile
 
-import fencetool
-from tests import support
+from tests import support, virtual
 from tests.support import AgentTest, on_stdin
 
 # Runs the script in a mount namespace with a /dev of its own, whose /dev/log is the socket given.
@@ -51,7 +50,7 @@ class Syslog(AgentTest):
                 pass
 
     def test_a_success_leaves_one_line_that_tells_everything(self):
-        device = self.start(fencetool.VirtualKasa())
+        device = self.start(virtual.Kasa())
         result, lines = self.run_with_syslog(self.address(
             device, action="off", nodename="storage-b"))
         self.assert_success(result)
@@ -61,7 +60,7 @@ class Syslog(AgentTest):
                          r"outcome=Success: Powered OFF")
 
     def test_a_failure_leaves_one_line_with_its_reason(self):
-        device = self.start(fencetool.VirtualKasa(fault="refuse"))
+        device = self.start(virtual.Kasa(fault="refuse"))
         result, lines = self.run_with_syslog(self.address(
             device, action="status", nodename="storage-b", password="hush"))
         self.assert_failure(result, "Connection refused")
@@ -70,7 +69,7 @@ class Syslog(AgentTest):
         self.assertNotIn("hush", lines[0])
 
     def test_a_log_daemon_that_hangs_does_not_hold_up_a_fence(self):
-        device = self.start(fencetool.VirtualKasa())
+        device = self.start(virtual.Kasa())
         result, lines = self.run_with_syslog(self.address(device, action="off"), hangs=True)
         self.assert_success(result)
         self.assertFalse(any("outcome" in line for line in lines))
@@ -82,7 +81,7 @@ class Syslog(AgentTest):
         self.assertIn("no ip given", lines[0])
 
     def test_a_failing_power_on_of_a_reboot_is_in_syslog(self):
-        device = self.start(fencetool.VirtualKasa())
+        device = self.start(virtual.Kasa())
         device.on_power = lambda number, powered: setattr(device, "fault", "ignore")
         result, lines = self.run_with_syslog(self.address(
             device, action="reboot", power_timeout="4", retry_on="0"))
@@ -92,7 +91,7 @@ class Syslog(AgentTest):
 
 class Steps(AgentTest):
     def test_verbose_tells_the_steps_and_twice_also_the_messages(self):
-        device = self.start(fencetool.VirtualKasa())
+        device = self.start(virtual.Kasa())
         once = on_stdin("fence_kasa", self.address(device, action="off", verbose="1"))
         twice = on_stdin("fence_kasa", self.address(device, action="off", verbose_level="2"))
         self.assertIn("not confirmed yet: one more look", once.err)
@@ -101,7 +100,7 @@ class Steps(AgentTest):
         self.assertIn('-> {"system":{"set_relay_state":{"err_code":0}}}', twice.err)
 
     def test_the_debug_file_holds_the_steps_with_the_time_of_day(self):
-        device = self.start(fencetool.VirtualKasa())
+        device = self.start(virtual.Kasa())
         with tempfile.TemporaryDirectory() as folder:
             path = os.path.join(folder, "debug.log")
             self.assert_success(on_stdin("fence_kasa", self.address(

@@ -3,8 +3,7 @@ import os
 import sys
 import tempfile
 
-import fencetool
-from tests import support
+from tests import support, virtual
 from tests.support import AgentTest
 
 
@@ -31,19 +30,19 @@ class Plugin(AgentTest):
         self.assertTrue(xml.startswith("<parameters>") and xml.endswith("</parameters>\n"))
 
     def test_off_on_and_reset_switch_the_host(self):
-        device = self.start(fencetool.VirtualKasa(["node"]))
+        device = self.start(virtual.Kasa(["node"]))
         for verb, powered in (("off", False), ("on", True), ("reset", True)):
             self.assert_success(self.plugin(verb, "storage-b", **self.of(device)))
             self.assertIs(device.outlets[0].powered, powered)
         self.assert_success(self.plugin("status", **self.of(device)))
 
     def test_an_outlet_of_a_strip_is_named_by_plug_or_by_the_hosts_name(self):
-        device = self.start(fencetool.VirtualKasa(["storage-a", "storage-b"]))
+        device = self.start(virtual.Kasa(["storage-a", "storage-b"]))
         self.assert_success(self.plugin("off", "storage-b", **self.of(device, plug="2")))
         self.assertEqual([outlet.powered for outlet in device.outlets], [True, False])
 
     def test_nothing_is_switched_on_a_doubt(self):
-        device = self.start(fencetool.VirtualKasa(["node"]))
+        device = self.start(virtual.Kasa(["node"]))
         for words, environment in (
                 (("off", "other"), self.of(device)), (("off",), self.of(device)), ((), {}),
                 (("explode", "storage-b"), self.of(device)),
@@ -64,7 +63,7 @@ class Plugin(AgentTest):
         stonith = support.require_program("stonith")
         folder = "/usr/lib/stonith/plugins/external"
         support.require(os.path.isdir(folder), "cluster-glue's plugin folder is missing")
-        device = self.start(fencetool.VirtualKasa(["node"]))
+        device = self.start(virtual.Kasa(["node"]))
         with tempfile.TemporaryDirectory() as layer:
             os.symlink(support.SCRIPT, os.path.join(layer, "kasa"))
             results = [support.run(

@@ -1,9 +1,85 @@
 """Virtual devices with the firmware and the faults that only tests need."""
 import re
+import socket
+import struct
+import threading
+import time
 
 import fencetool
 
+LATE_S = 2.0
 LAG_S = 1.0
+OVERSIZE_BYTES = 1 << 30
+GARBAGE = struct.pack(">I", 40) + bytes(range(7, 47))  # with a length that Kasa's frames allow
+
+
+class Faulty:
+    """What any device may have; to be mixed into the classes of fencetool.py."""
+
+    faults = dict(fencetool.FAULTS, **{
+        "refuse": "the port is closed",
+        "silent": "accepts the connection and never answers",
+        "drip": "answers one byte a second",
+        "truncated": "breaks off in the middle of every answer",
+        "oversize": "claims an answer of a gigabyte",
+        "garbage": "answers with bytes that mean nothing",
+        "wrong_type": "answers with true, null and words where numbers belong",
+        "drop": "obeys every command, and breaks the connection instead of answering it",
+        "late": "acknowledges, and switches two seconds later",
+        "wrong_outlet": "acknowledges, and switches another outlet",
+        "dead_meter": "the power meter answers with an error",
+    })
+    lose_every = 0  # every n-th answer is lost
+
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
+        self.answers = 0
+        self.stopped = threading.Event()
+
+    def listen(self, listener):
+        if self.fault != "refuse":  # bound all the same, or the next device gets the port
+            super().listen(listener)
+
+    def stop(self):
+        self.stopped.set()
+        super().stop()
+
+    def run_later(self, seconds, run, *arguments):
+        self.run_in_thread(lambda: self.stopped.wait(seconds) or run(*arguments))
+
+    def switch(self, number, on):
+        if self.fault not in ("late", "wrong_outlet"):
+            return super().switch(number, on)
+        self.commands += 1
+        if self.fault == "late":
+            self.run_later(LATE_S, self.move, number, on)
+        elif len(self.outlets) > 1:
+            self.move(number % len(self.outlets) + 1, on)
+
+    def answer(self, *request):
+        before = self.commands
+        reply = super().answer(*request)
+        if self.fault == "drop" and self.commands > before:
+            raise ConnectionError("dropped")
+        return reply
+
+    def send_answer(self, handle, answer):
+        self.answers += 1
+        answer = GARBAGE if self.fault == "garbage" else answer
+        if self.fault == "silent" or self.lose_every and self.answers % self.lose_every == 0:
+            while handle.recv(4096):
+                pass  # until the client gives up
+            raise ConnectionError("lost")
+        if self.fault == "drip":
+            for byte in answer:
+                handle.sendall(bytes([byte]))
+                time.sleep(1)
+        elif self.fault == "truncated":
+            handle.sendall(answer[:len(answer) // 2])
+            raise ConnectionError("truncated")
+        else:
+            super().send_answer(handle, answer)
+
 
 # What python-kasa asks a plug for besides: (module, method): answer.
 KASA_ANSWERS = {
@@ -18,7 +94,7 @@ KASA_ANSWERS = {
 }
 
 
-class Kasa(fencetool.VirtualKasa):
+class Kasa(Faulty, fencetool.VirtualKasa):
     """One that answers datagrams too, and all that python-kasa asks for."""
 
     short_ids = False  # of a strip: two digits alone
@@ -26,16 +102,22 @@ class Kasa(fencetool.VirtualKasa):
 
     def start(self, host="127.0.0.1", port=0):
         super().start(host, port)
-        datagrams = self._bind(fencetool.socket.SOCK_DGRAM, self.address)
-        self._run_in_thread(self.answer_datagrams, datagrams)
+        datagrams = self.bind(socket.SOCK_DGRAM, self.address)
+        if not self.fault:
+            self.run_in_thread(self.answer_datagrams, datagrams)
 
     def answer_datagrams(self, datagrams):
-        while not self._stopped.is_set():
+        while not self.stopped.is_set():
             try:
                 message, sender = datagrams.recvfrom(4096)
                 datagrams.sendto(self.answer(message), sender)
             except (OSError, ValueError):
                 pass  # it was nonsense, the sender went away, or stop() closed the socket
+
+    def send_answer(self, handle, answer):
+        if self.fault == "oversize":
+            answer = struct.pack(">I", OVERSIZE_BYTES) + answer[4:]
+        super().send_answer(handle, answer)
 
     def _call(self, module, method, arguments, chosen):
         if (module, method) in KASA_ANSWERS:
@@ -46,7 +128,17 @@ class Kasa(fencetool.VirtualKasa):
         whole = super()._child_id(outlet)
         return whole[-2:] if self.short_ids else whole
 
+    def _system_get_sysinfo(self, arguments, chosen):
+        info = super()._system_get_sysinfo(arguments, chosen)
+        if self.fault == "wrong_type":
+            for members in [info] + info.get("children", []):
+                for name in {"state", "relay_state"} & set(members):
+                    members[name] = bool(members[name])
+        return info
+
     def _emeter_get_realtime(self, arguments, chosen):
+        if self.fault == "dead_meter":
+            return dict(fencetool.KASA_REFUSAL)
         reply = super()._emeter_get_realtime(arguments, chosen)
         if not self.old_meter or reply["err_code"]:
             return reply
@@ -54,10 +146,10 @@ class Kasa(fencetool.VirtualKasa):
         return {"current": watts / 230, "power": watts, "voltage": 230.0, "err_code": 0}
 
 
-class Http:
+class Http(Faulty):
     """What the web servers below have in common: Digest logins and more faults."""
 
-    faults = dict(fencetool.FAULTS, **{
+    faults = dict(Faulty.faults, **{
         "redirect": "sends the client elsewhere",
         "server_error": "answers everything with status 500",
         "endless": "never ends its answers",
@@ -91,29 +183,34 @@ class Http:
             return 302, {"Location": "http://192.168.4.1/"}, ""
         if self.fault == "server_error":
             return 500, {}, "OFF"
-        if reply and self.fault == "elsewhere":
+        if self.fault == "elsewhere":
             return reply[:2] + (reply[2].replace('{"', '{"LED":"ON","MQTT":"OFF","'),)
-        if reply and self.fault == "wrong_key":
+        if self.fault == "wrong_key":
             return reply[:2] + (re.sub(self.another[0], self.another[1], reply[2]),)
         return reply
 
     def render(self, status, headers, body):
+        length = {"endless": b"", "oversize": b"\\r\\nContent-Length: %d" % OVERSIZE_BYTES}
         answer = super().render(status, headers, body)
-        return re.sub(b"\r\nContent-Length: [0-9]*", b"", answer) if self.fault == "endless" \
-            else answer
+        return re.sub(b"\r\nContent-Length: [0-9]*", length[self.fault], answer) \
+            if self.fault in length else answer
+
+    def words(self):
+        words = super().words()
+        return dict.fromkeys(words) if self.fault == "wrong_type" else words
 
     def send_answer(self, handle, answer):
         super().send_answer(handle, answer)
         while self.fault == "endless":
             handle.sendall(b" " * 1000)
 
-    def _move(self, number, on):
+    def move(self, number, on):
         outlet = self.outlets[number - 1]
         before = outlet.relay
-        super()._move(number, on)
+        super().move(number, on)
         if self.fault == "lag":
             outlet.relay = before
-            self._run_in_thread(setattr, outlet, "relay", on, after_s=LAG_S)
+            self.run_later(LAG_S, setattr, outlet, "relay", on)
 
 
 class Tasmota(Http, fencetool.VirtualTasmota):
@@ -131,7 +228,7 @@ class Tasmota(Http, fencetool.VirtualTasmota):
 
     def respond(self, method, path, fields):
         if self.referer and not fields.get("referer", "").startswith("http://" + self.address[0]):
-            return None
+            raise ConnectionError("foreign Referer")
         return super().respond(method, path, fields)
 
     def run_command(self, command):
@@ -141,9 +238,12 @@ class Tasmota(Http, fencetool.VirtualTasmota):
 
     def power(self, number, word):
         answer = super().power(number, word)
-        return {self.member(number): word.upper()} if word and self.fault == "lag" else answer
+        acknowledges = word and self.fault in ("lag", "late", "wrong_outlet")
+        return {self.member(number): word.upper()} if acknowledges else answer
 
     def sensors(self, while_off=False):
+        if self.metered and self.fault == "dead_meter":
+            return {"ENERGY": {"Power": None}}
         return super().sensors(self.always_metered)
 
 
@@ -206,3 +306,8 @@ PDU_PAGES = fencetool.VirtualPages(
 class Switch(Http, fencetool.VirtualSwitch):
     pages = PLAIN_PAGES
     another = ('"outlet":1', '"outlet":2')
+
+    def respond(self, method, path, fields):
+        if self.fault == "wrong_type" and path == self.pages.status:
+            return 200, {}, "null"
+        return super().respond(method, path, fields)

@@ -18,6 +18,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)
 sys.path.insert(0, ROOT)
 
 import fencetool  # noqa: E402
+from tests import virtual  # noqa: E402
 from tests.cluster import fence_stub  # noqa: E402
 
 READY_WAIT_S = 10
@@ -70,7 +71,7 @@ class Wired:
 
     def order_press(self, number, on=True):
         """Switch an outlet by its button."""
-        self._move(number, on)
+        self.move(number, on)
 
     def order_stall(self, seconds, answers):
         """Let the next answers come that much later, as a plug that seeks its broker does."""
@@ -84,10 +85,9 @@ class Wired:
             outlet.relay = outlet.powered = True
 
 
-DIALECTS = {name: type("Wired" + virtual.__name__, (Wired, virtual), {})
-            for name, virtual in (("kasa", fencetool.VirtualKasa),
-                                  ("tasmota", fencetool.VirtualTasmota),
-                                  ("esphome", fencetool.VirtualEsphome))}
+DIALECTS = {name: type("Wired" + device.__name__, (Wired, device), {})
+            for name, device in (("kasa", virtual.Kasa), ("tasmota", virtual.Tasmota),
+                                 ("esphome", virtual.Esphome))}
 PORTS = {"kasa": fencetool.KASA_PORT, "tasmota": fencetool.HTTP_PORT,
          "esphome": fencetool.HTTP_PORT}
 
