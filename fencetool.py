@@ -3208,8 +3208,7 @@ YAML_CHARACTERS = re.compile("[\t\x20-\x7e\xa0-\u2027\u202a-\ud7ff\ue000-\ufefe\
                              "\U00010000-\U0010ffff]*")
 YAML_MARK = re.compile(r"(---|\.\.\.)( |$)")
 YAML_ENTRY = re.compile("-( |$)")
-YAML_QUOTED = {"'": re.compile(r"'((?:[^']|'')*)'"),
-               '"': re.compile(r'"((?:[^"\\]|\\.)*)"', re.DOTALL)}
+YAML_QUOTED = {"'": re.compile(r"'(?:[^']|'')*'"), '"': re.compile(r'(?s)"(?:[^"\\]|\\.)*"')}
 YAML_ESCAPE = re.compile(r"\\(?:x([0-9A-Fa-f]{2})|u([0-9A-Fa-f]{4})|(.))", re.DOTALL)
 YAML_ESCAPES = {"\\": "\\", '"': '"', "/": "/", "n": "\n", "t": "\t", " ": " ", "\n": ""}
 YAML_PROPERTY = re.compile(r"(!!?[A-Za-z][A-Za-z0-9_/.:]*|&[A-Za-z0-9_-]+)(?: +|$)")
@@ -3225,9 +3224,10 @@ YAML_WORDS = {word: str(number) for number, words in enumerate((
 # Plain scalars that are no text, or not in all versions of YAML; integers are the same in all.
 YAML_INTEGER = re.compile("0|-?[1-9][0-9]*")
 YAML_AMBIGUOUS = re.compile(
-    r"[-+]?[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?|[-+]?0(b[01_]+|o[0-7_]+|x[0-9A-F_]+)"
-    r"|[-+]?(\.[0-9_]+|[0-9][0-9_]*(\.[0-9_]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|nan)"
-    r"|[0-9]{4}-[0-9]{1,2}-[0-9]{1,2}([Tt ].*)?|[yn=]|<<", re.IGNORECASE)
+    r"(?!(0|-?[1-9][0-9]*)$)([-+]?[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?"
+    r"|[-+]?0(b[01_]+|o[0-7_]+|x[0-9A-F_]+)|[-+]?\.(inf|nan)|[yn=]|<<"
+    r"|[-+]?(\.[0-9_]+|[0-9][0-9_]*(\.[0-9_]*)?)([eE][-+]?[0-9]+)?"
+    r"|[0-9]{4}-[0-9]{1,2}-[0-9]{1,2}([Tt ].*)?)", re.IGNORECASE)
 
 
 class YamlReader:
@@ -3510,27 +3510,22 @@ NAMES, NAMED_ADDRESSES, OPTIONS = "a list [a, b]", "a map {name: address}", "a m
 
 # power: the parameter of the power agent; verify: that of fence_check, or FENCE_OPTIONS, through
 # which the power agent's goes. methods: those that have the key, () for all.
-ClusterKey = collections.namedtuple("ClusterKey", "name kind power verify methods")
-ClusterKey.__new__.__defaults__ = (STRING, "", "", ())
+ClusterKey = collections.namedtuple("ClusterKey", "name kind power verify methods default")
+ClusterKey.__new__.__defaults__ = (STRING, "", "", (), "")
 FENCE_OPTIONS = "fence_options"
 HTTP_METHODS = ("tasmota", "esphome", "http")
 PLUG_METHODS = ("kasa",) + HTTP_METHODS
-CLUSTER_DEFAULTS = {
-    "stonith_fence_verify": "1", "stonith_verify_wait": "10", "stonith_quorum_device": "0",
-    "stonith_direct_networks": (), "stonith_witness_ips": {}}
 CLUSTER_KEYS = (
     ClusterKey("stonith_nodes", MAP),
-    ClusterKey("stonith_fence_verify", BOOLEAN),
-    ClusterKey("stonith_verify_wait", WHOLE_SECONDS),
-    ClusterKey("stonith_quorum_device", BOOLEAN),
-    ClusterKey("stonith_direct_networks", NAMES),
-    ClusterKey("stonith_witness_ips", NAMED_ADDRESSES),
-)
+    ClusterKey("stonith_fence_verify", BOOLEAN, default="1"),
+    ClusterKey("stonith_verify_wait", WHOLE_SECONDS, default="10"),
+    ClusterKey("stonith_quorum_device", BOOLEAN, default="0"),
+    ClusterKey("stonith_direct_networks", NAMES, default=()),
+    ClusterKey("stonith_witness_ips", NAMED_ADDRESSES, default={}))
 NETWORK_KEYS = (
     ClusterKey("mgmt_ip", ADDRESS),
     ClusterKey("storage_ip", ADDRESS),
-    ClusterKey("client_ips", NAMED_ADDRESSES),
-)
+    ClusterKey("client_ips", NAMED_ADDRESSES))
 NODE_KEYS = NETWORK_KEYS + (
     ClusterKey("method"),
     ClusterKey("agent"),
@@ -3554,8 +3549,7 @@ NODE_KEYS = NETWORK_KEYS + (
     ClusterKey("power_on", BOOLEAN),
     ClusterKey("delay", WHOLE_SECONDS),
     ClusterKey("off_timeout", WHOLE_SECONDS),
-    ClusterKey("options", OPTIONS),
-)
+    ClusterKey("options", OPTIONS))
 
 # agent "": the node names it. comes_back: whether a fenced node is powered on again by default.
 Method = collections.namedtuple("Method", "name agent fixed required comes_back")
@@ -3576,6 +3570,7 @@ LOOK_SECONDS = 20          # that fence_check may need after verify_wait
 SPARE_SECONDS = 5          # between the limit of one of our power agents and off_timeout
 RACE_DELAY_SECONDS = 10    # head start in a fence race: slow plugs take seconds to obey
 TIME_LIMITS = ("login_timeout", "shell_timeout", "power_timeout")
+OUTLET_KEYS = ("outlet", "switch_name", "power_off_url")
 NODE_NAME = re.compile("[A-Za-z0-9][A-Za-z0-9._-]{0,200}")
 AGENT_NAME = re.compile("fence_(?!kasa$|http$|check$)[A-Za-z0-9_-]+")
 # Parameters that follow from other keys, or would undo what makes the configuration safe.
@@ -3599,8 +3594,7 @@ def read_cluster(file, data, host_files=()):
     # data: the bytes of the file; host_files: (node, file, data) of --host-vars.
     reader = ClusterReader()
     members = reader.read_file(file, data)
-    hosts = [(node, host_file, reader.read_file(host_file, host_data))
-             for node, host_file, host_data in host_files]
+    hosts = [(node, path, reader.read_file(path, text)) for node, path, text in host_files]
     cluster = None if reader.mistakes else reader.read_top(file, members, hosts)
     for check in CLUSTER_CHECKS if cluster else ():
         check(cluster, reader)
@@ -3648,7 +3642,8 @@ class ClusterReader:
                        "fence devices, without %s" % (entries.foreign or "which nothing is done"))
             return None
         own = {key: node for key, node in members.items() if key.startswith("stonith_")}
-        values = dict(CLUSTER_DEFAULTS, **self.read_keys(own, CLUSTER_KEYS))
+        values = {row.name: row.default for row in CLUSTER_KEYS}
+        values.update(self.read_keys(own, CLUSTER_KEYS))
         nodes = {name: self.read_node(name, entry) for name, entry in entries.value.items()}
         for name, host_file, host_members in hosts:
             self.file = host_file
@@ -3657,8 +3652,7 @@ class ClusterReader:
             node.networks.update([(name, node.values[key]) for name, key in (
                 ("mgmt", "mgmt_ip"), ("storage", "storage_ip")) if key in node.values])
             node.networks.update(node.values.get("client_ips", {}))
-        networks = {network_key(network): network
-                    for node in nodes.values() for network in node.networks}
+        networks = {network_key(name): name for node in nodes.values() for name in node.networks}
         places = {key: (file, node.line) for key, node in members.items()}
         return Cluster(tuple(nodes.values()), values, places, networks)
 
@@ -3742,15 +3736,12 @@ def read_scalar(row, node):
             return ""
         if text in YAML_WORDS and row.kind == BOOLEAN:
             return YAML_WORDS[text]
-        if text in YAML_WORDS or (YAML_AMBIGUOUS.fullmatch(text)
-                                  and not YAML_INTEGER.fullmatch(text)):
-            raise UsageError("%s is no text in YAML, but yes or no, a number or a date: put it in "
-                             "quotes" % quote(text))
+        if text in YAML_WORDS or YAML_AMBIGUOUS.fullmatch(text):
+            raise UsageError("%s is no text in YAML: put it in quotes" % quote(text))
     if re.search(r"\{[{%#]", text):
         raise UsageError("holds a Jinja expression, which only Ansible can fill in")
     if "\t" in text or not YAML_CHARACTERS.fullmatch(text):
-        raise UsageError("holds a line break or a control character, and Pacemaker passes its "
-                         "parameters as lines")
+        raise UsageError("holds a line break or a control character: no value on one line")
     if DAMAGED_VALUE.search(text):
         raise UsageError("has one of & < > \" ' behind a letter beyond ASCII, and Pacemaker 2.1 "
                          "damages such a value (use other letters, or password_script)")
@@ -3778,14 +3769,8 @@ def render_cluster_value(row, text):
 
 def render_ip(text):
     """Return an IP address in its usual form; raise UsageError for anything else."""
-    # No names: whoever answers for them is the wrong one to ask when the network is at its worst.
     family = socket.AF_INET6 if ":" in text else socket.AF_INET
-    try:
-        packed = socket.inet_pton(family, text)
-    except (OSError, ValueError):
-        raise UsageError("%s is not an IP address (names are not looked up)"
-                         % quote(text)) from None
-    usual = socket.inet_ntop(family, packed)
+    usual = socket.inet_ntop(family, socket.inet_pton(family, check_address(text)))
     if re.match(r"(0|127|22[4-9]|2[345]\d)\.|::1?$|ff", usual):
         raise UsageError("%s is not the address of one machine in a network" % quote(text))
     return usual
@@ -3862,8 +3847,7 @@ def check_nodes(cluster, reader):
             reader.warn(here, "%s has no fence device: when it fails, nothing is recovered "
                         "anywhere until a person confirms that it is down" % node.name)
         if node.name.startswith("verify-") and node.name[7:] in names:
-            reader.error(here, "the device of %s and the verifier of %s would have one name"
-                         % (node.name, node.name[7:]))
+            reader.error(here, "its device would have the name of the verifier of " + node.name[7:])
         for name in node.method.required:
             if name not in node.values:
                 reader.error(here, "%s has no %s (method %s)" % (node.name, name, node.method.name))
@@ -3877,8 +3861,7 @@ def check_nodes(cluster, reader):
             reader.error(node.places["agent"], "%s is no fence agent, or one that has a method"
                          % quote(node.values["agent"]))
     if len(cluster.nodes) < 2 or not nodes_with_device(cluster):
-        reader.error(cluster.places["stonith_nodes"], "nobody could fence anybody: one node, or no "
-                     "device")
+        reader.error(cluster.places["stonith_nodes"], "nobody could fence: one node, or no device")
 
 
 def check_parameters(cluster, reader):
@@ -3918,8 +3901,7 @@ def check_addresses(cluster, reader):
             reader.error(node.places["ip"], "the fence device of %s has the address of %s" % (
                 node.name, owners[address].name if owners[address] is not node
                 else "the node itself, which would have to fence itself"))
-        outlet = "".join(node.values.get(key, "")
-                         for key in ("outlet", "switch_name", "power_off_url"))
+        outlet = "".join(node.values.get(key, "") for key in OUTLET_KEYS)
         others = devices.setdefault((address, node.values.get("port")), {})
         if address and others and (outlet in others or not outlet or "" in others):
             other = others.get(outlet, next(iter(others.values())))
@@ -3968,8 +3950,8 @@ def check_race(cluster, reader):
                     "them from fencing each other at once")
 
 
-CLUSTER_CHECKS = (check_nodes, check_parameters, check_addresses, check_timeouts, check_networks,
-                  check_race)
+CLUSTER_CHECKS = (
+    check_nodes, check_parameters, check_addresses, check_timeouts, check_networks, check_race)
 
 
 # ==================================================================================================
@@ -4313,10 +4295,16 @@ def render_cib(configuration, source):
     return "\n".join(lines + ["</fencing-topology>", "</configuration>", "<status/>", "</cib>", ""])
 
 
+RENDERERS = {"pcs": render_pcs, "crmsh": render_crmsh, "cib": render_cib}
+
+
 def render_nftables(cluster, name, source):
     """Return a table for one node: it reaches the fence devices of the others and not its own."""
-    own = {node.values.get("ip") for node in cluster.nodes if node.name == name} - {None}
-    others = {node.values.get("ip") for node in cluster.nodes if node.name != name} - {None}
+    devices = {node.name: node.values.get("ip", "") for node in cluster.nodes}
+    if name not in devices:
+        raise UsageError("no node %s (there are: %s)" % (quote(name), ", ".join(devices)))
+    own = {devices.pop(name)} - {""}
+    others = set(devices.values()) - {""}
     lines = render_banner(source, "Firewall of %s, for: nft -f FILE" % name)[:1] + [
         "# It closes the node's own fence device, unless that switches other nodes too. What",
         "# another table drops stays dropped.",
@@ -4377,7 +4365,7 @@ GENERATE_OPTIONS = (
         "nargs": "+", "metavar": "CLUSTER", "help": "cluster file; or: nftables NODE [CLUSTER], a "
         "firewall for one node; or: ansible [CLUSTER], a playbook that installs and runs all"}),
     HOST_VARS_OPTION,
-    (("--format",), {"choices": ("pcs", "crmsh", "cib"), "default": "pcs",
+    (("--format",), {"choices": RENDERERS, "default": "pcs",
                      "help": "what the configuration is for (default: a script for pcs)"}),
     (("-o", "--output"), {"metavar": "FILE", "help": "write there, mode 0700, not to stdout"}),
 )
@@ -4412,11 +4400,9 @@ def cmd_check_config(options, system):
 
 def cmd_gen_config(options, system):
     """Write the fencing configuration of a cluster: a script for pcs, or what --format says."""
-    words, what, node = list(options.words), options.format, ""
-    if words[0] in ("nftables", "ansible"):
-        what = words.pop(0)
-    if what == "nftables":
-        node = words.pop(0) if words else ""
+    words = list(options.words)
+    what = words.pop(0) if words[0] in ("nftables", "ansible") else options.format
+    node = words.pop(0) if words and what == "nftables" else ""
     path = words.pop(0) if words else CLUSTER_FILE
     if words:
         raise UsageError("%s is one word too many (see gen-config --help)" % quote(words[0]))
@@ -4437,12 +4423,8 @@ def render_for(what, cluster, node, source):
     if what == "ansible":
         return render_ansible(cluster, source)
     if what == "nftables":
-        names = [other.name for other in cluster.nodes]
-        if node not in names:
-            raise UsageError("no node %s (there are: %s)" % (quote(node), ", ".join(names)))
         return render_nftables(cluster, node, source)
-    render = {"pcs": render_pcs, "crmsh": render_crmsh, "cib": render_cib}[what]
-    return render(build_configuration(cluster), source)
+    return RENDERERS[what](build_configuration(cluster), source)
 
 
 def cmd_agents(arguments, system):

@@ -179,7 +179,7 @@ class Mistakes(CheckedFile):
                  "did you mean storage?"),
                 ("stonith_nodes:", "stonith_witness_ips: {x: 10.1.1.1}\nstonith_nodes:", 1,
                  "no node has"),
-                ("storage-b:", "verify-storage-a:", 10, "one name"),
+                ("storage-b:", "verify-storage-a:", 10, "the name of the verifier"),
                 ("storage-b:", "no:", 10, "name of a"),
                 ("storage-b:", "'a b':", 10, "cannot be the name of a node")):
             with self.subTest("%s -> %s" % (old, new)):
