@@ -229,14 +229,24 @@ class Commands(unittest.TestCase):
         self.assertIn("cannot read /nowhere.yml", result.err)
 
     def test_every_key_of_the_file_is_told_in_the_readme(self):
-        with open(os.path.join(support.ROOT, README), encoding="utf-8") as handle:
-            told = set(re.findall(r"^\| `(\w+)`", handle.read(), re.M))
+        told = set(re.findall(r"^\| `(\w+)`", read_readme(), re.M))
         keys = {row.name for row in fencetool.CLUSTER_KEYS + fencetool.NODE_KEYS}
         self.assertEqual(keys - told, set())
 
+    def test_every_example_of_the_readme_is_a_cluster(self):
+        examples = [block.replace("\n    ", "\n") for block in re.findall(
+            r"\n(\n    stonith_(?:.*\n)(?:    .*\n)+)", read_readme())]
+        self.assertEqual(len(examples), 3)
+        for example in examples:
+            cluster, mistakes = fencetool.read_cluster("README.md", example.encode())
+            self.assertTrue(cluster, mistakes)
+            self.assertEqual([item for item in mistakes if "no fence device" in item.text], [])
 
-README = next(name for name in ("README-config.md", "README.md")
-              if os.path.exists(os.path.join(support.ROOT, name)))
+
+def read_readme():
+    with open(os.path.join(support.ROOT, "README.md"), encoding="utf-8") as handle:
+        return handle.read()
+
 
 if __name__ == "__main__":
     unittest.main()
