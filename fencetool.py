@@ -139,15 +139,11 @@ class PowerState(enum.Enum):
     OFF = "OFF"
 
 
+# One relay of a device, as the device itself describes it. number: as printed on the case, from 1;
+# of an ESPHome switch its object id. identifiers: the names that the protocol gives it.
 Outlet = collections.namedtuple("Outlet", "number alias identifiers state")
-Outlet.__doc__ = """One relay of a device, as the device itself describes it.
-
-number: as printed on the case, from 1; of an ESPHome switch its object id. identifiers: the names
-that the protocol gives it.
-"""
-
+# status: a number. headers: with get() and get_all(). body: text.
 HttpReply = collections.namedtuple("HttpReply", "status headers body")
-HttpReply.__doc__ = """status: a number. headers: with get() and get_all(). body: text."""
 
 
 def parse_whole_number(text):
@@ -215,11 +211,9 @@ def render_seconds(seconds):
 
 
 def quote(text, limit=MAX_SHOWN_CHARACTERS):
-    """Return foreign text as one printable line in quotes, cut to `limit` characters.
-
-    SAFETY: Pacemaker takes these words on an agent's stderr for its own, whoever said them.
-    Test: test_words_that_pacemaker_reads_are_never_passed_on
-    """
+    """Return foreign text as one printable line in quotes, cut to `limit` characters."""
+    # SAFETY: Pacemaker takes these words on an agent's stderr for its own, whoever said them.
+    # Test: test_words_that_pacemaker_reads_are_never_passed_on
     shown = text if len(text) <= limit else text[:limit] + "..."
     return "'%s'" % hide_timer_words(one_line(shown))
 
@@ -257,11 +251,9 @@ def redact(text, secrets):
 
 
 def parse_json_object(text):
-    """Return the JSON object in text as a dict; raise ProtocolError for anything else.
-
-    A name that comes twice with two values is an answer and its opposite: an error. NaN and
-    infinities are no JSON, and would pass every comparison with a limit.
-    """
+    """Return the JSON object in text as a dict; raise ProtocolError for anything else."""
+    # A name that comes twice with two values is an answer and its opposite: an error. NaN and
+    # infinities are no JSON, and would pass every comparison with a limit.
     def refuse_contradictions(pairs):
         members = {}
         for name, value in pairs:
@@ -304,11 +296,9 @@ def require_member(reply, name, kind, where):
 
 
 def select_outlet(outlets, wanted, label):
-    """Return the one Outlet that `wanted` names; raise Refused unless it is exactly one.
-
-    wanted: number on the case, alias or identifier; "" or `label` (the cluster's name for the
-    target) when the caller named none, which selects an only outlet, or one with that alias.
-    """
+    """Return the one Outlet that `wanted` names; raise Refused unless it is exactly one."""
+    # wanted: number on the case, alias or identifier; "" or `label` (the cluster's name for the
+    # target) when the caller named none, which selects an only outlet, or one with that alias.
     if len(outlets) == 1 and wanted in ("", label):
         return outlets[0]
     if not wanted:
@@ -330,11 +320,9 @@ def describe_outlets(outlets):
 
 
 def doubt_about_meter(watts, policy):
-    """Return why an outlet that reports OFF cannot be believed, or "" when nothing speaks against.
-
-    watts: what the meter read, None where there is no meter or it gave no reading.
-    policy: auto (a reading counts, a missing one does not) or require (a reading must be there).
-    """
+    """Return why an outlet that reports OFF cannot be believed, or "" when it can."""
+    # watts: what the meter read, None where there is no meter or it gave no reading.
+    # policy: auto (a reading counts, a missing one does not) or require (a reading must be there).
     if watts is None:
         return "the meter gave no reading, and power_meter=require" if policy == "require" else ""
     if abs(watts) > METER_SILENT_WATTS:
@@ -352,26 +340,17 @@ class Finding(enum.Enum):
 
 POWER, NETWORK = "power", "network"
 
+# One observation about the target. source: POWER or NETWORK. subject: what was observed. seen: what
+# it showed. reason: what else a reader should know, or "".
 Evidence = collections.namedtuple("Evidence", "source finding subject seen reason")
-Evidence.__doc__ = """One observation about the target.
-
-source: POWER or NETWORK. subject: what was observed. seen: what it showed. reason: what else a
-reader should know, or "".
-"""
-
+# What all Evidence adds up to; blockers: the Evidence that keeps it from dead.
 Verdict = collections.namedtuple("Verdict", "finding blockers")
-Verdict.__doc__ = "What all Evidence adds up to; blockers: the Evidence that keeps it from dead."
-
 Target = collections.namedtuple("Target", "network address")
-
-Path = collections.namedtuple(
-    "Path", "interface index mac source gateway has_carrier changes kind")
-Path.__doc__ = """How packets to one address leave this machine, by its kernel.
-
-mac, source: our own addresses there (bytes); mac is b"" where nobody speaks ARP or neighbour
-discovery. gateway: b"" for an attached network. changes: how often the carrier came or went.
-kind: of the link: "" for a network card, "dormant" for one that waits, "bridge", "bond"...
-"""
+# How packets to one address leave this machine, by its kernel. mac, source: our own addresses there
+# (bytes); mac is b"" where nobody speaks ARP or neighbour discovery. gateway: b"" for an attached
+# network. changes: how often the carrier came or went. kind: of the link: "" for a network card,
+# "dormant" for one that waits, "bridge", "bond"...
+Path = collections.namedtuple("Path", "interface index mac source gateway has_carrier changes kind")
 
 
 class Sight:
@@ -406,12 +385,10 @@ class Sight:
 
 
 def judge(evidence):
-    """Return the Verdict over all evidence about one target.
-
-    SAFETY: one sign of life outweighs everything, and dead is only what every observation agrees
-    on: exactly one device, which says OFF, and at least one silent network.
-    Test: test_dead_needs_every_observation_to_agree
-    """
+    """Return the Verdict over all evidence about one target."""
+    # SAFETY: one sign of life outweighs everything, and dead is only what every observation agrees
+    # on: exactly one device, which says OFF, and at least one silent network.
+    # Test: test_dead_needs_every_observation_to_agree
     sources = [item.source for item in evidence]
     alive = [item for item in evidence if item.finding is Finding.ALIVE]
     doubts = [item for item in evidence if item.finding is not Finding.DEAD]
@@ -423,12 +400,10 @@ def judge(evidence):
 
 
 def judge_power(state, watts, policy):
-    """Return (finding, reason) for what a device says about the target's outlet.
-
-    SAFETY: only a positive OFF is evidence of death; a load that is still drawn is evidence of
-    life: the relay is welded, or another outlet was switched.
-    Test: test_only_a_positive_off_is_evidence_of_death
-    """
+    """Return (finding, reason) for what a device says about the target's outlet."""
+    # SAFETY: only a positive OFF is evidence of death; a load that is still drawn is evidence of
+    # life: the relay is welded, or another outlet was switched.
+    # Test: test_only_a_positive_off_is_evidence_of_death
     if state is not PowerState.OFF:
         return Finding.ALIVE if state is PowerState.ON else Finding.UNKNOWN, ""
     doubt = "" if policy == "ignore" else doubt_about_meter(watts, policy)
@@ -456,13 +431,11 @@ def judge_address(sight, witnesses, is_direct):
 
 
 def doubt_about_path(sight, witnesses, is_direct):
-    """Return why silence of this address would prove nothing, or "" when it would.
-
-    SAFETY: own failures look exactly like a dead target, so silence needs a path that is known to
-    work: a route, a carrier, and the answer of a witness that goes the same way. Where no witness
-    is known only ARP is believed, which no IP firewall on either side filters.
-    Test: test_silence_counts_only_over_a_proven_path
-    """
+    """Return why silence of this address would prove nothing, or "" when it would."""
+    # SAFETY: own failures look exactly like a dead target, so silence needs a path that is known to
+    # work: a route, a carrier, and the answer of a witness that goes the same way. Where no witness
+    # is known only ARP is believed, which no IP firewall on either side filters.
+    # Test: test_silence_counts_only_over_a_proven_path
     if sight.path is None:
         return "no path from here: " + sight.obstacle
     if not sight.path.has_carrier:
@@ -619,10 +592,8 @@ URL_PARAMS = (("power_on_url", PowerState.ON), ("power_off_url", PowerState.OFF)
 
 
 def parse_stdin(text):
-    """Return [(name, value)] from lines "name=value"; values stay raw, their blanks included.
-
-    Quotes are part of a value: Pacemaker adds none, and status_on_regex may begin with one.
-    """
+    """Return [(name, value)] from lines "name=value"; values stay raw, their blanks included."""
+    # Quotes are part of a value: Pacemaker adds none, and status_on_regex may begin with one.
     pairs = []
     for number, line in enumerate(text.split("\n"), 1):
         line = line.rstrip("\r")
@@ -659,10 +630,8 @@ def parse_argv(arguments, params):
 
 
 def collect_values(pairs, params):
-    """Return ({name: value}, [unknown names]); empty values count as not given.
-
-    A parameter given twice with two values is a doubt about the device or the target: UsageError.
-    """
+    """Return ({name: value}, [unknown names]); empty values count as not given."""
+    # A parameter given twice with two values is a doubt about the device or the target.
     canonical = {spelling: row.name for row in params for spelling in (row.name,) + row.aliases}
     given = {}
     unknown = []
@@ -782,11 +751,9 @@ def find_path(url, settings):
 
 
 def check_look(settings):
-    """Turn fence_check's lists into values, and refuse a look that could prove nothing.
-
-    SAFETY: no targets, a misspelled network or a look too short for an answer would all end in
-    silence where there is life. Test: test_parameters_that_could_prove_nothing_are_usage_errors
-    """
+    """Turn fence_check's lists into values, and refuse a look that could prove nothing."""
+    # SAFETY: no targets, a misspelled network or a look too short for an answer would all end in
+    # silence where there is life. Test: test_parameters_that_could_prove_nothing_are_usage_errors
     settings.targets = [Target(network, check_address(address)) for network, text in (
         ("Management", settings.target_mgmt_ip), ("Storage", settings.target_storage_ip),
         ("Client", settings.target_client_ips)) for address in split_list(text)]
@@ -861,10 +828,8 @@ METHOD_PORTS = {"kasa": KASA_PORT, "tasmota": HTTP_PORT, "esphome": HTTP_PORT, "
 
 
 def build_check_settings(settings):
-    """Return fence_check's settings together with those that its device's own agent would have.
-
-    As there, the node's name selects the outlet unless fence_plug names another.
-    """
+    """Return fence_check's settings together with those that its device's own agent would have."""
+    # As there, the node's name selects the outlet unless fence_plug names another.
     check_look(settings)
     if settings.fence_pass and settings.password not in ("", settings.fence_pass):
         raise UsageError("fence_pass and password are both given, with different values")
@@ -922,12 +887,10 @@ def build_kasa_frame(request):
 
 
 def build_kasa_request(module, method, arguments, child_id=None):
-    """Return the request for one method; child_id addresses one outlet of a strip.
-
-    SAFETY: exactly one id, or none for a device without children: with several ids or none, strips
-    have switched their first outlet or all of them (python-kasa #637, softScheck PR #79).
-    Test: test_a_strip_is_switched_with_exactly_one_child_id
-    """
+    """Return the request for one method; child_id addresses one outlet of a strip."""
+    # SAFETY: exactly one id, or none for a device without children: with several ids or none,
+    # strips have switched their first outlet or all of them (python-kasa #637, softScheck PR #79).
+    # Test: test_a_strip_is_switched_with_exactly_one_child_id
     request = {} if child_id is None else {"context": {"child_ids": [child_id]}}
     request[module] = {method: arguments}
     return request
@@ -996,10 +959,8 @@ def parse_kasa_alias(info):
 
 
 def parse_kasa_children(info, device_id):
-    """Return the outlets of a strip by their numbers: the last two digits of an id, plus one.
-
-    The order of the list is not that on the case (HS300 1.0.21 lists 00,01,02,03,05,04).
-    """
+    """Return the outlets of a strip by their numbers: the last two digits of an id, plus one."""
+    # The order of the list is not that on the case (HS300 1.0.21 lists 00,01,02,03,05,04).
     children = require_member(info, "children", list, "device description")
     count = require_member(info, "child_num", int, "device description")
     if not children or count != len(children):
@@ -1130,11 +1091,9 @@ def parse_tasmota_reply(text, command):
 
 
 def parse_tasmota_power(members, relay):
-    """Return the PowerState of one relay (a number from 1), from no other relay's member.
-
-    SAFETY: the bare POWER is relay 1 and no other: OpenBeken answers with it whatever is asked.
-    Test: test_relay_2_is_never_read_from_the_bare_power
-    """
+    """Return the PowerState of one relay (a number from 1), from no other relay's member."""
+    # SAFETY: the bare POWER is relay 1 and no other: OpenBeken answers with it whatever is asked.
+    # Test: test_relay_2_is_never_read_from_the_bare_power
     names = ("POWER", "POWER1") if relay == 1 else ("POWER%d" % relay,)
     words = [members[name] for name in names if name in members]
     if not words:
@@ -1197,11 +1156,9 @@ def build_esphome_object_id(name):
 
 
 def parse_esphome_switch(text, switch):
-    """Return (PowerState, assumed) of a reply, which must be that of the switch asked for.
-
-    SAFETY: old firmware finds a switch by an id that two names can share, and answers with the
-    first. Test: test_a_reply_of_another_switch_is_refused
-    """
+    """Return (PowerState, assumed) of a reply, which must be that of the switch asked for."""
+    # SAFETY: old firmware finds a switch by an id that two names can share, and answers with the
+    # first. Test: test_a_reply_of_another_switch_is_refused
     members = parse_json_object(text)
     if not esphome_reply_is_of(members, switch):
         raise Refused("another switch answered: %s instead of %s" % (quote(text), quote(switch)))
@@ -1270,8 +1227,8 @@ def parse_status_page(text, on_pattern, off_pattern):
 
 # Signs of life. Source: RFC 792 and 4443 (echo and errors), RFC 826 (ARP), RFC 4861 (neighbour
 # discovery), linux/rtnetlink.h, linux/if_link.h; read 2026-11. Seen: Linux 6.18.
+# The numbers of one family. silence: the (type, code) for "nobody there".
 IcmpWords = collections.namedtuple("IcmpWords", "protocol request reply errors silence")
-IcmpWords.__doc__ = """The numbers of one family. silence: the (type, code) for "nobody there"."""
 ICMP = {socket.AF_INET: IcmpWords(socket.IPPROTO_ICMP, 8, 0, (3, 11), (3, 1)),
         socket.AF_INET6: IcmpWords(socket.IPPROTO_ICMPV6, 128, 129, (1, 3), (1, 3))}
 ETHERTYPE_ARP = 0x0806
@@ -1280,10 +1237,8 @@ NEIGHBOUR_SOLICITATION, NEIGHBOUR_ADVERTISEMENT = 135, 136
 
 
 def build_echo(family, marker, sequence):
-    """Return an echo request; marker: 8 bytes that its answer, and no other, brings back.
-
-    Two of them are the identifier too: that is all of a request that every ICMP error quotes.
-    """
+    """Return an echo request; marker: 8 bytes that its answer, and no other, brings back."""
+    # Two of them are the identifier too: that is all of a request that every ICMP error quotes.
     body = marker[:2] + struct.pack(">H", sequence) + marker
     words = struct.unpack(">6H", body) + (ICMP[family].request << 8,)
     # The remainder is the ones' complement sum. For ICMPv6 the kernel fills in its own.
@@ -1343,11 +1298,9 @@ def is_solicited(advertisement):
 
 
 def parse_agent_status(code, text):
-    """Return the PowerState that another fence agent tells by its exit code and its output.
-
-    SAFETY: both must say the same. Exit code 2 is a usage error of many programs, and an agent may
-    print a state before it fails. Test: test_an_agents_exit_code_and_words_must_agree
-    """
+    """Return the PowerState that another fence agent tells by its exit code and its output."""
+    # SAFETY: both must say the same. Exit code 2 is a usage error of many programs, and an agent
+    # may print a state before it fails. Test: test_an_agents_exit_code_and_words_must_agree
     words = set(re.findall("(?m)^Status: (.*?)\\s*$", text))
     state = {EXIT_GOOD: PowerState.ON, EXIT_OFF: PowerState.OFF}.get(code)
     if state and words == {state.value}:
@@ -1441,11 +1394,9 @@ class System:
         self._log(LOG_ERR, text, to_stderr=not self.quiet)
 
     def event(self, text):
-        """Record what was done: syslog and debug file; stderr only when verbose.
-
-        SAFETY: a success must be silent on stderr, Pacemaker logs anything there as a warning.
-        Test: test_a_success_is_silent_on_stderr
-        """
+        """Record what was done: syslog and debug file; stderr only when verbose."""
+        # SAFETY: a success must be silent on stderr, Pacemaker logs anything there as a warning.
+        # Test: test_a_success_is_silent_on_stderr
         self._log(LOG_INFO, text, to_stderr=self.verbose_level > 0)
 
     def warn(self, text):
@@ -1466,11 +1417,9 @@ class System:
             self._append_debug(line)
 
     def _write_syslog(self, priority, text):
-        """Send one line to the log daemon, if it takes it at once.
-
-        SAFETY: not through syslog(3), which waits for ever when the daemon hangs.
-        Test: test_a_log_daemon_that_hangs_does_not_hold_up_a_fence
-        """
+        """Send one line to the log daemon, if it takes it at once."""
+        # SAFETY: not through syslog(3), which waits for ever when the daemon hangs.
+        # Test: test_a_log_daemon_that_hangs_does_not_hold_up_a_fence
         head = "<%d>%s %s[%d]: " % (LOG_DAEMON | priority, time.strftime("%b %e %H:%M:%S"),
                                     self.name, os.getpid())
         try:
@@ -1543,10 +1492,8 @@ class System:
             raise FenceError("cannot write %s: %s" % (path, error.strerror)) from error
 
     def resolve(self, host, port, family, deadline):
-        """Return [(family, socket address)] of a host, at most one address a family.
-
-        With two, a command could go to one device and the proof come from another.
-        """
+        """Return [(family, socket address)] of a host, at most one address a family."""
+        # With two, a command could go to one device and the proof come from another.
         try:
             # As bytes: text would load the IDNA codec, a twentieth of a whole run.
             found = socket.getaddrinfo(host.encode("ascii"), port, family, socket.SOCK_STREAM, 0,
@@ -1600,11 +1547,9 @@ class System:
         raise failure
 
     def request_http(self, connect, method, path, headers, deadline, silence_s=None):
-        """Send one HTTP request; return its HttpReply, whatever its status.
-
-        connect: returns the Connection. silence_s: of an event stream, which does not end, take
-        what came until it is silent for so long.
-        """
+        """Send one HTTP request; return its HttpReply, whatever its status."""
+        # connect: returns the Connection. silence_s: of an event stream, which does not end, take
+        # what came until it is silent for so long.
         import http.client  # slow, so before the connection: a small device has only one
         speaker = http.client.HTTPConnection("")  # it follows no redirects and knows no proxies
         connection = connect()
@@ -1625,11 +1570,9 @@ class System:
                          body.decode("utf-8", "backslashreplace"))
 
     def run(self, argv, stdin_text, deadline):
-        """Run a program and return (exit code, stdout, stderr); raise Unreachable if it hangs.
-
-        The environment is a clean one: a child that inherited PCMK_service would run without its
-        time limits. The child stays in our process group, where Pacemaker's SIGKILL reaches it.
-        """
+        """Run a program and return (exit code, stdout, stderr); raise Unreachable if it hangs."""
+        # The environment is a clean one: a child that inherited PCMK_service would run without its
+        # time limits. The child stays in our process group, where Pacemaker's SIGKILL reaches it.
         import subprocess
         environment = {"PATH": CHILD_PATH, "LC_ALL": "C"}
         try:
@@ -2013,10 +1956,8 @@ class KasaDevice(Device):
             self.connection = None
 
     def _ask(self, module, method, arguments, child_id, deadline):
-        """Return the result of one request, which may be sent twice.
-
-        Devices close idle connections, some of them after every answer.
-        """
+        """Return the result of one request, which may be sent twice."""
+        # Devices close idle connections, some of them after every answer.
         is_reused = self.connection is not None
         try:
             return self._exchange(module, method, arguments, child_id, deadline)
@@ -2139,11 +2080,9 @@ class HttpDevice(Device):
                                         self.path_with_login(path), headers, limit, silence_s)
 
     def _connect(self, deadline):
-        """Return a Connection to the device.
-
-        SAFETY: a name is looked up once an action; the proof must come from the device that was
-        switched. Test: test_a_name_that_changes_its_address_changes_no_device
-        """
+        """Return a Connection to the device."""
+        # SAFETY: a name is looked up once an action; the proof must come from the device that was
+        # switched. Test: test_a_name_that_changes_its_address_changes_no_device
         settings = self.settings
         connection = self.system.connect(self.address, settings.ipport, settings.family,
                                          deadline.within(settings.login_timeout))
@@ -2190,10 +2129,8 @@ class TasmotaDevice(HttpDevice):
                                 % (state.value, command))
 
     def read_watts(self, deadline):
-        """Return what a meter says that measures while the relay is off, too: SetOption21 1.
-
-        By default the firmware reports 0 W as soon as its relay is off, whatever flows.
-        """
+        """Return what a meter says that measures while the relay is off, too: SetOption21 1."""
+        # By default the firmware reports 0 W as soon as its relay is off, whatever flows.
         energy = self._command("Status 10", deadline, parse_tasmota_energy)
         if energy is None or len(self.relays) != 1:
             return None  # one meter may measure several relays
@@ -2232,10 +2169,8 @@ class TasmotaDevice(HttpDevice):
 
 
 class EsphomeDevice(HttpDevice):
-    """A switch of an ESPHome device; `plug` is its name or object id, or DEVICE/NAME.
-
-    It has no meter: its sensors do not tell to which switch they belong.
-    """
+    """A switch of an ESPHome device; `plug` is its name or object id, or DEVICE/NAME."""
+    # It has no meter: its sensors do not tell to which switch they belong.
 
     kind = "esphome"
 
@@ -2406,12 +2341,10 @@ def open_device(method, system, settings):
 # is judged in section 4.
 # ==================================================================================================
 class Look:
-    """One look at all addresses at once: each is asked several times, in several ways.
-
-    router_errors: {address: what a router said about it}, from all looks of an action. SAFETY: a
-    router tells an error once in a while only, so the next look may find the same way just silent.
-    Test: test_what_a_router_said_holds_for_the_whole_action
-    """
+    """One look at all addresses at once: each is asked several times, in several ways."""
+    # router_errors: {address: what a router said about it}, from all looks of an action.
+    # SAFETY: a router tells an error once in a while only, so the next look may find the same way
+    # just silent. Test: test_what_a_router_said_holds_for_the_whole_action
 
     def __init__(self, system, settings, router_errors, device_addresses):
         self.system = system
@@ -2450,10 +2383,8 @@ class Look:
             sight.block(str(error))
 
     def _check_path(self, sight):
-        """SAFETY: a link that was gone for a part of the look has hidden answers.
-
-        Test: test_a_link_that_flaps_during_the_look_proves_nothing
-        """
+        # SAFETY: a link that was gone for a part of the look has hidden answers.
+        # Test: test_a_link_that_flaps_during_the_look_proves_nothing
         before, sight.path = sight.path, None
         self._find_path(sight)
         if sight.path != before:
@@ -2474,10 +2405,8 @@ class Look:
             sight.block("ARP is not permitted here (run it as root)")
 
     def _ask_and_hear(self):
-        """Ask at even intervals, so that a burst of losses does not take all questions.
-
-        Counted, not timed: a process that was held up for a while still asks every question.
-        """
+        """Ask at even intervals, so that a burst of losses does not take all questions."""
+        # Counted, not timed: a process that was held up for a while still asks every question.
         for sequence in range(self.settings.ping_count):
             for sight in self.sights:
                 if sight.path and not sight.echoed:
@@ -2520,11 +2449,9 @@ class Look:
                 raise Unreachable("more packets come in than can be read; nothing can be judged")
 
     def _take(self, handle, packet, sender):
-        """Note what one packet shows; everything is matched by address, an echo by its marker too.
-
-        Who sends an error about itself is alive. Of a router's errors only "nobody there" fits a
-        dead target, and is no more than its silence; all others are a way that does not work.
-        """
+        """Note what one packet shows; all is matched by address, an echo by its marker too."""
+        # Who sends an error about itself is alive. Of a router's errors only "nobody there" fits a
+        # dead target, and is no more than its silence; all others are a way that does not work.
         if handle.family == socket.AF_PACKET:
             sight = self.by_packed.get(parse_arp_sender(packet))
             if sight and sight.path:
@@ -2550,11 +2477,9 @@ class Look:
             self.router_errors[sight.address] = sight.obstacle
 
     def _note_neighbour(self, sight, is_answer):
-        """Any packet of a target is life; of a witness, only an answer to our own question counts.
-
-        SAFETY: what is overheard proves the way here, and not the way there.
-        Test: test_a_witness_that_is_only_overheard_proves_nothing
-        """
+        """Any packet of a target is life; of a witness only an answer to our question counts."""
+        # SAFETY: what is overheard proves the way here, and not the way there.
+        # Test: test_a_witness_that_is_only_overheard_proves_nothing
         if sight and (is_answer or sight.address in self.targets):
             sight.neighbour = True
 
@@ -2569,13 +2494,11 @@ class Look:
 
 
 def find_device_addresses(system, address):
-    """Return the addresses of a fence device that can be a witness: one, or none.
-
-    It is a witness for what is attached to the same interface, and for nothing behind a router.
-    SAFETY: like every witness it must answer the look itself; that it has answered over TCP, or
-    that its agent has spoken, says nothing about ICMP and ARP in that second.
-    Test: test_the_fence_device_is_a_witness_only_when_it_answers_the_look
-    """
+    """Return the addresses of a fence device that can be a witness: one, or none."""
+    # It is a witness for what is attached to the same interface, and for nothing behind a router.
+    # SAFETY: like every witness it must answer the look itself; that it has answered over TCP, or
+    # that its agent has spoken, says nothing about ICMP and ARP in that second.
+    # Test: test_the_fence_device_is_a_witness_only_when_it_answers_the_look
     try:
         sight = Sight(address)
         sight.path = system.find_path(sight.family, sight.packed)
@@ -2623,12 +2546,10 @@ class Job:
 
 
 def change_power(job, wanted):
-    """Switch the outlet and return the answer; raise unless that is confirmed.
-
-    The device and the outlet are found first: a strip that is switched without an outlet's id may
-    cut all its outlets. The command is sent whatever state was seen: OFF may be repeated, and a
-    relay's reported state may be stale.
-    """
+    """Switch the outlet and return the answer; raise unless that is confirmed."""
+    # The device and the outlet are found first: a strip that is switched without an outlet's id may
+    # cut all its outlets. The command is sent whatever state was seen: OFF may be repeated, and a
+    # relay's reported state may be stale.
     before = job.retry(job.device.find_outlet, UNTIL_DEADLINE)
     if wanted is PowerState.OFF and job.settings.power_meter == "require":
         require_meter(job, job.deadline)
@@ -2638,15 +2559,13 @@ def change_power(job, wanted):
 
 
 def confirm_power(job, wanted):
-    """Send the command until it is acknowledged, and look until the outlet is in that state.
-
-    OFF needs OFF_READINGS in a row: the first reading after a command may be old, a pulse timer may
-    switch back, and a computer's power supply bridges the first second.
-    The acknowledgement proves nothing and is not needed: a device that breaks the connection after
-    it obeyed is read on a new one.
-    SAFETY: nothing but a reading of `wanted` leads out of here without an exception.
-    Test: test_no_fault_of_a_plug_is_ever_taken_for_a_proof
-    """
+    """Send the command until it is acknowledged, and look until the outlet is in that state."""
+    # OFF needs OFF_READINGS in a row: the first reading after a command may be old, a pulse timer
+    # may switch back, and a computer's power supply bridges the first second. The acknowledgement
+    # proves nothing and is not needed: a device that breaks the connection after it obeyed is read
+    # on a new one.
+    # SAFETY: nothing but a reading of `wanted` leads out of here without an exception.
+    # Test: test_no_fault_of_a_plug_is_ever_taken_for_a_proof
     deadline = job.deadline
     refusal = "not sent yet"
     agreed = 0
@@ -2698,11 +2617,9 @@ def reading_doubt(job, wanted, deadline, refusal):
 
 
 def load_doubt(job, deadline):
-    """Return the meter's doubt about OFF; a load that was seen stays until it is seen to be gone.
-
-    SAFETY: a meter that falls silent after it has shown a load has shown a welded relay.
-    Test: test_a_load_that_was_seen_is_not_forgotten_when_the_meter_falls_silent
-    """
+    """Return the meter's doubt about OFF; a load that was seen stays until seen to be gone."""
+    # SAFETY: a meter that falls silent after it has shown a load has shown a welded relay.
+    # Test: test_a_load_that_was_seen_is_not_forgotten_when_the_meter_falls_silent
     watts = read_meter(job, deadline)
     if watts is not None or not job.load_seen:
         job.load_seen = doubt_about_meter(watts, job.settings.power_meter)
@@ -2737,12 +2654,10 @@ def run_on(job):
 
 
 def run_reboot(job):
-    """Off with proof, then on. A failing ON is told loudly and is a success, as the fence API asks.
-
-    SAFETY: the outlet stays off for REBOOT_OFF_SECONDS. A relay that opens for a tenth of a second
-    is bridged by the capacitors of a power supply: the node would live on, reported as rebooted.
-    Test: test_reboot_keeps_the_outlet_off_long_enough_to_cut_a_power_supply
-    """
+    """Off with proof, then on. A failing ON is told loudly; it is a success for the fence API."""
+    # SAFETY: the outlet stays off for REBOOT_OFF_SECONDS. A relay that opens for a tenth of a
+    # second is bridged by the capacitors of a power supply: the node would live on, reported as
+    # rebooted. Test: test_reboot_keeps_the_outlet_off_long_enough_to_cut_a_power_supply
     change_power(job, PowerState.OFF)
     try:
         if job.deadline.left() <= REBOOT_OFF_SECONDS:
@@ -2838,11 +2753,9 @@ def record_evidence(job, evidence):
 
 
 def run_check_off(job, collect=collect_evidence):
-    """Return success when the target is proven dead, within power_timeout.
-
-    One look counts, after verify_wait; with early_exit as many, from the start, as fill that time
-    without a doubt. A target that lives on, or is in doubt, is looked at until the time is over.
-    """
+    """Return success when the target is proven dead, within power_timeout."""
+    # One look counts, after verify_wait; with early_exit as many, from the start, as fill that time
+    # without a doubt. A target that lives on, or is in doubt, is looked at until the time is over.
     settings = job.settings
     limit = job.deadline.within(settings.power_timeout)
     if not settings.early_exit:
@@ -2902,10 +2815,8 @@ def run_check_on(job):
 
 
 def refuse_check_reboot(job):
-    """SAFETY: outside a fencing level Pacemaker would take a success for the fence itself.
-
-    Test: test_reboot_is_always_refused
-    """
+    # SAFETY: outside a fencing level Pacemaker would take a success for the fence itself.
+    # Test: test_reboot_is_always_refused
     raise Refused("fence_check switches nothing, it only proves: make it the second device of a "
                   "fencing level, where it is called with off")
 
@@ -3052,11 +2963,9 @@ def render_help(agent):
 
 
 def run_agent(agent, pairs, system, find_parameters=None):
-    """Run one call of a fence agent; return its exit code.
-
-    find_parameters(node, values, system): returns what the cluster knows about a node that the call
-    only names; None where that is not offered.
-    """
+    """Run one call of a fence agent; return its exit code."""
+    # find_parameters(node, values, system): returns what the cluster knows about a node that the
+    # call only names; None where that is not offered.
     values, unknown = collect_values(pairs, rows_of(agent))
     action = values.get("action", agent.defaults.get("action", "")).lower()
     action = ACTION_ALIASES.get(action, action)
@@ -3091,12 +3000,10 @@ def run_agent(agent, pairs, system, find_parameters=None):
 
 
 def render_about(agent, action, values):
-    """Return what the call asks to be told about the agent itself, or "" when it asks to act.
-
-    Metadata comes before the settings are looked at: it is asked for with nothing else.
-    SAFETY: version=1 in a cluster's configuration must not make every off a success.
-    Test: test_version_and_help_beside_an_action_are_refused
-    """
+    """Return what the call asks to be told about the agent itself, or "" when it asks to act."""
+    # Metadata comes before the settings are looked at: it is asked for with nothing else.
+    # SAFETY: version=1 in a cluster's configuration must not make every off a success.
+    # Test: test_version_and_help_beside_an_action_are_refused
     texts = {"help": render_help, "version": lambda agent: __version__}
     asked = [name for name in texts if parse_boolean(values.get(name, "0"))]
     if asked and "action" in values:
@@ -5318,10 +5225,8 @@ def run_command(arguments, system):
 
 
 def open_missing_descriptors():
-    """SAFETY: with stderr closed, the connection to the plug would become stderr.
-
-    Test: test_closed_descriptors_are_no_hazard
-    """
+    # SAFETY: with stderr closed, the connection to the plug would become stderr.
+    # Test: test_closed_descriptors_are_no_hazard
     while os.open(os.devnull, os.O_RDWR) < 3:
         pass
 
