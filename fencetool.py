@@ -2825,28 +2825,17 @@ def refuse_check_reboot(job):
 # SECTION 11: AGENTS
 # The fence agents: names, parameters, actions and texts, as rows; metadata and help from the rows.
 # ==================================================================================================
-Action = collections.namedtuple("Action", "run delayed")
-
-# What a device agent does with its device. delayed: the parameter delay holds.
-DEVICE_ACTIONS = {
-    "on": Action(run_on, False),
-    "off": Action(run_off, True),
-    "reboot": Action(run_reboot, True),
-    "status": Action(run_status, False),
-    "monitor": Action(run_monitor, False),
-    "list": Action(run_list, False),
-    "list-status": Action(run_list_status, False),
-}
-# What fence_check does; the device is its witness, and two of the actions do not ask it.
-CHECK_ACTIONS = {
-    "on": Action(run_check_on, False),
-    "off": Action(run_check_off, True),
-    "reboot": Action(refuse_check_reboot, False),
-    "status": Action(run_check_status, False),
-    "monitor": Action(run_check_monitor, False),
-}
-# What needs no device, and where a repeated spelling of the same action leads.
-TEXT_ACTIONS = ("metadata", "manpage", "validate-all")
+# What needs no device, what a device agent does with its device, and what fence_check does, whose
+# device is a witness.
+TEXT_ACTIONS = {"metadata": None, "manpage": None, "validate-all": None}
+DEVICE_ACTIONS = {"on": run_on, "off": run_off, "reboot": run_reboot, "status": run_status,
+                  "monitor": run_monitor, "list": run_list, "list-status": run_list_status,
+                  **TEXT_ACTIONS}
+CHECK_ACTIONS = {"on": run_check_on, "off": run_check_off, "reboot": refuse_check_reboot,
+                 "status": run_check_status, "monitor": run_check_monitor, **TEXT_ACTIONS}
+DELAYED = (run_off, run_reboot, run_check_off)        # the parameter delay holds
+WITHOUT_DEVICE = (run_check_on, refuse_check_reboot)  # nothing is asked, no password needed
+# Where a repeated spelling of the same action leads.
 ACTION_ALIASES = {"meta-data": "metadata", "enable": "on", "disable": "off"}
 
 Agent = collections.namedtuple(
@@ -2874,8 +2863,7 @@ AGENTS = {agent.name: agent for agent in (
           "protocol on TCP port 9999. It reports success only when the device itself has "
           "confirmed the new power state, and, where the outlet has a power meter, only when the "
           "load is gone.",
-          DEVICE_PARAMS + COMMON_PARAMS, {"ipport": str(KASA_PORT)}, ("ip",),
-          tuple(DEVICE_ACTIONS) + TEXT_ACTIONS),
+          DEVICE_PARAMS + COMMON_PARAMS, {"ipport": str(KASA_PORT)}, ("ip",), DEVICE_ACTIONS),
     Agent("fence_http", "http", "Fence agent for Tasmota, ESPHome and any HTTP power switch",
           "fence_http switches the relays of Tasmota and ESPHome devices over their web servers, "
           "and any device that has one URL to switch on, one to switch off and one to tell the "
@@ -2883,15 +2871,14 @@ AGENTS = {agent.name: agent for agent in (
           "state, and, where a Tasmota meter measures always (SetOption21 1), only when the load "
           "is gone.",
           DEVICE_PARAMS + HTTP_PARAMS + COMMON_PARAMS, {"ipport": str(HTTP_PORT)}, ("ip",),
-          tuple(DEVICE_ACTIONS) + TEXT_ACTIONS),
+          DEVICE_ACTIONS),
     Agent("fence_check", "", "Proof that a fenced node is dead",
           "fence_check switches nothing. As the second device of a fencing level it lets the "
           "failover go on only when the node is proven dead: the fence device says OFF, at least "
           "one of the node's networks is silent over a path that is known to work, and nothing at "
           "all shows life or is in doubt.",
           CHECK_PARAMS + COMMON_PARAMS, {"action": "status"}, ("fence_method", "fence_ip"),
-          tuple(CHECK_ACTIONS) + TEXT_ACTIONS),
-)}
+          CHECK_ACTIONS))}
 
 
 def rows_of(agent):
@@ -2904,8 +2891,7 @@ def render_metadata(agent):
              '<resource-agent name="%s" shortdesc="%s">'
              % (agent.name, escape_xml(agent.shortdesc)),
              "<longdesc>%s</longdesc>" % escape_xml(agent.longdesc),
-             "<vendor-url></vendor-url>",
-             "<parameters>"]
+             "<vendor-url></vendor-url>", "<parameters>"]
     for row in rows_of(agent):
         if row.name == "nodename":
             continue  # Pacemaker sets it; listed, administrators would
@@ -2913,9 +2899,8 @@ def render_metadata(agent):
         for alias in row.aliases:
             lines += render_metadata_parameter(agent, row, alias, ())
     lines += ["</parameters>", "<actions>"]
-    for action in agent.actions:
-        automatic = ' automatic="0"' if action == "on" else ""
-        lines.append('<action name="%s"%s/>' % (action, automatic))
+    lines += ['<action name="%s"%s/>' % (action, ' automatic="0"' if action == "on" else "")
+              for action in agent.actions]
     return "\n".join(lines + ["</actions>", "</resource-agent>"])
 
 
@@ -2924,16 +2909,12 @@ def render_metadata_parameter(agent, row, name, obsoletes):
     marks = ' obsoletes="%s"' % obsoletes[0] if obsoletes else ""
     marks += ' deprecated="1"' if name != row.name else ""
     required = int(row.name in agent.required or row.name == "action")
-    kind = CONTENT_TYPES.get(row.kind, row.kind)
-    shown_default = ' default="%s"' % escape_xml(default) if default else ""
+    content = '<content type="%s"' % CONTENT_TYPES.get(row.kind, row.kind)
+    content += ' default="%s"' % escape_xml(default) if default else ""
     lines = ['<parameter name="%s" unique="0" required="%d"%s>' % (name, required, marks),
              '<getopt mixed="%s"/>' % escape_xml(render_option(row))]
-    if row.choices:
-        lines.append('<content type="select"%s>' % shown_default)
-        lines += ['<option value="%s"/>' % escape_xml(choice) for choice in row.choices]
-        lines.append("</content>")
-    else:
-        lines.append('<content type="%s"%s/>' % (kind, shown_default))
+    options = ['<option value="%s"/>' % escape_xml(choice) for choice in row.choices]
+    lines += [content + ">"] + options + ["</content>"] if options else [content + "/>"]
     return lines + ['<shortdesc lang="en">%s</shortdesc>' % escape_xml(row.help), "</parameter>"]
 
 
@@ -3069,19 +3050,19 @@ def build_device(agent, settings, system):
 
 def run_device_action(agent, name, settings, system):
     """Run one action on the agent's device; write its answer and the event's log line."""
-    action = (DEVICE_ACTIONS if agent.device else CHECK_ACTIONS)[name]
-    if action.run not in (run_check_on, refuse_check_reboot):
+    action = agent.actions[name]
+    if action not in WITHOUT_DEVICE:
         read_password(settings, system)
     settings.family = (socket.AF_INET if settings.inet4_only
                        else socket.AF_INET6 if settings.inet6_only else socket.AF_UNSPEC)
     device = build_device(agent, settings, system)
-    if action.delayed:
+    if action in DELAYED:
         system.sleep(settings.delay)
     job = Job(system, device, settings)
     started = system.clock()
     code, text, failure = EXIT_BAD, "", None
     try:
-        code, text = action.run(job)
+        code, text = action(job)
     except FenceError as error:
         failure = error
     finally:
@@ -4360,9 +4341,7 @@ HOST_VARS_OPTION = (("--host-vars",), {
     "(Ansible's host_vars)"})
 CHECK_OPTIONS = (
     (("cluster",), {"nargs": "?", "default": CLUSTER_FILE, "help": "cluster file (%(default)s)"}),
-    HOST_VARS_OPTION,
-    (("--json",), {"action": "store_true", "help": "for machines"}),
-)
+    HOST_VARS_OPTION, (("--json",), {"action": "store_true", "help": "for machines"}))
 GENERATE_OPTIONS = (
     (("words",), {
         "nargs": "+", "metavar": "CLUSTER", "help": "cluster file; or: nftables NODE [CLUSTER], a "
@@ -4370,8 +4349,7 @@ GENERATE_OPTIONS = (
     HOST_VARS_OPTION,
     (("--format",), {"choices": ("pcs", "crmsh", "cib"), "default": "pcs",
                      "help": "what the configuration is for (default: a script for pcs)"}),
-    (("-o", "--output"), {"metavar": "FILE", "help": "write there, mode 0700, not to stdout"}),
-)
+    (("-o", "--output"), {"metavar": "FILE", "help": "write there, mode 0700, not to stdout"}))
 
 
 def load_cluster(path, host_vars, system):
@@ -5095,16 +5073,9 @@ def run_demo_step(number, step, device, system):
 # SECTION 16: ENTRY
 # From the name and the arguments that the program was started with to one exit code.
 # ==================================================================================================
-Command = collections.namedtuple("Command", "run help options")
-
-COMMANDS = {
-    "demo": Command(cmd_demo, "fence virtual nodes on this machine, to see how it works", ()),
-    "check-config": Command(cmd_check_config, "report every mistake in a cluster file",
-                            CHECK_OPTIONS),
-    "gen-config": Command(cmd_gen_config, "write the fencing configuration of a cluster file",
-                          GENERATE_OPTIONS),
-    "agents": Command(cmd_agents, "print the names of the fence agents in this file", ()),
-}
+# Each subcommand with its options; its help is its function's docstring.
+COMMANDS = {"demo": (cmd_demo, ()), "check-config": (cmd_check_config, CHECK_OPTIONS),
+            "gen-config": (cmd_gen_config, GENERATE_OPTIONS), "agents": (cmd_agents, ())}
 
 
 def main(argv, environment):
@@ -5121,11 +5092,8 @@ def main(argv, environment):
             return run_plugin(AGENTS["fence_kasa"], arguments, environment, system)
         if is_agent:
             rows = rows_of(AGENTS[name])
-            pairs = (parse_argv(arguments, rows) if arguments
-                     else parse_stdin(system.read_stdin()))
-            if not arguments and not any(row.name == "action" and value for row in rows
-                                         for name, value in pairs
-                                         if name in (row.name,) + row.aliases):
+            pairs = parse_argv(arguments, rows) if arguments else parse_stdin(system.read_stdin())
+            if not arguments and "action" not in collect_values(pairs, rows)[0]:
                 # SAFETY: an off that has lost its action must not become the status of a person.
                 # Test: test_a_call_on_stdin_without_an_action_is_refused
                 raise UsageError("no action given (action=status on stdin, or -o status)")
@@ -5202,16 +5170,14 @@ def describe_defect(error):
 def run_command(arguments, system):
     import argparse
     parser = argparse.ArgumentParser(
-        prog="fencetool", allow_abbrev=False,
-        description=__doc__.split("\n\n")[0] + "\n\nAgents: " + ", ".join(AGENTS)
-        + " (fencetool.py AGENT --help tells their options).",
-        formatter_class=argparse.RawDescriptionHelpFormatter)
+        prog="fencetool", allow_abbrev=False, description=__doc__.split("\n\n")[0],
+        epilog="Agents: %s (fencetool.py AGENT --help tells their options)." % ", ".join(AGENTS))
     parser.add_argument("--version", action="version", version="fencetool " + __version__)
     subparsers = parser.add_subparsers(dest="command", metavar="SUBCOMMAND")
-    for name, command in COMMANDS.items():
-        subparser = subparsers.add_parser(name, help=command.help, allow_abbrev=False,
-                                          description=command.run.__doc__)
-        for names, settings in command.options:
+    for name, (run, rows) in COMMANDS.items():
+        subparser = subparsers.add_parser(name, help=run.__doc__, allow_abbrev=False,
+                                          description=run.__doc__)
+        for names, settings in rows:
             subparser.add_argument(*names, **settings)
     try:
         options = parser.parse_args(arguments)
@@ -5221,7 +5187,7 @@ def run_command(arguments, system):
     if not options.command:
         parser.print_help(sys.stderr)
         return EXIT_USAGE
-    return COMMANDS[options.command].run(options, system)
+    return COMMANDS[options.command][0](options, system)
 
 
 def open_missing_descriptors():
