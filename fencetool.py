@@ -182,8 +182,7 @@ def parse_url(text):
     """Return a path or URL as it stands. The text is never shown: it may hold a password."""
     if not re.fullmatch(r"(https?://[^/?#@\s]+)?/[!\"$-~]*", text):
         raise UsageError("neither a path that begins with / nor a URL http://host/path; blanks and "
-                         "other special characters are written %20, a login goes into username and "
-                         "password")
+                         "others are written %20, a login goes into username and password")
     return text
 
 
@@ -257,27 +256,24 @@ def parse_json_object(text):
     def refuse_contradictions(pairs):
         members = {}
         for name, value in pairs:
-            if name in members and not same_json(members[name], value):
+            known = members.setdefault(name, value)
+            # Compared as text: 0, false and 0.0 are equal in Python and different answers.
+            if known is not value and (
+                    json.dumps(known, sort_keys=True) != json.dumps(value, sort_keys=True)):
                 raise ProtocolError("reply holds %s twice, with two values" % quote(name))
-            members[name] = value
         return members
 
     def refuse_constant(name):
         raise ProtocolError("reply holds %s, which is no number" % name)
 
     try:
-        value = json.loads(text, object_pairs_hook=refuse_contradictions,
+        reply = json.loads(text, object_pairs_hook=refuse_contradictions,
                            parse_constant=refuse_constant)
     except (ValueError, RecursionError):
         raise ProtocolError("reply is not JSON: %s" % quote(text)) from None
-    if not isinstance(value, dict):
+    if not isinstance(reply, dict):
         raise ProtocolError("reply is not a JSON object: %s" % quote(text))
-    return value
-
-
-def same_json(one, other):
-    # Compared as text: 0, false and 0.0 are equal in Python and different answers of a device.
-    return json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
+    return reply
 
 
 def is_number(value):
@@ -375,9 +371,8 @@ class Sight:
 
     def goes_the_way_of(self, other):
         """An address without a path may go any way: it must not pass for one nobody asked about."""
-        return self.family == other.family and (
-            self.path is None or (self.path.interface, self.path.gateway)
-            == (other.path.interface, other.path.gateway))
+        return self.family == other.family and (self.path is None or (
+            self.path.interface, self.path.gateway) == (other.path.interface, other.path.gateway))
 
     def block(self, reason):
         """Remember the first reason why silence means nothing."""
@@ -442,8 +437,7 @@ def doubt_about_path(sight, witnesses, is_direct):
         # A cable without a switch: the peer itself feeds the carrier, so its loss is its silence;
         # a bridge, a bond or a macvlan also loses it when its own port is switched off here.
         is_cable = is_direct and not sight.path.gateway and sight.path.kind in ("", "veth")
-        return "" if is_cable else (
-            "no path from here: %s has no carrier" % sight.path.interface)
+        return "" if is_cable else "no path from here: %s has no carrier" % sight.path.interface
     if sight.obstacle:
         return sight.obstacle
     known = [witness for witness in witnesses if witness.goes_the_way_of(sight)]
@@ -488,48 +482,44 @@ SELECT, MAC, URL, PATTERN = "select", "mac", "url", "pattern"
 Param = collections.namedtuple("Param", "name kind letter default aliases secret choices help")
 
 
-def param(name, kind, help, letter="", default="", aliases=(), secret=False, choices=()):
-    return Param(name, kind, letter, default, aliases, secret, choices, help)
+def param(name, kind, help, letter="", default="", aliases="", secret=False, choices=""):
+    return Param(name, kind, letter, default, tuple(aliases.split()), secret,
+                 tuple(choices.split()), help)
 
 
 PARAMS = (
-    param("action", STRING, "Fencing action", letter="o", aliases=("option",)),
-    param("ip", STRING, "Address or name of the device", letter="a", aliases=("ipaddr",)),
+    param("action", STRING, "Fencing action", letter="o", aliases="option"),
+    param("ip", STRING, "Address or name of the device", letter="a", aliases="ipaddr"),
     param("ipport", INTEGER, "TCP port of the device", letter="u"),
     param("device_mac", MAC, "MAC address of the device; any other device at this address, or one "
           "that cannot tell its MAC, is refused before anything is switched"),
     param("plug", STRING, "Outlet to switch: the number printed on the case, its alias or its id. "
           "The name of the fenced node is taken for the cluster's label, not for an outlet, unless "
           "an outlet carries it; a device with several outlets needs exactly one that matches. For "
-          "fence_check it is the name of the node",
-          letter="n", aliases=("port",)),
-    param("username", STRING, "User name, where the device asks for one", letter="l",
-          aliases=("login",)),
+          "fence_check it is the name of the node", letter="n", aliases="port"),
+    param("username", STRING, "User name, if the device asks for one", letter="l", aliases="login"),
     param("password", STRING, "Password, where the device asks for one", letter="p",
-          aliases=("passwd",), secret=True),
+          aliases="passwd", secret=True),
     param("password_script", STRING, "Program that prints the password", letter="S",
-          aliases=("passwd_script",)),
+          aliases="passwd_script"),
     param("inet4_only", BOOLEAN, "Use IPv4 only", letter="4"),
     param("inet6_only", BOOLEAN, "Use IPv6 only", letter="6"),
-    param("ssl", BOOLEAN, "Use TLS, and verify the certificate of the device (default port: 443)",
-          letter="z"),
+    param("ssl", BOOLEAN, "Use TLS, and verify the certificate (default port: 443)", letter="z"),
     param("ssl_insecure", BOOLEAN, "Use TLS with any certificate (default port: 443)"),
     param("device", SELECT, "What the device speaks; auto: a /cm?cmnd= URL means tasmota, a "
           "/switch/ URL esphome, any other is taken as it stands", default="auto",
-          choices=("auto", "tasmota", "esphome", "url")),
+          choices="auto tasmota esphome url"),
     param("switch_name", STRING, "Name or object id of the ESPHome switch: same as plug"),
     param("power_on_url", URL, "Path (or full URL on the same host) that switches on"),
     param("power_off_url", URL, "Path (or full URL on the same host) that switches off"),
     param("status_url", URL, "Path (or full URL on the same host) that tells the power state"),
-    param("status_on_regex", PATTERN, "Regular expression that the status matches when the power "
-          "is on, and only then (for device=url)"),
-    param("status_off_regex", PATTERN, "Regular expression that the status matches when the power "
-          "is off, and only then (for device=url)"),
+    param("status_on_regex", PATTERN, "Regular expression that only a status of ON matches"),
+    param("status_off_regex", PATTERN, "Regular expression that only a status of OFF matches"),
     param("http_method", SELECT, "Method of the switching URLs of device=url; auto is GET",
-          default="auto", choices=("auto", "GET", "POST")),
+          default="auto", choices="auto GET POST"),
     param("power_meter", SELECT, "What a power meter in the device says about an outlet that "
           "reports OFF: auto (a load fails the action, no reading does not), ignore, or require "
-          "(no reading fails it too)", default="auto", choices=("auto", "ignore", "require")),
+          "(no reading fails it too)", default="auto", choices="auto ignore require"),
     param("fence_method", STRING, "What the fence device speaks: ipmi, kasa, tasmota, esphome, "
           "http, or the name of any installed fence agent"),
     param("fence_ip", STRING, "Address or name of the fence device"),
@@ -538,20 +528,18 @@ PARAMS = (
     param("fence_pass", STRING, "Password at the fence device; as password or password_script "
           "Pacemaker hides it in its own outputs", secret=True),
     param("fence_plug", STRING, "Outlet to be read, if the node's name does not mean it"),
-    param("fence_options", STRING, "More parameters for the fence device: name=value,...",
-          secret=True),
+    param("fence_options", STRING, "More parameters of the device: name=value,...", secret=True),
     param("target_mgmt_ip", STRING, "The node's address in the management network"),
     param("target_storage_ip", STRING, "The node's address in the storage network"),
     param("target_client_ips", STRING, "The node's addresses in client networks: address,...",
-          aliases=("target_client_ip",)),
+          aliases="target_client_ip"),
     param("target_ips", STRING, "The node's addresses in any other networks: name=address,..."),
     param("witness_ips", STRING, "Addresses that must answer for silence in that network to "
           "count: name=address,... (names: mgmt, storage, client and those of target_ips)"),
     param("direct_networks", STRING, "Names of networks that are one cable from node to node: a "
           "lost carrier is the other node's silence there"),
     param("verify_wait", SECONDS, "Seconds that off gives the node to go down", default="10"),
-    param("early_exit", SECONDS, "Seconds of unbroken proof after which off need not wait on; 0: "
-          "it waits for verify_wait", default="0"),
+    param("early_exit", SECONDS, "Seconds of proof after which off ends early; 0: no", default="0"),
     param("ping_count", INTEGER, "Questions to each address in one look", default="20"),
     param("ping_timeout", SECONDS, "Seconds of one look", default="1.5"),
     param("arp_check", BOOLEAN, "Ask by ARP and neighbour discovery too: it shows a node that "
@@ -560,25 +548,20 @@ PARAMS = (
     param("delay", SECONDS, "Seconds to wait before off and reboot", default="0"),
     param("login_timeout", SECONDS, "Seconds to wait for a connection", default="5"),
     param("shell_timeout", SECONDS, "Seconds to wait for the answer to one request", default="10"),
-    param("power_timeout", SECONDS, "Seconds the device has to confirm a new power state",
-          default="30"),
-    param("power_wait", SECONDS, "Seconds to wait after a command before the first look",
-          default="0"),
+    param("power_timeout", SECONDS, "Seconds the device has to confirm a new state", default="30"),
+    param("power_wait", SECONDS, "Seconds between a command and the first look", default="0"),
     param("stonith_status_sleep", SECONDS, "Seconds between two looks at the power state, and "
           "before a failed request is repeated", default="1"),
     param("disable_timeout", STRING, "Accepted and ignored: the agent's own limits always hold"),
     param("retry_on", INTEGER, "How often a failed power-on is repeated", default="1"),
-    param("separator", STRING, "Separator of the fields in the output of list", letter="C",
-          default=","),
+    param("separator", STRING, "Separator of the fields that list prints", letter="C", default=","),
     param("quiet", BOOLEAN, "Write nothing to stderr", letter="q"),
     param("verbose", BOOLEAN, "Tell each step on stderr; twice: also each message", letter="v"),
     param("verbose_level", INTEGER, "0 silent, 1 steps, 2 messages too", default="0"),
-    param("debug_file", STRING, "File to which each step is appended", letter="D",
-          aliases=("debug",)),
+    param("debug_file", STRING, "File to which each step is appended", letter="D", aliases="debug"),
     param("version", BOOLEAN, "Print the version and exit", letter="V"),
     param("help", BOOLEAN, "Print this help and exit", letter="h"),
-    param("nodename", STRING, "Name of the node to be fenced; Pacemaker sets it"),
-)
+    param("nodename", STRING, "Name of the node to be fenced; Pacemaker sets it"))
 PARAMS_BY_NAME = {row.name: row for row in PARAMS}
 
 # How a kind of parameter is read from text, and its name in the metadata.
@@ -621,8 +604,8 @@ def parse_argv(arguments, params):
         raise UsageError("%s (see --help)" % error) from None
     if words:
         # Not shown: it may be the second word of a password.
-        raise UsageError("argument %d is no option (see --help)" % (
-            len(arguments) - len(words) + 1))
+        position = len(arguments) - len(words) + 1
+        raise UsageError("argument %d is no option (see --help)" % position)
     pairs = [(rows[option].name, "1" if rows[option].kind == BOOLEAN else value)
              for option, value in options]
     count = pairs.count(("verbose", "1"))  # -v -v is verbose_level=2
@@ -675,8 +658,7 @@ def build_settings(values, params, defaults):
     settings.verbose_level = max(settings.verbose_level, int(settings.verbose))
     check_settings(settings)
     if values.get("ipport", "") not in ("", str(getattr(settings, "ipport", ""))):
-        raise UsageError("ip names port %d and ipport %s"
-                         % (settings.ipport, quote(values["ipport"])))
+        raise UsageError("ip names port %d, ipport %s" % (settings.ipport, quote(values["ipport"])))
     return settings
 
 
@@ -693,8 +675,7 @@ def check_settings(settings):
         raise UsageError("stonith_status_sleep must be %s or more: two looks at one moment are one"
                          % render_seconds(SHORTEST_PAUSE_SECONDS))
     if settings.power_wait + settings.stonith_status_sleep >= settings.power_timeout:
-        raise UsageError("power_wait and stonith_status_sleep leave no time to look within "
-                         "power_timeout")
+        raise UsageError("power_wait and stonith_status_sleep leave no look within power_timeout")
     if getattr(settings, "inet4_only", False) and settings.inet6_only:
         raise UsageError("inet4_only and inet6_only exclude each other")
     if getattr(settings, "ip", ""):
@@ -766,8 +747,7 @@ def check_look(settings):
     known = {network_key(target.network) for target in settings.targets}
     named = {network_key(witness.network) for witness in settings.witnesses}
     for name in sorted((named | settings.direct_keys) - known):
-        raise UsageError("%s is none of the node's networks (%s)"
-                         % (quote(name), ", ".join(sorted(known))))
+        raise UsageError("no network %s (there are: %s)" % (quote(name), ", ".join(sorted(known))))
     if (not FEWEST_ECHOES <= settings.ping_count <= MOST_ECHOES
             or settings.ping_timeout < SHORTEST_LOOK_SECONDS):
         raise UsageError("one look must have %d to %d questions, and take %s or more" % (
@@ -857,8 +837,7 @@ def build_check_settings(settings):
 # Kasa, legacy protocol. Source: python-kasa 0.12 kasa/transports/xortransport.py and its device
 # captures, softScheck tplink-smartplug; read 2026-10. Seen: documents only.
 
-KasaDescription = collections.namedtuple(
-    "KasaDescription", "mac device_id outlets is_strip has_meter")
+KasaInfo = collections.namedtuple("KasaInfo", "mac device_id outlets is_strip has_meter")
 
 
 def encrypt_kasa(plain):
@@ -933,7 +912,7 @@ def parse_kasa_relay(value, where):
 
 
 def parse_kasa_description(info):
-    """Return the KasaDescription in a sysinfo result; raise ProtocolError where it contradicts."""
+    """Return the KasaInfo in a sysinfo result; raise ProtocolError where it contradicts itself."""
     device_id = require_member(info, "deviceId", str, "device description")
     if not device_id:
         raise ProtocolError("device description has an empty deviceId")
@@ -950,8 +929,8 @@ def parse_kasa_description(info):
     else:
         raise ProtocolError("device description holds neither relay_state nor children")
     has_meter = "ENE" in str(info.get("feature", "")).split(":")
-    return KasaDescription(info.get("mac", info.get("mic_mac")), device_id, outlets,
-                           "children" in info, has_meter)
+    return KasaInfo(info.get("mac", info.get("mic_mac")), device_id, outlets, "children" in info,
+                    has_meter)
 
 
 def parse_kasa_alias(info):
@@ -964,8 +943,7 @@ def parse_kasa_children(info, device_id):
     children = require_member(info, "children", list, "device description")
     count = require_member(info, "child_num", int, "device description")
     if not children or count != len(children):
-        raise ProtocolError("device description lists %d outlets and counts '%d'"
-                            % (len(children), count))
+        raise ProtocolError("device lists %d outlets and counts '%d'" % (len(children), count))
     outlets = []
     for child in children:
         if not isinstance(child, dict):
@@ -988,12 +966,10 @@ def parse_kasa_watts(result):
     units = {"power_mw": 0.001, "power": 1.0}
     found = [name for name in units if name in result]
     if len(found) != 1:
-        raise ProtocolError("meter reply holds %s of power and power_mw"
-                            % ("both" if found else "none"))
+        raise ProtocolError("meter tells %s of power and power_mw" % ("both" if found else "none"))
     value = result[found[0]]
     if not is_number(value) or abs(value) > 1e9:
-        raise ProtocolError("meter: %s is not a plausible number: %s"
-                            % (found[0], quote(json.dumps(value))))
+        raise ProtocolError("meter: no plausible %s: %s" % (found[0], quote(json.dumps(value))))
     return value * units[found[0]]
 
 
@@ -1108,8 +1084,7 @@ def parse_tasmota_power(members, relay):
 def parse_tasmota_relays(members):
     """Return the relays in the reply to Status 11 as Outlets."""
     states = require_member(members, "StatusSTS", dict, "the reply to Status 11")
-    names = {int(name[5:] or 1): name for name in states
-             if re.fullmatch("POWER([1-9][0-9]?)?", name)}
+    names = {int(key[5:] or 1): key for key in states if re.fullmatch("POWER([1-9][0-9]?)?", key)}
     if not names:
         raise ProtocolError("the reply to Status 11 holds no POWER: the device has no relay")
     return tuple(Outlet(number, name, (), parse_tasmota_power(states, number))
@@ -1320,10 +1295,6 @@ ETHERNET = 1
 IFF_RUNNING, IFF_NOARP, IFF_LOWER_UP = 0x40, 0x80, 0x10000
 
 
-def build_netlink(kind, body):
-    return struct.pack("IHHII", 16 + len(body), kind, 1, 1, 0) + body
-
-
 def parse_netlink(data, body_format):
     """Return (fields, {attribute: bytes}) of an answer; raise OSError with the kernel's error."""
     length, kind = struct.unpack_from("IH", data)
@@ -1434,11 +1405,8 @@ class System:
         stamp = time.strftime("%Y-%m-%d %H:%M:%S ").encode("ascii")
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK | os.O_NOFOLLOW
         try:
-            handle = os.open(os.fsencode(self.debug_file), flags, 0o600)
-            try:
-                os.write(handle, stamp + line)
-            finally:
-                os.close(handle)
+            with open(os.open(os.fsencode(self.debug_file), flags, 0o600), "wb", 0) as handle:
+                handle.write(stamp + line)
         except (OSError, ValueError) as error:
             # A log that cannot be written must not keep a node from being fenced.
             self.debug_file = ""
@@ -1566,8 +1534,7 @@ class System:
                 "%s %s" % (type(error).__name__, error))) from error
         finally:
             connection.close()
-        return HttpReply(response.status, response.headers,
-                         body.decode("utf-8", "backslashreplace"))
+        return HttpReply(response.status, response.headers, body.decode(errors="backslashreplace"))
 
     def run(self, argv, stdin_text, deadline):
         """Run a program and return (exit code, stdout, stderr); raise Unreachable if it hangs."""
@@ -1624,7 +1591,7 @@ class System:
     def _ask_kernel(self, kind, body_format, body):
         with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0) as handle:  # 0: NETLINK_ROUTE
             handle.settimeout(1)
-            handle.send(build_netlink(kind, body))
+            handle.send(struct.pack("IHHII", 16 + len(body), kind, 1, 1, 0) + body)
             return parse_netlink(handle.recv(MAX_REPLY_BYTES), body_format)
 
     def open_echo(self, family):
@@ -1790,26 +1757,22 @@ class HttpStream(io.RawIOBase):
 
     def read_body(self, response, silence_s):
         lengths = set(response.headers.get_all("Content-Length") or ["0"])
-        if (response.headers.defects or len(lengths) > 1
-                or not re.fullmatch("[0-9]+", lengths.pop())):
+        if response.headers.defects or len(lengths) > 1 or not re.fullmatch("[0-9]+", min(lengths)):
             raise ProtocolError("the headers of the answer contradict themselves")
         if (response.length or 0) > MAX_REPLY_BYTES:
             raise ProtocolError("the answer claims a length of %d bytes" % response.length)
         if silence_s is None:
             return response.read()  # raises IncompleteRead when less came than the headers say
-        body = b""
-        action_deadline = self.deadline
+        body, piece, action_deadline = b"", None, self.deadline
         try:
-            while True:
+            while piece != b"":
                 self.deadline = action_deadline.within(silence_s)
                 piece = response.read1(MAX_REPLY_BYTES)
-                if not piece:
-                    return body
                 body += piece
         except Unreachable:
             if not body:
                 raise
-            return body
+        return body
 
 
 def write_all(descriptor, data):
@@ -1831,8 +1794,7 @@ CONNECT_HINTS = {
     errno.ECONNREFUSED: "is it this device's address and port? Newer plug firmware closes the port "
                         "when third-party control is off; a hung plug needs its own power cut",
     errno.EHOSTUNREACH: "is the plug powered and in its Wi-Fi?",
-    errno.ENETUNREACH: "this machine has no route to that network",
-}
+    errno.ENETUNREACH: "this machine has no route to that network"}
 
 
 def explain_connect_error(error, deadline):
@@ -1854,6 +1816,8 @@ class Device:
 
     Every call takes the action's Deadline and raises FenceError. A reply to a command is the
     device's word about its intentions; read_state is what it says about the outlet afterwards.
+    Each class has request_state(wanted, deadline), read_state(deadline), which returns a
+    PowerState, and list_outlets(deadline), which returns Outlets.
     """
 
     kind = ""
@@ -1871,18 +1835,9 @@ class Device:
         """Prove, before anything is switched, which device and outlet this is; return its state."""
         return self.read_state(deadline)
 
-    def request_state(self, wanted, deadline):
-        raise NotImplementedError
-
-    def read_state(self, deadline):
-        raise NotImplementedError
-
     def read_watts(self, deadline):
         """Return what the outlet draws now, or None where no meter can prove anything."""
         return None
-
-    def list_outlets(self, deadline):
-        raise NotImplementedError
 
     def close(self):
         """Free the device for others: some serve one client at a time."""
@@ -1996,9 +1951,8 @@ class HttpDevice(Device):
         super().__init__(system, settings)
         self.address = settings.ip
         self.username = settings.username
-        self.paths = {
-            name: parse_value(name, lambda url: find_path(url, settings), getattr(settings, name))
-            for name, _ in URL_PARAMS}
+        self.paths = {name: parse_value(name, lambda url: find_path(url, settings),
+                                        getattr(settings, name)) for name, _ in URL_PARAMS}
         for path in self.paths.values():
             system.secrets.update(find_url_secrets(path))
         if settings.password:
@@ -2054,9 +2008,9 @@ class HttpDevice(Device):
                                        self.path_with_login(path), os.urandom(8).hex())
             reply = self._send(method, path, login, deadline, silence_s)
         if reply.status == 401:
-            raise Refused("device refuses the login of user %s (tried: Basic%s; it says: %s)" % (
-                quote(self.username), " and Digest" if fields else "",
-                quote(", ".join(challenges))))
+            tried = "Basic and Digest" if fields else "Basic"
+            raise Refused("device refuses the login of user %s (tried: %s; it says: %s)"
+                          % (quote(self.username), tried, quote(", ".join(challenges))))
         return reply
 
     def _send(self, method, path, login, deadline, silence_s):
@@ -2163,9 +2117,8 @@ class TasmotaDevice(HttpDevice):
         return parse_tasmota_power(members, self.relay)
 
     def _command(self, command, deadline, parse):
-        return self.exchange(
-            "GET", "/cm?cmnd=" + command.replace(" ", "%20"),
-            lambda reply: parse(parse_tasmota_reply(parse_http_body(reply), command)), deadline)
+        return self.exchange("GET", "/cm?cmnd=" + command.replace(" ", "%20"), lambda reply: parse(
+            parse_tasmota_reply(parse_http_body(reply), command)), deadline)
 
 
 class EsphomeDevice(HttpDevice):
@@ -2203,9 +2156,8 @@ class EsphomeDevice(HttpDevice):
                       deadline)
 
     def list_outlets(self, deadline):
-        return self.exchange("GET", "/events",
-                             lambda reply: parse_esphome_events(parse_http_body(reply)), deadline,
-                             silence_s=EVENTS_SILENCE_SECONDS)
+        return self.exchange("GET", "/events", lambda reply: parse_esphome_events(
+            parse_http_body(reply)), deadline, silence_s=EVENTS_SILENCE_SECONDS)
 
     def _find_switch(self, switch, deadline):
         """Return the state of a switch, or None when the device knows it neither by name nor id."""
@@ -2214,7 +2166,8 @@ class EsphomeDevice(HttpDevice):
         self.switch = switch
         for spelling in (switch, object_id) if object_id != switch else (switch,):
             path = build_esphome_path(spelling)
-            state = self.exchange("GET", path + "?detail=all", self._parse_found, deadline)
+            state = self.exchange("GET", path + "?detail=all", lambda reply: (
+                None if reply.status == 404 else self._parse_switch(reply)), deadline)
             if state:
                 self.path = path  # not before: it is what will be switched
                 return state
@@ -2222,12 +2175,8 @@ class EsphomeDevice(HttpDevice):
 
     def _check_identity(self, deadline):
         if self.settings.device_mac:
-            self.check_mac(self.exchange(
-                "OPTIONS", "/", lambda reply: reply.headers.get("Private-Network-Access-ID"),
-                deadline))
-
-    def _parse_found(self, reply):
-        return None if reply.status == 404 else self._parse_switch(reply)
+            self.check_mac(self.exchange("OPTIONS", "/", lambda reply: reply.headers.get(
+                "Private-Network-Access-ID"), deadline))
 
     def _parse_switch(self, reply):
         state, assumed = parse_esphome_switch(parse_http_body(reply), self.switch)
@@ -2252,12 +2201,13 @@ class UrlDevice(HttpDevice):
             raise UsageError("power_on_url, power_off_url and status_url must differ: a URL that "
                              "toggles, or switches when it is read, proves nothing")
         if self.plug not in ("", self.label):
-            raise UsageError("plug %s: the URLs alone say which outlet is switched"
-                             % quote(self.plug))
+            raise UsageError("plug %s: the URLs alone say what is switched" % quote(self.plug))
 
     def read_state(self, deadline):
         self.check_mac("")  # refuses a configured device_mac: no URL tells one
-        return self.exchange("GET", self.paths["status_url"], self._parse_status, deadline)
+        return self.exchange("GET", self.paths["status_url"], lambda reply: parse_status_page(
+            parse_http_body(reply), self.settings.status_on_regex, self.settings.status_off_regex),
+            deadline)
 
     def request_state(self, wanted, deadline):
         name = "power_on_url" if wanted is PowerState.ON else "power_off_url"
@@ -2269,10 +2219,6 @@ class UrlDevice(HttpDevice):
 
     def list_outlets(self, deadline):
         return (Outlet(1, self.label, (), self.read_state(deadline)),)
-
-    def _parse_status(self, reply):
-        return parse_status_page(parse_http_body(reply), self.settings.status_on_regex,
-                                 self.settings.status_off_regex)
 
 
 class InstalledAgent(Device):
@@ -2407,20 +2353,19 @@ class Look:
     def _ask_and_hear(self):
         """Ask at even intervals, so that a burst of losses does not take all questions."""
         # Counted, not timed: a process that was held up for a while still asks every question.
-        for sequence in range(self.settings.ping_count):
+        for turn in range(self.settings.ping_count):
             for sight in self.sights:
                 if sight.path and not sight.echoed:
-                    self._ask(sight, sequence)
+                    self._ask(sight, turn)
             self._hear(self.settings.ping_timeout * ASKING_PART / self.settings.ping_count)
         self._hear(self.settings.ping_timeout * (1 - ASKING_PART))
 
-    def _ask(self, sight, sequence):
+    def _ask(self, sight, turn):
         path = sight.path
         echo = self.sockets[sight.family]
         arp = self.sockets[path.interface] if sight.uses_arp else None
         if echo:
-            sight.block(echo.send(build_echo(sight.family, self.marker, sequence),
-                                  (sight.address, 0)))
+            sight.block(echo.send(build_echo(sight.family, self.marker, turn), (sight.address, 0)))
         if arp:
             sight.block(arp.send(build_arp_request(path.mac, path.source, sight.packed),
                                  (path.interface, ETHERTYPE_ARP, 0, 0, b"\xff" * 6)))
@@ -2431,9 +2376,8 @@ class Look:
 
     def _is_complete(self):
         """Nothing more can be learned: an early ARP reply does not say that ICMP is filtered."""
-        return all(sight.path is None or sight.echoed
-                   or sight.answered() and sight.address not in self.targets
-                   for sight in self.sights)
+        return all(sight.path is None or sight.echoed or sight.answered()
+                   and sight.address not in self.targets for sight in self.sights)
 
     def _hear(self, seconds):
         """Take in what comes in this time, and all that has piled up by its end."""
@@ -2550,12 +2494,11 @@ def change_power(job, wanted):
     # The device and the outlet are found first: a strip that is switched without an outlet's id may
     # cut all its outlets. The command is sent whatever state was seen: OFF may be repeated, and a
     # relay's reported state may be stale.
-    before = job.retry(job.device.find_outlet, UNTIL_DEADLINE)
+    old = job.retry(job.device.find_outlet, UNTIL_DEADLINE)
     if wanted is PowerState.OFF and job.settings.power_meter == "require":
         require_meter(job, job.deadline)
     confirm_power(job, wanted)
-    return EXIT_GOOD, "Success: %s %s" % ("Already" if before is wanted else "Powered",
-                                          wanted.value)
+    return EXIT_GOOD, "Success: %s %s" % ("Already" if old is wanted else "Powered", wanted.value)
 
 
 def confirm_power(job, wanted):
@@ -2938,9 +2881,8 @@ def render_help(agent):
             text += " (old name: %s)" % ", ".join(row.aliases)
         lines.append("  " + render_option(row))
         lines += textwrap.wrap(text, 95, initial_indent=" " * 8, subsequent_indent=" " * 8)
-    return "\n".join(lines + [
-        "", "Example, as Pacemaker calls it:",
-        "  printf 'ip=10.20.20.202\\naction=status\\n' | %s" % agent.name])
+    return "\n".join(lines + ["", "Example, as Pacemaker calls it:",
+                              "  printf 'ip=10.20.20.202\\naction=status\\n' | %s" % agent.name])
 
 
 def run_agent(agent, pairs, system, find_parameters=None):
@@ -4336,9 +4278,8 @@ def render_ansible(cluster, source):
 # ==================================================================================================
 # The options of a subcommand: what argparse's add_argument takes.
 CLUSTER_EXTENSIONS = (".yml", ".yaml", ".json")
-HOST_VARS_OPTION = (("--host-vars",), {
-    "metavar": "DIR", "help": "directory of NODE.yml files with mgmt_ip, storage_ip and client_ips "
-    "(Ansible's host_vars)"})
+HOST_VARS_OPTION = (("--host-vars",), {"metavar": "DIR", "help": "directory of NODE.yml files with "
+                                       "mgmt_ip, storage_ip and client_ips (Ansible's host_vars)"})
 CHECK_OPTIONS = (
     (("cluster",), {"nargs": "?", "default": CLUSTER_FILE, "help": "cluster file (%(default)s)"}),
     HOST_VARS_OPTION, (("--json",), {"action": "store_true", "help": "for machines"}))
@@ -4434,7 +4375,7 @@ def run_plugin(agent, words, environment, system):
         "getconfignames": "\n".join(("hostlist",) + PLUGIN_PARAMS), "gethosts": "\n".join(hosts),
         "getinfo-devid": agent.name, "getinfo-devname": agent.name,
         "getinfo-devdescr": agent.longdesc, "getinfo-devurl": "see fencetool --help",
-        "getinfo-xml": "\n".join(render_plugin_parameters(agent))}
+        "getinfo-xml": render_plugin_parameters(agent)}
     if verb in texts:
         system.write(texts[verb])
         return EXIT_GOOD
@@ -4457,7 +4398,7 @@ def render_plugin_parameters(agent):
         if row.name in PLUGIN_PARAMS:
             lines += [line for line in render_metadata_parameter(agent, row, row.name, ())
                       if not line.startswith("<getopt")]
-    return lines + ["</parameters>"]
+    return "\n".join(lines + ["</parameters>"])
 
 
 # ==================================================================================================
@@ -5116,9 +5057,8 @@ def find_check_parameters(node, values, system):
     path = values.get("config", CLUSTER_FILE)
     if "config" in values or os.path.exists(path):
         return read_check_parameters(path, node, system)
-    code, out, err = system.run(
-        ["cibadmin", "--query", "--local", "--xpath", "//primitive[@type='fence_check']"], "",
-        system.deadline(10))
+    query = ["cibadmin", "--query", "--local", "--xpath", "//primitive[@type='fence_check']"]
+    code, out, err = system.run(query, "", system.deadline(10))
     if code != 0:
         raise UsageError("%s does not exist, and the cluster knows no fence_check for %s: %s"
                          % (CLUSTER_FILE, quote(node), quote(err.strip())))
@@ -5129,8 +5069,7 @@ def read_check_parameters(path, name, system):
     """Return the fence_check parameters of a node from a cluster file, by their names."""
     cluster, mistakes = load_cluster(path, "", system)
     if not cluster:
-        raise UsageError(render_mistake(next(
-            mistake for mistake in mistakes if not mistake.is_warning)))
+        raise UsageError(render_mistake(next(item for item in mistakes if not item.is_warning)))
     for node in nodes_with_device(cluster):
         if node.name == name:
             return {option: value for option, value in build_verifier(cluster, node).options.items()
