@@ -487,39 +487,29 @@ def param(name, kind, help, letter="", default="", aliases="", secret=False, cho
                  tuple(choices.split()), help)
 
 
-PARAMS = (
-    param("action", STRING, "Fencing action", letter="o", aliases="option"),
+# The parameters, by the agents that take them.
+DEVICE_PARAMS = (  # fence_kasa and fence_http
     param("ip", STRING, "Address or name of the device", letter="a", aliases="ipaddr"),
     param("ipport", INTEGER, "TCP port of the device", letter="u"),
-    param("device_mac", MAC, "MAC address of the device; any other device at this address, or one "
-          "that cannot tell its MAC, is refused before anything is switched"),
-    param("plug", STRING, "Outlet to switch: the number printed on the case, its alias or its id. "
-          "The name of the fenced node is taken for the cluster's label, not for an outlet, unless "
-          "an outlet carries it; a device with several outlets needs exactly one that matches. For "
-          "fence_check it is the name of the node", letter="n", aliases="port"),
     param("username", STRING, "User name, if the device asks for one", letter="l", aliases="login"),
-    param("password", STRING, "Password, where the device asks for one", letter="p",
-          aliases="passwd", secret=True),
-    param("password_script", STRING, "Program that prints the password", letter="S",
-          aliases="passwd_script"),
     param("inet4_only", BOOLEAN, "Use IPv4 only", letter="4"),
-    param("inet6_only", BOOLEAN, "Use IPv6 only", letter="6"),
+    param("inet6_only", BOOLEAN, "Use IPv6 only", letter="6"))
+HTTP_PARAMS = (  # fence_http
     param("ssl", BOOLEAN, "Use TLS, and verify the certificate (default port: 443)", letter="z"),
     param("ssl_insecure", BOOLEAN, "Use TLS with any certificate (default port: 443)"),
     param("device", SELECT, "What the device speaks; auto: a /cm?cmnd= URL means tasmota, a "
           "/switch/ URL esphome, any other is taken as it stands", default="auto",
           choices="auto tasmota esphome url"),
-    param("switch_name", STRING, "Name or object id of the ESPHome switch: same as plug"),
     param("power_on_url", URL, "Path (or full URL on the same host) that switches on"),
     param("power_off_url", URL, "Path (or full URL on the same host) that switches off"),
+    param("http_method", SELECT, "Method of the switching URLs of device=url; auto is GET",
+          default="auto", choices="auto GET POST"))
+STATUS_PARAMS = (  # fence_http and fence_check
+    param("switch_name", STRING, "Name or object id of the ESPHome switch: same as plug"),
     param("status_url", URL, "Path (or full URL on the same host) that tells the power state"),
     param("status_on_regex", PATTERN, "Regular expression that only a status of ON matches"),
-    param("status_off_regex", PATTERN, "Regular expression that only a status of OFF matches"),
-    param("http_method", SELECT, "Method of the switching URLs of device=url; auto is GET",
-          default="auto", choices="auto GET POST"),
-    param("power_meter", SELECT, "What a power meter in the device says about an outlet that "
-          "reports OFF: auto (a load fails the action, no reading does not), ignore, or require "
-          "(no reading fails it too)", default="auto", choices="auto ignore require"),
+    param("status_off_regex", PATTERN, "Regular expression that only a status of OFF matches"))
+CHECK_PARAMS = (  # fence_check
     param("fence_method", STRING, "What the fence device speaks: ipmi, kasa, tasmota, esphome, "
           "http, or the name of any installed fence agent"),
     param("fence_ip", STRING, "Address or name of the fence device"),
@@ -544,7 +534,22 @@ PARAMS = (
     param("ping_timeout", SECONDS, "Seconds of one look", default="1.5"),
     param("arp_check", BOOLEAN, "Ask by ARP and neighbour discovery too: it shows a node that "
           "drops ICMP", default="1"),
-    param("config", STRING, "Cluster file that holds the parameters of the node"),
+    param("config", STRING, "Cluster file that holds the parameters of the node"))
+COMMON_PARAMS = (  # all agents
+    param("action", STRING, "Fencing action", letter="o", aliases="option"),
+    param("device_mac", MAC, "MAC address of the device; any other device at this address, or one "
+          "that cannot tell its MAC, is refused before anything is switched"),
+    param("plug", STRING, "Outlet to switch: the number printed on the case, its alias or its id. "
+          "The name of the fenced node is taken for the cluster's label, not for an outlet, unless "
+          "an outlet carries it; a device with several outlets needs exactly one that matches. For "
+          "fence_check it is the name of the node", letter="n", aliases="port"),
+    param("password", STRING, "Password, where the device asks for one", letter="p",
+          aliases="passwd", secret=True),
+    param("password_script", STRING, "Program that prints the password", letter="S",
+          aliases="passwd_script"),
+    param("power_meter", SELECT, "What a power meter in the device says about an outlet that "
+          "reports OFF: auto (a load fails the action, no reading does not), ignore, or require "
+          "(no reading fails it too)", default="auto", choices="auto ignore require"),
     param("delay", SECONDS, "Seconds to wait before off and reboot", default="0"),
     param("login_timeout", SECONDS, "Seconds to wait for a connection", default="5"),
     param("shell_timeout", SECONDS, "Seconds to wait for the answer to one request", default="10"),
@@ -562,6 +567,7 @@ PARAMS = (
     param("version", BOOLEAN, "Print the version and exit", letter="V"),
     param("help", BOOLEAN, "Print this help and exit", letter="h"),
     param("nodename", STRING, "Name of the node to be fenced; Pacemaker sets it"))
+PARAMS = DEVICE_PARAMS + HTTP_PARAMS + STATUS_PARAMS + CHECK_PARAMS + COMMON_PARAMS
 PARAMS_BY_NAME = {row.name: row for row in PARAMS}
 
 # How a kind of parameter is read from text, and its name in the metadata.
@@ -2784,21 +2790,10 @@ ACTION_ALIASES = {"meta-data": "metadata", "enable": "on", "disable": "off"}
 Agent = collections.namedtuple(
     "Agent", "name device shortdesc longdesc params defaults required actions")
 
-COMMON_PARAMS = (
-    "action", "nodename", "delay", "login_timeout", "shell_timeout", "power_timeout", "power_wait",
-    "stonith_status_sleep", "disable_timeout", "retry_on", "separator", "quiet", "verbose",
-    "verbose_level", "debug_file", "version", "help")
-DEVICE_PARAMS = ("ip", "ipport", "device_mac", "plug", "username", "password", "password_script",
-                 "inet4_only", "inet6_only", "power_meter")
-HTTP_PARAMS = ("ssl", "ssl_insecure", "device", "switch_name", "power_on_url", "power_off_url",
-               "status_url", "status_on_regex", "status_off_regex", "http_method")
 
-CHECK_PARAMS = (
-    "fence_method", "fence_ip", "fence_ipport", "fence_user", "fence_pass", "fence_plug",
-    "switch_name", "status_url", "status_on_regex", "status_off_regex", "fence_options",
-    "device_mac", "power_meter", "password", "password_script", "target_mgmt_ip",
-    "target_storage_ip", "target_client_ips", "target_ips", "witness_ips", "direct_networks",
-    "verify_wait", "early_exit", "ping_count", "ping_timeout", "arp_check", "config", "plug")
+def names_of(*groups):
+    return tuple(row.name for group in groups for row in group)
+
 
 AGENTS = {agent.name: agent for agent in (
     Agent("fence_kasa", "kasa", "Fence agent for TP-Link Kasa smart plugs and power strips",
@@ -2806,22 +2801,23 @@ AGENTS = {agent.name: agent for agent in (
           "protocol on TCP port 9999. It reports success only when the device itself has "
           "confirmed the new power state, and, where the outlet has a power meter, only when the "
           "load is gone.",
-          DEVICE_PARAMS + COMMON_PARAMS, {"ipport": str(KASA_PORT)}, ("ip",), DEVICE_ACTIONS),
+          names_of(DEVICE_PARAMS, COMMON_PARAMS), {"ipport": str(KASA_PORT)}, ("ip",),
+          DEVICE_ACTIONS),
     Agent("fence_http", "http", "Fence agent for Tasmota, ESPHome and any HTTP power switch",
           "fence_http switches the relays of Tasmota and ESPHome devices over their web servers, "
           "and any device that has one URL to switch on, one to switch off and one to tell the "
           "power state. It reports success only when the device itself has confirmed the new power "
           "state, and, where a Tasmota meter measures always (SetOption21 1), only when the load "
           "is gone.",
-          DEVICE_PARAMS + HTTP_PARAMS + COMMON_PARAMS, {"ipport": str(HTTP_PORT)}, ("ip",),
-          DEVICE_ACTIONS),
+          names_of(DEVICE_PARAMS, HTTP_PARAMS, STATUS_PARAMS, COMMON_PARAMS),
+          {"ipport": str(HTTP_PORT)}, ("ip",), DEVICE_ACTIONS),
     Agent("fence_check", "", "Proof that a fenced node is dead",
           "fence_check switches nothing. As the second device of a fencing level it lets the "
           "failover go on only when the node is proven dead: the fence device says OFF, at least "
           "one of the node's networks is silent over a path that is known to work, and nothing at "
           "all shows life or is in doubt.",
-          CHECK_PARAMS + COMMON_PARAMS, {"action": "status"}, ("fence_method", "fence_ip"),
-          CHECK_ACTIONS))}
+          names_of(CHECK_PARAMS, STATUS_PARAMS, COMMON_PARAMS), {"action": "status"},
+          ("fence_method", "fence_ip"), CHECK_ACTIONS))}
 
 
 def rows_of(agent):
