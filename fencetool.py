@@ -925,18 +925,15 @@ def parse_kasa_description(info):
     kind = str(info.get("type", info.get("mic_type", "")))
     if "BULB" in kind.upper():
         raise Refused("device is a bulb (%s), not a plug" % quote(kind))
-    if "children" in info and "relay_state" in info:
-        raise ProtocolError("device describes itself as a plug and as a strip")
-    if "children" in info:
-        outlets = parse_kasa_children(info, device_id)
-    elif "relay_state" in info:
-        outlets = (Outlet(1, parse_kasa_alias(info), (device_id, device_id.lower()),
-                          parse_kasa_relay(info["relay_state"], "relay_state")),)
-    else:
-        raise ProtocolError("device description holds neither relay_state nor children")
+    is_strip = "children" in info
+    if is_strip is ("relay_state" in info):
+        raise ProtocolError("device description holds %s of relay_state (a plug) and children (a "
+                            "strip)" % ("both" if is_strip else "none"))
+    outlets = parse_kasa_children(info, device_id) if is_strip else (
+        Outlet(1, parse_kasa_alias(info), (device_id, device_id.lower()),
+               parse_kasa_relay(info["relay_state"], "relay_state")),)
     has_meter = "ENE" in str(info.get("feature", "")).split(":")
-    return KasaInfo(info.get("mac", info.get("mic_mac")), device_id, outlets, "children" in info,
-                    has_meter)
+    return KasaInfo(info.get("mac", info.get("mic_mac")), device_id, outlets, is_strip, has_meter)
 
 
 def parse_kasa_alias(info):
@@ -1722,7 +1719,6 @@ class Connection:
         return data
 
     def holds_unasked_bytes(self):
-        """Return whether something has come that no request has asked for."""
         self.handle.setblocking(False)
         try:
             return bool(self.handle.recv(1))
@@ -1799,14 +1795,12 @@ def explain_os_error(error, deadline):
 CONNECT_HINTS = {
     errno.ECONNREFUSED: "is it this device's address and port? Newer plug firmware closes the port "
                         "when third-party control is off; a hung plug needs its own power cut",
+    None: "is the plug powered, is a firewall between?",  # a time limit of ours
     errno.EHOSTUNREACH: "is the plug powered and in its Wi-Fi?",
     errno.ENETUNREACH: "this machine has no route to that network"}
 
 
 def explain_connect_error(error, deadline):
-    if isinstance(error, socket.timeout):
-        return "no connection within %s (is the plug powered, is a firewall between?)" % (
-            render_seconds(deadline.seconds))
     hint = CONNECT_HINTS.get(error.errno)
     return "no connection: %s%s" % (explain_os_error(error, deadline),
                                     " (%s)" % hint if hint else "")
@@ -1953,16 +1947,22 @@ class KasaDevice(Device):
 class HttpDevice(Device):
     """What all devices with a web server have in common: the login, one connection a request."""
 
+    default_username = ""
+
     def __init__(self, system, settings):
         super().__init__(system, settings)
         self.address = settings.ip
-        self.username = settings.username
+        self.username = settings.username or self.default_username
+        self.login = ""
         self.paths = {name: parse_value(name, lambda url: find_path(url, settings),
                                         getattr(settings, name)) for name, _ in URL_PARAMS}
         for path in self.paths.values():
             system.secrets.update(find_url_secrets(path))
         if settings.password:
-            system.secrets.update((settings.password, percent_encode(settings.password)))
+            # Sent unasked: Tasmota sends no challenge, and it saves the slow devices a request.
+            self.login = build_basic_login(self.username, settings.password)
+            system.secrets.update((settings.password, percent_encode(settings.password),
+                                   self.login.split()[1]))  # a device may echo it
 
     def take_plug_from_urls(self, parse):
         """Let the URLs name the outlet, as the caller's plug would; contradictions are refused."""
@@ -1984,7 +1984,7 @@ class HttpDevice(Device):
     def exchange(self, method, path, parse, deadline, silence_s=None):
         """Return parse(reply) of one request; an error of either tells what was asked."""
         try:
-            reply = self._send(method, path, self._basic_login(), deadline, silence_s)
+            reply = self._send(method, path, self.login, deadline, silence_s)
             if reply.status == 401:
                 reply = self._answer_challenge(reply, method, path, deadline, silence_s)
             self.system.debug("%s -> %d %s" % (self.describe(), reply.status, reply.body), level=2)
@@ -1995,14 +1995,6 @@ class HttpDevice(Device):
     def path_with_login(self, path):
         """Return the path as it is sent; what is shown and logged is the path without a login."""
         return path
-
-    def _basic_login(self):
-        # Unasked: Tasmota sends no challenge, and it saves the slow devices a request.
-        if not self.settings.password:
-            return ""
-        login = build_basic_login(self.username, self.settings.password)
-        self.system.secrets.add(login.split()[1])  # a device may echo it
-        return login
 
     def _answer_challenge(self, reply, method, path, deadline, silence_s):
         challenges = reply.headers.get_all("WWW-Authenticate") or []
@@ -2040,7 +2032,6 @@ class HttpDevice(Device):
                                         self.path_with_login(path), headers, limit, silence_s)
 
     def _connect(self, deadline):
-        """Return a Connection to the device."""
         # SAFETY: a name is looked up once an action; the proof must come from the device that was
         # switched. Test: test_a_name_that_changes_its_address_changes_no_device
         settings = self.settings
@@ -2060,10 +2051,10 @@ class TasmotaDevice(HttpDevice):
     """Tasmota, and OpenBeken as far as it does the same; `plug` is the relay's number."""
 
     kind = "tasmota"
+    default_username = "admin"
 
     def __init__(self, system, settings):
         super().__init__(system, settings)
-        self.username = settings.username or "admin"
         self.take_plug_from_urls(parse_tasmota_url)
         self.relays = ()
         self.relay = 0
@@ -2249,10 +2240,9 @@ class InstalledAgent(Device):
     def _run(self, action, deadline):
         """Run the agent as Pacemaker does: the password goes over its stdin, never its argv."""
         is_ipmi = self.settings.fence_method == "ipmi"
-        parameters = {
-            "ip": self.settings.ip, "ipport": self.settings.ipport, "plug": self.settings.plug,
-            "username": self.settings.username, "password": self.settings.password,
-            "nodename": self.label, "lanplus": "1" if is_ipmi else ""}
+        names = ("ip", "ipport", "plug", "username", "password", "nodename")
+        parameters = {name: getattr(self.settings, name) for name in names}
+        parameters.update({"lanplus": "1"} if is_ipmi else {})
         parameters.update(self.settings.options, action=action)
         lines = ["%s=%s" % item for item in parameters.items() if item[1] != ""]
         if any("\n" in line for line in lines):
@@ -2680,18 +2670,16 @@ def observe_power(job):
 
 
 def look_at_networks(job):
-    """Return [(Target, its Sight, Sights of its witnesses, whether it is one cable)]."""
+    """Yield (Target, its Sight, Sights of its witnesses, whether it is one cable) of one look."""
     settings = job.settings
     device = find_device_addresses(job.system, settings.ip)
     sights = Look(job.system, settings, job.router_errors, device).run()
-    found = []
     for target in settings.targets:
         key = network_key(target.network)
         witnesses = [sights[address] for address in device]
         witnesses += [sights[witness.address] for witness in settings.witnesses
                       if network_key(witness.network) == key]
-        found.append((target, sights[target.address], witnesses, key in settings.direct_keys))
-    return found
+        yield target, sights[target.address], witnesses, key in settings.direct_keys
 
 
 def record_evidence(job, evidence):
@@ -2798,24 +2786,22 @@ def names_of(*groups):
 AGENTS = {agent.name: agent for agent in (
     Agent("fence_kasa", "kasa", "Fence agent for TP-Link Kasa smart plugs and power strips",
           "fence_kasa switches the outlets of TP-Link Kasa plugs and power strips over their local "
-          "protocol on TCP port 9999. It reports success only when the device itself has "
-          "confirmed the new power state, and, where the outlet has a power meter, only when the "
-          "load is gone.",
+          "protocol on TCP port 9999. It reports success only when the device itself has confirmed "
+          "the new power state and, where the outlet has a power meter, the load is gone.",
           names_of(DEVICE_PARAMS, COMMON_PARAMS), {"ipport": str(KASA_PORT)}, ("ip",),
           DEVICE_ACTIONS),
     Agent("fence_http", "http", "Fence agent for Tasmota, ESPHome and any HTTP power switch",
           "fence_http switches the relays of Tasmota and ESPHome devices over their web servers, "
           "and any device that has one URL to switch on, one to switch off and one to tell the "
           "power state. It reports success only when the device itself has confirmed the new power "
-          "state, and, where a Tasmota meter measures always (SetOption21 1), only when the load "
-          "is gone.",
+          "state and, where a Tasmota meter measures always (SetOption21 1), the load is gone.",
           names_of(DEVICE_PARAMS, HTTP_PARAMS, STATUS_PARAMS, COMMON_PARAMS),
           {"ipport": str(HTTP_PORT)}, ("ip",), DEVICE_ACTIONS),
     Agent("fence_check", "", "Proof that a fenced node is dead",
           "fence_check switches nothing. As the second device of a fencing level it lets the "
           "failover go on only when the node is proven dead: the fence device says OFF, at least "
-          "one of the node's networks is silent over a path that is known to work, and nothing at "
-          "all shows life or is in doubt.",
+          "one of its networks is silent over a path known to work, and nothing at all shows life "
+          "or is in doubt.",
           names_of(CHECK_PARAMS, STATUS_PARAMS, COMMON_PARAMS), {"action": "status"},
           ("fence_method", "fence_ip"), CHECK_ACTIONS))}
 
@@ -2934,7 +2920,7 @@ def render_about(agent, action, values):
 
 def find_secrets(values):
     """Return the values that no log may hold; options of other agents are known by their names."""
-    options = [item.partition("=") for item in values.get("fence_options", "").split(",")]
+    options = [item.partition("=") for item in split_list(values.get("fence_options", ""))]
     return {values[row.name] for row in PARAMS if row.secret and row.name in values} | {
         value for name, _, value in options
         if value and re.search("pass|secret|key|token|community|_kg", name)}
@@ -5042,10 +5028,9 @@ def main(argv, environment):
         return EXIT_USAGE if isinstance(error, UsageError) and not is_agent else EXIT_BAD
     except KeyboardInterrupt:
         system.error("interrupted; what was under way is not confirmed")
-        return EXIT_BAD
     except Exception as error:  # a defect of ours: still one line, and no exit code of success
         system.error(describe_defect(error))
-        return EXIT_BAD
+    return EXIT_BAD
 
 
 def find_check_parameters(node, values, system):
