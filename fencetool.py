@@ -88,7 +88,6 @@ LONGEST_DRAIN_SECONDS = 1.0         # for reading what has piled up while the pr
 # ==================================================================================================
 class FenceError(Exception):
     """Anything that keeps an action from its proof. The text says what happened and what to do."""
-
     retryable = False
 
 
@@ -106,7 +105,6 @@ class SyntaxMistake(UsageError):
 
 class Unreachable(FenceError):
     """No connection, no answer, or an answer that broke off: the outcome is not known."""
-
     retryable = True
 
     def __init__(self, text, was_closed=False):
@@ -116,7 +114,6 @@ class Unreachable(FenceError):
 
 class ProtocolError(FenceError):
     """An answer that is not what the protocol says; a damaged reply may be whole the next time."""
-
     retryable = True
 
 
@@ -473,8 +470,7 @@ def render_blockers(verdict):
 
 # ==================================================================================================
 # SECTION 5: PARAMETERS
-# Every parameter is one row: stdin names, options, defaults, metadata and help follow from it.
-# Pure.
+# Every parameter is one row: stdin names, options, defaults, metadata and help follow. Pure.
 # ==================================================================================================
 STRING, INTEGER, SECONDS, BOOLEAN = "string", "integer", "second", "boolean"
 SELECT, MAC, URL, PATTERN = "select", "mac", "url", "pattern"
@@ -1859,7 +1855,6 @@ class Device:
 
 class KasaDevice(Device):
     """A TP-Link Kasa plug or strip over its legacy protocol, on one connection for all requests."""
-
     kind = "kasa"
 
     def __init__(self, system, settings):
@@ -1946,7 +1941,6 @@ class KasaDevice(Device):
 
 class HttpDevice(Device):
     """What all devices with a web server have in common: the login, one connection a request."""
-
     default_username = ""
 
     def __init__(self, system, settings):
@@ -2049,7 +2043,6 @@ class HttpDevice(Device):
 
 class TasmotaDevice(HttpDevice):
     """Tasmota, and OpenBeken as far as it does the same; `plug` is the relay's number."""
-
     kind = "tasmota"
     default_username = "admin"
 
@@ -2121,7 +2114,6 @@ class TasmotaDevice(HttpDevice):
 class EsphomeDevice(HttpDevice):
     """A switch of an ESPHome device; `plug` is its name or object id, or DEVICE/NAME."""
     # It has no meter: its sensors do not tell to which switch they belong.
-
     kind = "esphome"
 
     def __init__(self, system, settings):
@@ -2185,7 +2177,6 @@ class EsphomeDevice(HttpDevice):
 
 class UrlDevice(HttpDevice):
     """Any device with one URL that switches on, one that switches off, and one that tells."""
-
     kind = "url"
 
     def __init__(self, system, settings):
