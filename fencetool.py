@@ -73,7 +73,7 @@ OFF_READINGS = 2           # see confirm_power
 REBOOT_OFF_SECONDS = 3.0   # see run_reboot
 EVENTS_SILENCE_SECONDS = 2.0  # after the states of all switches; the next ping may take ten
 METER_SILENT_WATTS = 1.0   # meters show up to 0.9 W of noise on an open relay (HS110 capture)
-CHILD_PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
+CHILD_ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"}
 CLUSTER_FILE = "/etc/fencetool/cluster.yml"
 
 FEWEST_ECHOES, MOST_ECHOES = 3, 50  # one lost packet is no silence, and a look is no flood
@@ -250,7 +250,7 @@ def parse_json_object(text):
     """Return the JSON object in text as a dict; raise ProtocolError for anything else."""
     # A name that comes twice with two values is an answer and its opposite: an error. NaN and
     # infinities are no JSON, and would pass every comparison with a limit.
-    def refuse_contradictions(pairs):
+    def refuse_doubles(pairs):
         members = {}
         for name, value in pairs:
             known = members.setdefault(name, value)
@@ -264,8 +264,7 @@ def parse_json_object(text):
         raise ProtocolError("reply holds %s, which is no number" % name)
 
     try:
-        reply = json.loads(text, object_pairs_hook=refuse_contradictions,
-                           parse_constant=refuse_constant)
+        reply = json.loads(text, object_pairs_hook=refuse_doubles, parse_constant=refuse_constant)
     except (ValueError, RecursionError):
         raise ProtocolError("reply is not JSON: %s" % quote(text)) from None
     if not isinstance(reply, dict):
@@ -1509,7 +1508,8 @@ class System:
             except OSError as error:
                 if handle:
                     handle.close()
-                failure = failure or Unreachable(explain_connect_error(error, deadline))
+                failure = failure or os_failure("no connection", error, deadline,
+                                                CONNECT_HINTS.get(error.errno))
                 failure.__cause__ = error
         raise failure
 
@@ -1540,10 +1540,9 @@ class System:
         # The environment is a clean one: a child that inherited PCMK_service would run without its
         # time limits. The child stays in our process group, where Pacemaker's SIGKILL reaches it.
         import subprocess
-        environment = {"PATH": CHILD_PATH, "LC_ALL": "C"}
         try:
             child = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                     stderr=subprocess.PIPE, env=environment, close_fds=True)
+                                     stderr=subprocess.PIPE, env=CHILD_ENVIRONMENT, close_fds=True)
         except OSError as error:
             raise Unreachable("cannot run %s: %s" % (argv[0], error.strerror)) from error
         try:
@@ -1662,8 +1661,7 @@ class Connection:
             self.handle.settimeout(max(0.001, deadline.left()))
             self.handle.sendall(data)
         except OSError as error:
-            raise Unreachable("connection broke off while sending: %s"
-                              % explain_os_error(error, deadline)) from error
+            raise os_failure("connection broke off while sending", error, deadline) from error
 
     def start_tls(self, name, verified, deadline):
         """Encrypt from here on; verified: the certificate must be good, and for this name."""
@@ -1679,8 +1677,7 @@ class Connection:
             if isinstance(error, ValueError) or "CERTIFICATE" in str(getattr(error, "reason", "")):
                 raise Refused("the certificate is not trusted: %s (ssl_insecure=1 accepts any)"
                               % quote(str(error))) from error
-            raise Unreachable("no TLS: %s (does this port speak it?)"
-                              % explain_os_error(error, deadline)) from error
+            raise os_failure("no TLS", error, deadline, "does this port speak it?") from error
 
     def peer(self):
         """Return the address that was connected to, with the zone of a link-local one."""
@@ -1695,8 +1692,7 @@ class Connection:
             self.handle.settimeout(max(0.001, deadline.left()))
             return self.handle.recv(count)
         except OSError as error:
-            raise Unreachable("no complete answer: %s"
-                              % explain_os_error(error, deadline)) from error
+            raise os_failure("no complete answer", error, deadline) from error
 
     def receive(self, count, deadline):
         """Return exactly `count` bytes, in however many pieces they come."""
@@ -1781,11 +1777,13 @@ def write_all(descriptor, data):
         pass
 
 
-def explain_os_error(error, deadline):
+def os_failure(what, error, deadline, hint=""):
+    """Return the Unreachable that says what failed, why by the OSError, and what to look at."""
     # socket.timeout is no TimeoutError before Python 3.10; it never has an errno.
-    if isinstance(error, socket.timeout) or error.errno == errno.ETIMEDOUT:
-        return "nothing came within %s" % render_seconds(deadline.seconds)
-    return one_line(error.strerror or str(error))
+    is_late = isinstance(error, socket.timeout) or error.errno == errno.ETIMEDOUT
+    reason = "nothing came within %s" % render_seconds(deadline.seconds) if is_late else (
+        one_line(error.strerror or str(error)))
+    return Unreachable("%s: %s%s" % (what, reason, " (%s)" % hint if hint else ""))
 
 
 CONNECT_HINTS = {
@@ -1794,12 +1792,6 @@ CONNECT_HINTS = {
     None: "is the plug powered, is a firewall between?",  # a time limit of ours
     errno.EHOSTUNREACH: "is the plug powered and in its Wi-Fi?",
     errno.ENETUNREACH: "this machine has no route to that network"}
-
-
-def explain_connect_error(error, deadline):
-    hint = CONNECT_HINTS.get(error.errno)
-    return "no connection: %s%s" % (explain_os_error(error, deadline),
-                                    " (%s)" % hint if hint else "")
 
 
 # ==================================================================================================
@@ -2804,9 +2796,8 @@ def rows_of(agent):
 def render_metadata(agent):
     """Return the agent's description as fence-agents' lib/metadata.rng wants it."""
     lines = ['<?xml version="1.0" encoding="utf-8"?>',
-             '<resource-agent name="%s" shortdesc="%s">'
-             % (agent.name, escape_xml(agent.shortdesc)),
-             "<longdesc>%s</longdesc>" % escape_xml(agent.longdesc),
+             '<resource-agent name="%s" shortdesc="%s">\n<longdesc>%s</longdesc>' % (
+                 agent.name, escape_xml(agent.shortdesc), escape_xml(agent.longdesc)),
              "<vendor-url></vendor-url>", "<parameters>"]
     for row in rows_of(agent):
         if row.name == "nodename":
@@ -4250,7 +4241,6 @@ def render_ansible(cluster, source):
 # What people call: one cmd_ function a subcommand; it returns the exit code.
 # ==================================================================================================
 # The options of a subcommand: what argparse's add_argument takes.
-CLUSTER_EXTENSIONS = (".yml", ".yaml", ".json")
 HOST_VARS_OPTION = (("--host-vars",), {"metavar": "DIR", "help": "directory of NODE.yml files with "
                                        "mgmt_ip, storage_ip and client_ips (Ansible's host_vars)"})
 CHECK_OPTIONS = (
@@ -4260,9 +4250,9 @@ GENERATE_OPTIONS = (
     (("words",), {
         "nargs": "+", "metavar": "CLUSTER", "help": "cluster file; or: nftables NODE [CLUSTER], a "
         "firewall for one node; or: ansible [CLUSTER], a playbook that installs and runs all"}),
-    HOST_VARS_OPTION,
-    (("--format",), {"choices": ("pcs", "crmsh", "cib"), "default": "pcs",
-                     "help": "what the configuration is for (default: a script for pcs)"}),
+    HOST_VARS_OPTION, (("--format",), {
+        "choices": ("pcs", "crmsh", "cib"), "default": "pcs",
+        "help": "what the configuration is for (default: a script for pcs)"}),
     (("-o", "--output"), {"metavar": "FILE", "help": "write there, mode 0700, not to stdout"}))
 
 
@@ -4277,7 +4267,7 @@ def load_cluster(path, host_vars, system):
             found.append((os.path.splitext(name)[0], place))
     return read_cluster(path, system.read_file(path), [
         (node, file, system.read_file(file)) for node, file in found
-        if os.path.splitext(file)[1] in CLUSTER_EXTENSIONS])
+        if os.path.splitext(file)[1] in (".yml", ".yaml", ".json")])
 
 
 def cmd_check_config(options, system):
@@ -4358,20 +4348,17 @@ def run_plugin(agent, words, environment, system):
     if [host] != hosts and verb != "status":
         raise UsageError("%s is not the one node of the hostlist (%s); nothing was switched"
                          % (quote(host), " ".join(hosts)))
-    pairs = [(name, environment[name]) for name in PLUGIN_PARAMS + ("ipaddr",)
-             if name in environment]
+    pairs = [(key, environment[key]) for key in PLUGIN_PARAMS + ("ipaddr",) if key in environment]
     return run_agent(agent, pairs + [("action", PLUGIN_ACTIONS[verb]), ("nodename", host)], system)
 
 
 def render_plugin_parameters(agent):
-    lines = ["<parameters>", '<parameter name="hostlist" unique="0" required="1">',
-             '<content type="string"/>', '<shortdesc lang="en">Nodes to be fenced</shortdesc>',
-             "</parameter>"]
-    for row in rows_of(agent):
-        if row.name in PLUGIN_PARAMS:
-            lines += [line for line in render_metadata_parameter(agent, row, row.name, ())
-                      if not line.startswith("<getopt")]
-    return "\n".join(lines + ["</parameters>"])
+    agent = agent._replace(required=("hostlist",) + agent.required)
+    rows = [param("hostlist", STRING, "Nodes to be fenced")]
+    rows += [row for row in rows_of(agent) if row.name in PLUGIN_PARAMS]
+    lines = [line for row in rows for line in render_metadata_parameter(agent, row, row.name, ())
+             if not line.startswith("<getopt")]
+    return "\n".join(["<parameters>"] + lines + ["</parameters>"])
 
 
 # ==================================================================================================
