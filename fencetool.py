@@ -453,8 +453,7 @@ FIRST_LOOKS = {
     (POWER, Finding.UNKNOWN): "look first at the fence device and the way to it",
     (NETWORK, Finding.ALIVE): "it has power: is it the right outlet, is there a UPS or a second "
                               "power supply?",
-    (NETWORK, Finding.UNKNOWN): "look first at this machine's link, route and firewall, and at the "
-                                "witness"}
+    (NETWORK, Finding.UNKNOWN): "look first at link, route and firewall here, and at the witness"}
 
 
 def render_evidence(item):
@@ -566,9 +565,8 @@ PARAMS = DEVICE_PARAMS + HTTP_PARAMS + STATUS_PARAMS + CHECK_PARAMS + COMMON_PAR
 PARAMS_BY_NAME = {row.name: row for row in PARAMS}
 
 # How a kind of parameter is read from text, and its name in the metadata.
-PARSERS = {STRING: str, INTEGER: parse_whole_number, SECONDS: parse_seconds,
-           BOOLEAN: parse_boolean, SELECT: str, MAC: parse_mac, URL: parse_url,
-           PATTERN: parse_pattern}
+PARSERS = {STRING: str, SELECT: str, INTEGER: parse_whole_number, SECONDS: parse_seconds,
+           BOOLEAN: parse_boolean, MAC: parse_mac, URL: parse_url, PATTERN: parse_pattern}
 CONTENT_TYPES = {MAC: STRING, URL: STRING, PATTERN: STRING}
 # The URLs of a device, and the state that each one leads to.
 URL_PARAMS = (("power_on_url", PowerState.ON), ("power_off_url", PowerState.OFF),
