@@ -73,7 +73,7 @@ OFF_READINGS = 2           # see confirm_power
 REBOOT_OFF_SECONDS = 3.0   # see run_reboot
 EVENTS_SILENCE_SECONDS = 2.0  # after the states of all switches; the next ping may take ten
 METER_SILENT_WATTS = 1.0   # meters show up to 0.9 W of noise on an open relay (HS110 capture)
-CHILD_PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
+CHILD_ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"}
 CLUSTER_FILE = "/etc/fencetool/cluster.yml"
 
 FEWEST_ECHOES, MOST_ECHOES = 3, 50  # one lost packet is no silence, and a look is no flood
@@ -88,7 +88,6 @@ LONGEST_DRAIN_SECONDS = 1.0         # for reading what has piled up while the pr
 # ==================================================================================================
 class FenceError(Exception):
     """Anything that keeps an action from its proof. The text says what happened and what to do."""
-
     retryable = False
 
 
@@ -106,7 +105,6 @@ class SyntaxMistake(UsageError):
 
 class Unreachable(FenceError):
     """No connection, no answer, or an answer that broke off: the outcome is not known."""
-
     retryable = True
 
     def __init__(self, text, was_closed=False):
@@ -116,7 +114,6 @@ class Unreachable(FenceError):
 
 class ProtocolError(FenceError):
     """An answer that is not what the protocol says; a damaged reply may be whole the next time."""
-
     retryable = True
 
 
@@ -139,15 +136,11 @@ class PowerState(enum.Enum):
     OFF = "OFF"
 
 
+# One relay of a device, as the device itself describes it. number: as printed on the case, from 1;
+# of an ESPHome switch its object id. identifiers: the names that the protocol gives it.
 Outlet = collections.namedtuple("Outlet", "number alias identifiers state")
-Outlet.__doc__ = """One relay of a device, as the device itself describes it.
-
-number: as printed on the case, from 1; of an ESPHome switch its object id. identifiers: the names
-that the protocol gives it.
-"""
-
+# status: a number. headers: with get() and get_all(). body: text.
 HttpReply = collections.namedtuple("HttpReply", "status headers body")
-HttpReply.__doc__ = """status: a number. headers: with get() and get_all(). body: text."""
 
 
 def parse_whole_number(text):
@@ -186,8 +179,7 @@ def parse_url(text):
     """Return a path or URL as it stands. The text is never shown: it may hold a password."""
     if not re.fullmatch(r"(https?://[^/?#@\s]+)?/[!\"$-~]*", text):
         raise UsageError("neither a path that begins with / nor a URL http://host/path; blanks and "
-                         "other special characters are written %20, a login goes into username and "
-                         "password")
+                         "others are written %20, a login goes into username and password")
     return text
 
 
@@ -215,11 +207,9 @@ def render_seconds(seconds):
 
 
 def quote(text, limit=MAX_SHOWN_CHARACTERS):
-    """Return foreign text as one printable line in quotes, cut to `limit` characters.
-
-    SAFETY: Pacemaker takes these words on an agent's stderr for its own, whoever said them.
-    Test: test_words_that_pacemaker_reads_are_never_passed_on
-    """
+    """Return foreign text as one printable line in quotes, cut to `limit` characters."""
+    # SAFETY: Pacemaker takes these words on an agent's stderr for its own, whoever said them.
+    # Test: test_words_that_pacemaker_reads_are_never_passed_on
     shown = text if len(text) <= limit else text[:limit] + "..."
     return "'%s'" % hide_timer_words(one_line(shown))
 
@@ -257,35 +247,29 @@ def redact(text, secrets):
 
 
 def parse_json_object(text):
-    """Return the JSON object in text as a dict; raise ProtocolError for anything else.
-
-    A name that comes twice with two values is an answer and its opposite: an error. NaN and
-    infinities are no JSON, and would pass every comparison with a limit.
-    """
-    def refuse_contradictions(pairs):
+    """Return the JSON object in text as a dict; raise ProtocolError for anything else."""
+    # A name that comes twice with two values is an answer and its opposite: an error. NaN and
+    # infinities are no JSON, and would pass every comparison with a limit.
+    def refuse_doubles(pairs):
         members = {}
         for name, value in pairs:
-            if name in members and not same_json(members[name], value):
+            known = members.setdefault(name, value)
+            # Compared as text: 0, false and 0.0 are equal in Python and different answers.
+            if known is not value and (
+                    json.dumps(known, sort_keys=True) != json.dumps(value, sort_keys=True)):
                 raise ProtocolError("reply holds %s twice, with two values" % quote(name))
-            members[name] = value
         return members
 
     def refuse_constant(name):
         raise ProtocolError("reply holds %s, which is no number" % name)
 
     try:
-        value = json.loads(text, object_pairs_hook=refuse_contradictions,
-                           parse_constant=refuse_constant)
+        reply = json.loads(text, object_pairs_hook=refuse_doubles, parse_constant=refuse_constant)
     except (ValueError, RecursionError):
         raise ProtocolError("reply is not JSON: %s" % quote(text)) from None
-    if not isinstance(value, dict):
+    if not isinstance(reply, dict):
         raise ProtocolError("reply is not a JSON object: %s" % quote(text))
-    return value
-
-
-def same_json(one, other):
-    # Compared as text: 0, false and 0.0 are equal in Python and different answers of a device.
-    return json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
+    return reply
 
 
 def is_number(value):
@@ -304,11 +288,9 @@ def require_member(reply, name, kind, where):
 
 
 def select_outlet(outlets, wanted, label):
-    """Return the one Outlet that `wanted` names; raise Refused unless it is exactly one.
-
-    wanted: number on the case, alias or identifier; "" or `label` (the cluster's name for the
-    target) when the caller named none, which selects an only outlet, or one with that alias.
-    """
+    """Return the one Outlet that `wanted` names; raise Refused unless it is exactly one."""
+    # wanted: number on the case, alias or identifier; "" or `label` (the cluster's name for the
+    # target) when the caller named none, which selects an only outlet, or one with that alias.
     if len(outlets) == 1 and wanted in ("", label):
         return outlets[0]
     if not wanted:
@@ -330,11 +312,9 @@ def describe_outlets(outlets):
 
 
 def doubt_about_meter(watts, policy):
-    """Return why an outlet that reports OFF cannot be believed, or "" when nothing speaks against.
-
-    watts: what the meter read, None where there is no meter or it gave no reading.
-    policy: auto (a reading counts, a missing one does not) or require (a reading must be there).
-    """
+    """Return why an outlet that reports OFF cannot be believed, or "" when it can."""
+    # watts: what the meter read, None where there is no meter or it gave no reading.
+    # policy: auto (a reading counts, a missing one does not) or require (a reading must be there).
     if watts is None:
         return "the meter gave no reading, and power_meter=require" if policy == "require" else ""
     if abs(watts) > METER_SILENT_WATTS:
@@ -352,26 +332,17 @@ class Finding(enum.Enum):
 
 POWER, NETWORK = "power", "network"
 
+# One observation about the target. source: POWER or NETWORK. subject: what was observed. seen: what
+# it showed. reason: what else a reader should know, or "".
 Evidence = collections.namedtuple("Evidence", "source finding subject seen reason")
-Evidence.__doc__ = """One observation about the target.
-
-source: POWER or NETWORK. subject: what was observed. seen: what it showed. reason: what else a
-reader should know, or "".
-"""
-
+# What all Evidence adds up to; blockers: the Evidence that keeps it from dead.
 Verdict = collections.namedtuple("Verdict", "finding blockers")
-Verdict.__doc__ = "What all Evidence adds up to; blockers: the Evidence that keeps it from dead."
-
 Target = collections.namedtuple("Target", "network address")
-
-Path = collections.namedtuple(
-    "Path", "interface index mac source gateway has_carrier changes kind")
-Path.__doc__ = """How packets to one address leave this machine, by its kernel.
-
-mac, source: our own addresses there (bytes); mac is b"" where nobody speaks ARP or neighbour
-discovery. gateway: b"" for an attached network. changes: how often the carrier came or went.
-kind: of the link: "" for a network card, "dormant" for one that waits, "bridge", "bond"...
-"""
+# How packets to one address leave this machine, by its kernel. mac, source: our own addresses there
+# (bytes); mac is b"" where nobody speaks ARP or neighbour discovery. gateway: b"" for an attached
+# network. changes: how often the carrier came or went. kind: of the link: "" for a network card,
+# "dormant" for one that waits, "bridge", "bond"...
+Path = collections.namedtuple("Path", "interface index mac source gateway has_carrier changes kind")
 
 
 class Sight:
@@ -396,9 +367,8 @@ class Sight:
 
     def goes_the_way_of(self, other):
         """An address without a path may go any way: it must not pass for one nobody asked about."""
-        return self.family == other.family and (
-            self.path is None or (self.path.interface, self.path.gateway)
-            == (other.path.interface, other.path.gateway))
+        return self.family == other.family and (self.path is None or (
+            self.path.interface, self.path.gateway) == (other.path.interface, other.path.gateway))
 
     def block(self, reason):
         """Remember the first reason why silence means nothing."""
@@ -406,12 +376,10 @@ class Sight:
 
 
 def judge(evidence):
-    """Return the Verdict over all evidence about one target.
-
-    SAFETY: one sign of life outweighs everything, and dead is only what every observation agrees
-    on: exactly one device, which says OFF, and at least one silent network.
-    Test: test_dead_needs_every_observation_to_agree
-    """
+    """Return the Verdict over all evidence about one target."""
+    # SAFETY: one sign of life outweighs everything, and dead is only what every observation agrees
+    # on: exactly one device, which says OFF, and at least one silent network.
+    # Test: test_dead_needs_every_observation_to_agree
     sources = [item.source for item in evidence]
     alive = [item for item in evidence if item.finding is Finding.ALIVE]
     doubts = [item for item in evidence if item.finding is not Finding.DEAD]
@@ -423,12 +391,10 @@ def judge(evidence):
 
 
 def judge_power(state, watts, policy):
-    """Return (finding, reason) for what a device says about the target's outlet.
-
-    SAFETY: only a positive OFF is evidence of death; a load that is still drawn is evidence of
-    life: the relay is welded, or another outlet was switched.
-    Test: test_only_a_positive_off_is_evidence_of_death
-    """
+    """Return (finding, reason) for what a device says about the target's outlet."""
+    # SAFETY: only a positive OFF is evidence of death; a load that is still drawn is evidence of
+    # life: the relay is welded, or another outlet was switched.
+    # Test: test_only_a_positive_off_is_evidence_of_death
     if state is not PowerState.OFF:
         return Finding.ALIVE if state is PowerState.ON else Finding.UNKNOWN, ""
     doubt = "" if policy == "ignore" else doubt_about_meter(watts, policy)
@@ -456,21 +422,18 @@ def judge_address(sight, witnesses, is_direct):
 
 
 def doubt_about_path(sight, witnesses, is_direct):
-    """Return why silence of this address would prove nothing, or "" when it would.
-
-    SAFETY: own failures look exactly like a dead target, so silence needs a path that is known to
-    work: a route, a carrier, and the answer of a witness that goes the same way. Where no witness
-    is known only ARP is believed, which no IP firewall on either side filters.
-    Test: test_silence_counts_only_over_a_proven_path
-    """
+    """Return why silence of this address would prove nothing, or "" when it would."""
+    # SAFETY: own failures look exactly like a dead target, so silence needs a path that is known to
+    # work: a route, a carrier, and the answer of a witness that goes the same way. Where no witness
+    # is known only ARP is believed, which no IP firewall on either side filters.
+    # Test: test_silence_counts_only_over_a_proven_path
     if sight.path is None:
         return "no path from here: " + sight.obstacle
     if not sight.path.has_carrier:
         # A cable without a switch: the peer itself feeds the carrier, so its loss is its silence;
         # a bridge, a bond or a macvlan also loses it when its own port is switched off here.
         is_cable = is_direct and not sight.path.gateway and sight.path.kind in ("", "veth")
-        return "" if is_cable else (
-            "no path from here: %s has no carrier" % sight.path.interface)
+        return "" if is_cable else "no path from here: %s has no carrier" % sight.path.interface
     if sight.obstacle:
         return sight.obstacle
     known = [witness for witness in witnesses if witness.goes_the_way_of(sight)]
@@ -490,8 +453,7 @@ FIRST_LOOKS = {
     (POWER, Finding.UNKNOWN): "look first at the fence device and the way to it",
     (NETWORK, Finding.ALIVE): "it has power: is it the right outlet, is there a UPS or a second "
                               "power supply?",
-    (NETWORK, Finding.UNKNOWN): "look first at this machine's link, route and firewall, and at the "
-                                "witness"}
+    (NETWORK, Finding.UNKNOWN): "look first at link, route and firewall here, and at the witness"}
 
 
 def render_evidence(item):
@@ -506,8 +468,7 @@ def render_blockers(verdict):
 
 # ==================================================================================================
 # SECTION 5: PARAMETERS
-# Every parameter is one row: stdin names, options, defaults, metadata and help follow from it.
-# Pure.
+# Every parameter is one row: stdin names, options, defaults, metadata and help follow. Pure.
 # ==================================================================================================
 STRING, INTEGER, SECONDS, BOOLEAN = "string", "integer", "second", "boolean"
 SELECT, MAC, URL, PATTERN = "select", "mac", "url", "pattern"
@@ -515,48 +476,34 @@ SELECT, MAC, URL, PATTERN = "select", "mac", "url", "pattern"
 Param = collections.namedtuple("Param", "name kind letter default aliases secret choices help")
 
 
-def param(name, kind, help, letter="", default="", aliases=(), secret=False, choices=()):
-    return Param(name, kind, letter, default, aliases, secret, choices, help)
+def param(name, kind, help, letter="", default="", aliases="", secret=False, choices=""):
+    return Param(name, kind, letter, default, tuple(aliases.split()), secret,
+                 tuple(choices.split()), help)
 
 
-PARAMS = (
-    param("action", STRING, "Fencing action", letter="o", aliases=("option",)),
-    param("ip", STRING, "Address or name of the device", letter="a", aliases=("ipaddr",)),
+# The parameters, by the agents that take them.
+DEVICE_PARAMS = (  # fence_kasa and fence_http
+    param("ip", STRING, "Address or name of the device", letter="a", aliases="ipaddr"),
     param("ipport", INTEGER, "TCP port of the device", letter="u"),
-    param("device_mac", MAC, "MAC address of the device; any other device at this address, or one "
-          "that cannot tell its MAC, is refused before anything is switched"),
-    param("plug", STRING, "Outlet to switch: the number printed on the case, its alias or its id. "
-          "The name of the fenced node is taken for the cluster's label, not for an outlet, unless "
-          "an outlet carries it; a device with several outlets needs exactly one that matches. For "
-          "fence_check it is the name of the node",
-          letter="n", aliases=("port",)),
-    param("username", STRING, "User name, where the device asks for one", letter="l",
-          aliases=("login",)),
-    param("password", STRING, "Password, where the device asks for one", letter="p",
-          aliases=("passwd",), secret=True),
-    param("password_script", STRING, "Program that prints the password", letter="S",
-          aliases=("passwd_script",)),
+    param("username", STRING, "User name, if the device asks for one", letter="l", aliases="login"),
     param("inet4_only", BOOLEAN, "Use IPv4 only", letter="4"),
-    param("inet6_only", BOOLEAN, "Use IPv6 only", letter="6"),
-    param("ssl", BOOLEAN, "Use TLS, and verify the certificate of the device (default port: 443)",
-          letter="z"),
+    param("inet6_only", BOOLEAN, "Use IPv6 only", letter="6"))
+HTTP_PARAMS = (  # fence_http
+    param("ssl", BOOLEAN, "Use TLS, and verify the certificate (default port: 443)", letter="z"),
     param("ssl_insecure", BOOLEAN, "Use TLS with any certificate (default port: 443)"),
     param("device", SELECT, "What the device speaks; auto: a /cm?cmnd= URL means tasmota, a "
           "/switch/ URL esphome, any other is taken as it stands", default="auto",
-          choices=("auto", "tasmota", "esphome", "url")),
-    param("switch_name", STRING, "Name or object id of the ESPHome switch: same as plug"),
+          choices="auto tasmota esphome url"),
     param("power_on_url", URL, "Path (or full URL on the same host) that switches on"),
     param("power_off_url", URL, "Path (or full URL on the same host) that switches off"),
-    param("status_url", URL, "Path (or full URL on the same host) that tells the power state"),
-    param("status_on_regex", PATTERN, "Regular expression that the status matches when the power "
-          "is on, and only then (for device=url)"),
-    param("status_off_regex", PATTERN, "Regular expression that the status matches when the power "
-          "is off, and only then (for device=url)"),
     param("http_method", SELECT, "Method of the switching URLs of device=url; auto is GET",
-          default="auto", choices=("auto", "GET", "POST")),
-    param("power_meter", SELECT, "What a power meter in the device says about an outlet that "
-          "reports OFF: auto (a load fails the action, no reading does not), ignore, or require "
-          "(no reading fails it too)", default="auto", choices=("auto", "ignore", "require")),
+          default="auto", choices="auto GET POST"))
+STATUS_PARAMS = (  # fence_http and fence_check
+    param("switch_name", STRING, "Name or object id of the ESPHome switch: same as plug"),
+    param("status_url", URL, "Path (or full URL on the same host) that tells the power state"),
+    param("status_on_regex", PATTERN, "Regular expression that only a status of ON matches"),
+    param("status_off_regex", PATTERN, "Regular expression that only a status of OFF matches"))
+CHECK_PARAMS = (  # fence_check
     param("fence_method", STRING, "What the fence device speaks: ipmi, kasa, tasmota, esphome, "
           "http, or the name of any installed fence agent"),
     param("fence_ip", STRING, "Address or name of the fence device"),
@@ -565,53 +512,61 @@ PARAMS = (
     param("fence_pass", STRING, "Password at the fence device; as password or password_script "
           "Pacemaker hides it in its own outputs", secret=True),
     param("fence_plug", STRING, "Outlet to be read, if the node's name does not mean it"),
-    param("fence_options", STRING, "More parameters for the fence device: name=value,...",
-          secret=True),
+    param("fence_options", STRING, "More parameters of the device: name=value,...", secret=True),
     param("target_mgmt_ip", STRING, "The node's address in the management network"),
     param("target_storage_ip", STRING, "The node's address in the storage network"),
     param("target_client_ips", STRING, "The node's addresses in client networks: address,...",
-          aliases=("target_client_ip",)),
+          aliases="target_client_ip"),
     param("target_ips", STRING, "The node's addresses in any other networks: name=address,..."),
     param("witness_ips", STRING, "Addresses that must answer for silence in that network to "
           "count: name=address,... (names: mgmt, storage, client and those of target_ips)"),
     param("direct_networks", STRING, "Names of networks that are one cable from node to node: a "
           "lost carrier is the other node's silence there"),
     param("verify_wait", SECONDS, "Seconds that off gives the node to go down", default="10"),
-    param("early_exit", SECONDS, "Seconds of unbroken proof after which off need not wait on; 0: "
-          "it waits for verify_wait", default="0"),
+    param("early_exit", SECONDS, "Seconds of proof after which off ends early; 0: no", default="0"),
     param("ping_count", INTEGER, "Questions to each address in one look", default="20"),
     param("ping_timeout", SECONDS, "Seconds of one look", default="1.5"),
     param("arp_check", BOOLEAN, "Ask by ARP and neighbour discovery too: it shows a node that "
           "drops ICMP", default="1"),
-    param("config", STRING, "Cluster file that holds the parameters of the node"),
+    param("config", STRING, "Cluster file that holds the parameters of the node"))
+COMMON_PARAMS = (  # all agents
+    param("action", STRING, "Fencing action", letter="o", aliases="option"),
+    param("device_mac", MAC, "MAC address of the device; any other device at this address, or one "
+          "that cannot tell its MAC, is refused before anything is switched"),
+    param("plug", STRING, "Outlet to switch: the number printed on the case, its alias or its id. "
+          "The name of the fenced node is taken for the cluster's label, not for an outlet, unless "
+          "an outlet carries it; a device with several outlets needs exactly one that matches. For "
+          "fence_check it is the name of the node", letter="n", aliases="port"),
+    param("password", STRING, "Password, where the device asks for one", letter="p",
+          aliases="passwd", secret=True),
+    param("password_script", STRING, "Program that prints the password", letter="S",
+          aliases="passwd_script"),
+    param("power_meter", SELECT, "What a power meter in the device says about an outlet that "
+          "reports OFF: auto (a load fails the action, no reading does not), ignore, or require "
+          "(no reading fails it too)", default="auto", choices="auto ignore require"),
     param("delay", SECONDS, "Seconds to wait before off and reboot", default="0"),
     param("login_timeout", SECONDS, "Seconds to wait for a connection", default="5"),
     param("shell_timeout", SECONDS, "Seconds to wait for the answer to one request", default="10"),
-    param("power_timeout", SECONDS, "Seconds the device has to confirm a new power state",
-          default="30"),
-    param("power_wait", SECONDS, "Seconds to wait after a command before the first look",
-          default="0"),
+    param("power_timeout", SECONDS, "Seconds the device has to confirm a new state", default="30"),
+    param("power_wait", SECONDS, "Seconds between a command and the first look", default="0"),
     param("stonith_status_sleep", SECONDS, "Seconds between two looks at the power state, and "
           "before a failed request is repeated", default="1"),
     param("disable_timeout", STRING, "Accepted and ignored: the agent's own limits always hold"),
     param("retry_on", INTEGER, "How often a failed power-on is repeated", default="1"),
-    param("separator", STRING, "Separator of the fields in the output of list", letter="C",
-          default=","),
+    param("separator", STRING, "Separator of the fields that list prints", letter="C", default=","),
     param("quiet", BOOLEAN, "Write nothing to stderr", letter="q"),
     param("verbose", BOOLEAN, "Tell each step on stderr; twice: also each message", letter="v"),
     param("verbose_level", INTEGER, "0 silent, 1 steps, 2 messages too", default="0"),
-    param("debug_file", STRING, "File to which each step is appended", letter="D",
-          aliases=("debug",)),
+    param("debug_file", STRING, "File to which each step is appended", letter="D", aliases="debug"),
     param("version", BOOLEAN, "Print the version and exit", letter="V"),
     param("help", BOOLEAN, "Print this help and exit", letter="h"),
-    param("nodename", STRING, "Name of the node to be fenced; Pacemaker sets it"),
-)
+    param("nodename", STRING, "Name of the node to be fenced; Pacemaker sets it"))
+PARAMS = DEVICE_PARAMS + HTTP_PARAMS + STATUS_PARAMS + CHECK_PARAMS + COMMON_PARAMS
 PARAMS_BY_NAME = {row.name: row for row in PARAMS}
 
 # How a kind of parameter is read from text, and its name in the metadata.
-PARSERS = {STRING: str, INTEGER: parse_whole_number, SECONDS: parse_seconds,
-           BOOLEAN: parse_boolean, SELECT: str, MAC: parse_mac, URL: parse_url,
-           PATTERN: parse_pattern}
+PARSERS = {STRING: str, SELECT: str, INTEGER: parse_whole_number, SECONDS: parse_seconds,
+           BOOLEAN: parse_boolean, MAC: parse_mac, URL: parse_url, PATTERN: parse_pattern}
 CONTENT_TYPES = {MAC: STRING, URL: STRING, PATTERN: STRING}
 # The URLs of a device, and the state that each one leads to.
 URL_PARAMS = (("power_on_url", PowerState.ON), ("power_off_url", PowerState.OFF),
@@ -619,10 +574,8 @@ URL_PARAMS = (("power_on_url", PowerState.ON), ("power_off_url", PowerState.OFF)
 
 
 def parse_stdin(text):
-    """Return [(name, value)] from lines "name=value"; values stay raw, their blanks included.
-
-    Quotes are part of a value: Pacemaker adds none, and status_on_regex may begin with one.
-    """
+    """Return [(name, value)] from lines "name=value"; values stay raw, their blanks included."""
+    # Quotes are part of a value: Pacemaker adds none, and status_on_regex may begin with one.
     pairs = []
     for number, line in enumerate(text.split("\n"), 1):
         line = line.rstrip("\r")
@@ -650,8 +603,8 @@ def parse_argv(arguments, params):
         raise UsageError("%s (see --help)" % error) from None
     if words:
         # Not shown: it may be the second word of a password.
-        raise UsageError("argument %d is no option (see --help)" % (
-            len(arguments) - len(words) + 1))
+        position = len(arguments) - len(words) + 1
+        raise UsageError("argument %d is no option (see --help)" % position)
     pairs = [(rows[option].name, "1" if rows[option].kind == BOOLEAN else value)
              for option, value in options]
     count = pairs.count(("verbose", "1"))  # -v -v is verbose_level=2
@@ -659,10 +612,8 @@ def parse_argv(arguments, params):
 
 
 def collect_values(pairs, params):
-    """Return ({name: value}, [unknown names]); empty values count as not given.
-
-    A parameter given twice with two values is a doubt about the device or the target: UsageError.
-    """
+    """Return ({name: value}, [unknown names]); empty values count as not given."""
+    # A parameter given twice with two values is a doubt about the device or the target.
     canonical = {spelling: row.name for row in params for spelling in (row.name,) + row.aliases}
     given = {}
     unknown = []
@@ -706,8 +657,7 @@ def build_settings(values, params, defaults):
     settings.verbose_level = max(settings.verbose_level, int(settings.verbose))
     check_settings(settings)
     if values.get("ipport", "") not in ("", str(getattr(settings, "ipport", ""))):
-        raise UsageError("ip names port %d and ipport %s"
-                         % (settings.ipport, quote(values["ipport"])))
+        raise UsageError("ip names port %d, ipport %s" % (settings.ipport, quote(values["ipport"])))
     return settings
 
 
@@ -724,8 +674,7 @@ def check_settings(settings):
         raise UsageError("stonith_status_sleep must be %s or more: two looks at one moment are one"
                          % render_seconds(SHORTEST_PAUSE_SECONDS))
     if settings.power_wait + settings.stonith_status_sleep >= settings.power_timeout:
-        raise UsageError("power_wait and stonith_status_sleep leave no time to look within "
-                         "power_timeout")
+        raise UsageError("power_wait and stonith_status_sleep leave no look within power_timeout")
     if getattr(settings, "inet4_only", False) and settings.inet6_only:
         raise UsageError("inet4_only and inet6_only exclude each other")
     if getattr(settings, "ip", ""):
@@ -782,11 +731,9 @@ def find_path(url, settings):
 
 
 def check_look(settings):
-    """Turn fence_check's lists into values, and refuse a look that could prove nothing.
-
-    SAFETY: no targets, a misspelled network or a look too short for an answer would all end in
-    silence where there is life. Test: test_parameters_that_could_prove_nothing_are_usage_errors
-    """
+    """Turn fence_check's lists into values, and refuse a look that could prove nothing."""
+    # SAFETY: no targets, a misspelled network or a look too short for an answer would all end in
+    # silence where there is life. Test: test_parameters_that_could_prove_nothing_are_usage_errors
     settings.targets = [Target(network, check_address(address)) for network, text in (
         ("Management", settings.target_mgmt_ip), ("Storage", settings.target_storage_ip),
         ("Client", settings.target_client_ips)) for address in split_list(text)]
@@ -799,8 +746,7 @@ def check_look(settings):
     known = {network_key(target.network) for target in settings.targets}
     named = {network_key(witness.network) for witness in settings.witnesses}
     for name in sorted((named | settings.direct_keys) - known):
-        raise UsageError("%s is none of the node's networks (%s)"
-                         % (quote(name), ", ".join(sorted(known))))
+        raise UsageError("no network %s (there are: %s)" % (quote(name), ", ".join(sorted(known))))
     if (not FEWEST_ECHOES <= settings.ping_count <= MOST_ECHOES
             or settings.ping_timeout < SHORTEST_LOOK_SECONDS):
         raise UsageError("one look must have %d to %d questions, and take %s or more" % (
@@ -861,10 +807,8 @@ METHOD_PORTS = {"kasa": KASA_PORT, "tasmota": HTTP_PORT, "esphome": HTTP_PORT, "
 
 
 def build_check_settings(settings):
-    """Return fence_check's settings together with those that its device's own agent would have.
-
-    As there, the node's name selects the outlet unless fence_plug names another.
-    """
+    """Return fence_check's settings together with those that its device's own agent would have."""
+    # As there, the node's name selects the outlet unless fence_plug names another.
     check_look(settings)
     if settings.fence_pass and settings.password not in ("", settings.fence_pass):
         raise UsageError("fence_pass and password are both given, with different values")
@@ -892,8 +836,7 @@ def build_check_settings(settings):
 # Kasa, legacy protocol. Source: python-kasa 0.12 kasa/transports/xortransport.py and its device
 # captures, softScheck tplink-smartplug; read 2026-10. Seen: documents only.
 
-KasaDescription = collections.namedtuple(
-    "KasaDescription", "mac device_id outlets is_strip has_meter")
+KasaInfo = collections.namedtuple("KasaInfo", "mac device_id outlets is_strip has_meter")
 
 
 def encrypt_kasa(plain):
@@ -922,12 +865,10 @@ def build_kasa_frame(request):
 
 
 def build_kasa_request(module, method, arguments, child_id=None):
-    """Return the request for one method; child_id addresses one outlet of a strip.
-
-    SAFETY: exactly one id, or none for a device without children: with several ids or none, strips
-    have switched their first outlet or all of them (python-kasa #637, softScheck PR #79).
-    Test: test_a_strip_is_switched_with_exactly_one_child_id
-    """
+    """Return the request for one method; child_id addresses one outlet of a strip."""
+    # SAFETY: exactly one id, or none for a device without children: with several ids or none,
+    # strips have switched their first outlet or all of them (python-kasa #637, softScheck PR #79).
+    # Test: test_a_strip_is_switched_with_exactly_one_child_id
     request = {} if child_id is None else {"context": {"child_ids": [child_id]}}
     request[module] = {method: arguments}
     return request
@@ -970,25 +911,22 @@ def parse_kasa_relay(value, where):
 
 
 def parse_kasa_description(info):
-    """Return the KasaDescription in a sysinfo result; raise ProtocolError where it contradicts."""
+    """Return the KasaInfo in a sysinfo result; raise ProtocolError where it contradicts itself."""
     device_id = require_member(info, "deviceId", str, "device description")
     if not device_id:
         raise ProtocolError("device description has an empty deviceId")
     kind = str(info.get("type", info.get("mic_type", "")))
     if "BULB" in kind.upper():
         raise Refused("device is a bulb (%s), not a plug" % quote(kind))
-    if "children" in info and "relay_state" in info:
-        raise ProtocolError("device describes itself as a plug and as a strip")
-    if "children" in info:
-        outlets = parse_kasa_children(info, device_id)
-    elif "relay_state" in info:
-        outlets = (Outlet(1, parse_kasa_alias(info), (device_id, device_id.lower()),
-                          parse_kasa_relay(info["relay_state"], "relay_state")),)
-    else:
-        raise ProtocolError("device description holds neither relay_state nor children")
+    is_strip = "children" in info
+    if is_strip is ("relay_state" in info):
+        raise ProtocolError("device description holds %s of relay_state (a plug) and children (a "
+                            "strip)" % ("both" if is_strip else "none"))
+    outlets = parse_kasa_children(info, device_id) if is_strip else (
+        Outlet(1, parse_kasa_alias(info), (device_id, device_id.lower()),
+               parse_kasa_relay(info["relay_state"], "relay_state")),)
     has_meter = "ENE" in str(info.get("feature", "")).split(":")
-    return KasaDescription(info.get("mac", info.get("mic_mac")), device_id, outlets,
-                           "children" in info, has_meter)
+    return KasaInfo(info.get("mac", info.get("mic_mac")), device_id, outlets, is_strip, has_meter)
 
 
 def parse_kasa_alias(info):
@@ -996,15 +934,12 @@ def parse_kasa_alias(info):
 
 
 def parse_kasa_children(info, device_id):
-    """Return the outlets of a strip by their numbers: the last two digits of an id, plus one.
-
-    The order of the list is not that on the case (HS300 1.0.21 lists 00,01,02,03,05,04).
-    """
+    """Return the outlets of a strip by their numbers: the last two digits of an id, plus one."""
+    # The order of the list is not that on the case (HS300 1.0.21 lists 00,01,02,03,05,04).
     children = require_member(info, "children", list, "device description")
     count = require_member(info, "child_num", int, "device description")
     if not children or count != len(children):
-        raise ProtocolError("device description lists %d outlets and counts '%d'"
-                            % (len(children), count))
+        raise ProtocolError("device lists %d outlets and counts '%d'" % (len(children), count))
     outlets = []
     for child in children:
         if not isinstance(child, dict):
@@ -1027,12 +962,10 @@ def parse_kasa_watts(result):
     units = {"power_mw": 0.001, "power": 1.0}
     found = [name for name in units if name in result]
     if len(found) != 1:
-        raise ProtocolError("meter reply holds %s of power and power_mw"
-                            % ("both" if found else "none"))
+        raise ProtocolError("meter tells %s of power and power_mw" % ("both" if found else "none"))
     value = result[found[0]]
     if not is_number(value) or abs(value) > 1e9:
-        raise ProtocolError("meter: %s is not a plausible number: %s"
-                            % (found[0], quote(json.dumps(value))))
+        raise ProtocolError("meter: no plausible %s: %s" % (found[0], quote(json.dumps(value))))
     return value * units[found[0]]
 
 
@@ -1130,11 +1063,9 @@ def parse_tasmota_reply(text, command):
 
 
 def parse_tasmota_power(members, relay):
-    """Return the PowerState of one relay (a number from 1), from no other relay's member.
-
-    SAFETY: the bare POWER is relay 1 and no other: OpenBeken answers with it whatever is asked.
-    Test: test_relay_2_is_never_read_from_the_bare_power
-    """
+    """Return the PowerState of one relay (a number from 1), from no other relay's member."""
+    # SAFETY: the bare POWER is relay 1 and no other: OpenBeken answers with it whatever is asked.
+    # Test: test_relay_2_is_never_read_from_the_bare_power
     names = ("POWER", "POWER1") if relay == 1 else ("POWER%d" % relay,)
     words = [members[name] for name in names if name in members]
     if not words:
@@ -1149,8 +1080,7 @@ def parse_tasmota_power(members, relay):
 def parse_tasmota_relays(members):
     """Return the relays in the reply to Status 11 as Outlets."""
     states = require_member(members, "StatusSTS", dict, "the reply to Status 11")
-    names = {int(name[5:] or 1): name for name in states
-             if re.fullmatch("POWER([1-9][0-9]?)?", name)}
+    names = {int(key[5:] or 1): key for key in states if re.fullmatch("POWER([1-9][0-9]?)?", key)}
     if not names:
         raise ProtocolError("the reply to Status 11 holds no POWER: the device has no relay")
     return tuple(Outlet(number, name, (), parse_tasmota_power(states, number))
@@ -1197,11 +1127,9 @@ def build_esphome_object_id(name):
 
 
 def parse_esphome_switch(text, switch):
-    """Return (PowerState, assumed) of a reply, which must be that of the switch asked for.
-
-    SAFETY: old firmware finds a switch by an id that two names can share, and answers with the
-    first. Test: test_a_reply_of_another_switch_is_refused
-    """
+    """Return (PowerState, assumed) of a reply, which must be that of the switch asked for."""
+    # SAFETY: old firmware finds a switch by an id that two names can share, and answers with the
+    # first. Test: test_a_reply_of_another_switch_is_refused
     members = parse_json_object(text)
     if not esphome_reply_is_of(members, switch):
         raise Refused("another switch answered: %s instead of %s" % (quote(text), quote(switch)))
@@ -1270,8 +1198,8 @@ def parse_status_page(text, on_pattern, off_pattern):
 
 # Signs of life. Source: RFC 792 and 4443 (echo and errors), RFC 826 (ARP), RFC 4861 (neighbour
 # discovery), linux/rtnetlink.h, linux/if_link.h; read 2026-11. Seen: Linux 6.18.
+# The numbers of one family. silence: the (type, code) for "nobody there".
 IcmpWords = collections.namedtuple("IcmpWords", "protocol request reply errors silence")
-IcmpWords.__doc__ = """The numbers of one family. silence: the (type, code) for "nobody there"."""
 ICMP = {socket.AF_INET: IcmpWords(socket.IPPROTO_ICMP, 8, 0, (3, 11), (3, 1)),
         socket.AF_INET6: IcmpWords(socket.IPPROTO_ICMPV6, 128, 129, (1, 3), (1, 3))}
 ETHERTYPE_ARP = 0x0806
@@ -1280,10 +1208,8 @@ NEIGHBOUR_SOLICITATION, NEIGHBOUR_ADVERTISEMENT = 135, 136
 
 
 def build_echo(family, marker, sequence):
-    """Return an echo request; marker: 8 bytes that its answer, and no other, brings back.
-
-    Two of them are the identifier too: that is all of a request that every ICMP error quotes.
-    """
+    """Return an echo request; marker: 8 bytes that its answer, and no other, brings back."""
+    # Two of them are the identifier too: that is all of a request that every ICMP error quotes.
     body = marker[:2] + struct.pack(">H", sequence) + marker
     words = struct.unpack(">6H", body) + (ICMP[family].request << 8,)
     # The remainder is the ones' complement sum. For ICMPv6 the kernel fills in its own.
@@ -1343,11 +1269,9 @@ def is_solicited(advertisement):
 
 
 def parse_agent_status(code, text):
-    """Return the PowerState that another fence agent tells by its exit code and its output.
-
-    SAFETY: both must say the same. Exit code 2 is a usage error of many programs, and an agent may
-    print a state before it fails. Test: test_an_agents_exit_code_and_words_must_agree
-    """
+    """Return the PowerState that another fence agent tells by its exit code and its output."""
+    # SAFETY: both must say the same. Exit code 2 is a usage error of many programs, and an agent
+    # may print a state before it fails. Test: test_an_agents_exit_code_and_words_must_agree
     words = set(re.findall("(?m)^Status: (.*?)\\s*$", text))
     state = {EXIT_GOOD: PowerState.ON, EXIT_OFF: PowerState.OFF}.get(code)
     if state and words == {state.value}:
@@ -1365,10 +1289,6 @@ ROUTE_KINDS = {1: "", 2: "the address is this machine's own", 3: "it is a broadc
 NETLINK_ERROR = 2
 ETHERNET = 1
 IFF_RUNNING, IFF_NOARP, IFF_LOWER_UP = 0x40, 0x80, 0x10000
-
-
-def build_netlink(kind, body):
-    return struct.pack("IHHII", 16 + len(body), kind, 1, 1, 0) + body
 
 
 def parse_netlink(data, body_format):
@@ -1441,11 +1361,9 @@ class System:
         self._log(LOG_ERR, text, to_stderr=not self.quiet)
 
     def event(self, text):
-        """Record what was done: syslog and debug file; stderr only when verbose.
-
-        SAFETY: a success must be silent on stderr, Pacemaker logs anything there as a warning.
-        Test: test_a_success_is_silent_on_stderr
-        """
+        """Record what was done: syslog and debug file; stderr only when verbose."""
+        # SAFETY: a success must be silent on stderr, Pacemaker logs anything there as a warning.
+        # Test: test_a_success_is_silent_on_stderr
         self._log(LOG_INFO, text, to_stderr=self.verbose_level > 0)
 
     def warn(self, text):
@@ -1466,11 +1384,9 @@ class System:
             self._append_debug(line)
 
     def _write_syslog(self, priority, text):
-        """Send one line to the log daemon, if it takes it at once.
-
-        SAFETY: not through syslog(3), which waits for ever when the daemon hangs.
-        Test: test_a_log_daemon_that_hangs_does_not_hold_up_a_fence
-        """
+        """Send one line to the log daemon, if it takes it at once."""
+        # SAFETY: not through syslog(3), which waits for ever when the daemon hangs.
+        # Test: test_a_log_daemon_that_hangs_does_not_hold_up_a_fence
         head = "<%d>%s %s[%d]: " % (LOG_DAEMON | priority, time.strftime("%b %e %H:%M:%S"),
                                     self.name, os.getpid())
         try:
@@ -1485,11 +1401,8 @@ class System:
         stamp = time.strftime("%Y-%m-%d %H:%M:%S ").encode("ascii")
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK | os.O_NOFOLLOW
         try:
-            handle = os.open(os.fsencode(self.debug_file), flags, 0o600)
-            try:
-                os.write(handle, stamp + line)
-            finally:
-                os.close(handle)
+            with open(os.open(os.fsencode(self.debug_file), flags, 0o600), "wb", 0) as handle:
+                handle.write(stamp + line)
         except (OSError, ValueError) as error:
             # A log that cannot be written must not keep a node from being fenced.
             self.debug_file = ""
@@ -1543,10 +1456,8 @@ class System:
             raise FenceError("cannot write %s: %s" % (path, error.strerror)) from error
 
     def resolve(self, host, port, family, deadline):
-        """Return [(family, socket address)] of a host, at most one address a family.
-
-        With two, a command could go to one device and the proof come from another.
-        """
+        """Return [(family, socket address)] of a host, at most one address a family."""
+        # With two, a command could go to one device and the proof come from another.
         try:
             # As bytes: text would load the IDNA codec, a twentieth of a whole run.
             found = socket.getaddrinfo(host.encode("ascii"), port, family, socket.SOCK_STREAM, 0,
@@ -1595,16 +1506,15 @@ class System:
             except OSError as error:
                 if handle:
                     handle.close()
-                failure = failure or Unreachable(explain_connect_error(error, deadline))
+                failure = failure or os_failure("no connection", error, deadline,
+                                                CONNECT_HINTS.get(error.errno))
                 failure.__cause__ = error
         raise failure
 
     def request_http(self, connect, method, path, headers, deadline, silence_s=None):
-        """Send one HTTP request; return its HttpReply, whatever its status.
-
-        connect: returns the Connection. silence_s: of an event stream, which does not end, take
-        what came until it is silent for so long.
-        """
+        """Send one HTTP request; return its HttpReply, whatever its status."""
+        # connect: returns the Connection. silence_s: of an event stream, which does not end, take
+        # what came until it is silent for so long.
         import http.client  # slow, so before the connection: a small device has only one
         speaker = http.client.HTTPConnection("")  # it follows no redirects and knows no proxies
         connection = connect()
@@ -1621,20 +1531,16 @@ class System:
                 "%s %s" % (type(error).__name__, error))) from error
         finally:
             connection.close()
-        return HttpReply(response.status, response.headers,
-                         body.decode("utf-8", "backslashreplace"))
+        return HttpReply(response.status, response.headers, body.decode(errors="backslashreplace"))
 
     def run(self, argv, stdin_text, deadline):
-        """Run a program and return (exit code, stdout, stderr); raise Unreachable if it hangs.
-
-        The environment is a clean one: a child that inherited PCMK_service would run without its
-        time limits. The child stays in our process group, where Pacemaker's SIGKILL reaches it.
-        """
+        """Run a program and return (exit code, stdout, stderr); raise Unreachable if it hangs."""
+        # The environment is a clean one: a child that inherited PCMK_service would run without its
+        # time limits. The child stays in our process group, where Pacemaker's SIGKILL reaches it.
         import subprocess
-        environment = {"PATH": CHILD_PATH, "LC_ALL": "C"}
         try:
             child = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                     stderr=subprocess.PIPE, env=environment, close_fds=True)
+                                     stderr=subprocess.PIPE, env=CHILD_ENVIRONMENT, close_fds=True)
         except OSError as error:
             raise Unreachable("cannot run %s: %s" % (argv[0], error.strerror)) from error
         try:
@@ -1681,7 +1587,7 @@ class System:
     def _ask_kernel(self, kind, body_format, body):
         with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0) as handle:  # 0: NETLINK_ROUTE
             handle.settimeout(1)
-            handle.send(build_netlink(kind, body))
+            handle.send(struct.pack("IHHII", 16 + len(body), kind, 1, 1, 0) + body)
             return parse_netlink(handle.recv(MAX_REPLY_BYTES), body_format)
 
     def open_echo(self, family):
@@ -1753,8 +1659,7 @@ class Connection:
             self.handle.settimeout(max(0.001, deadline.left()))
             self.handle.sendall(data)
         except OSError as error:
-            raise Unreachable("connection broke off while sending: %s"
-                              % explain_os_error(error, deadline)) from error
+            raise os_failure("connection broke off while sending", error, deadline) from error
 
     def start_tls(self, name, verified, deadline):
         """Encrypt from here on; verified: the certificate must be good, and for this name."""
@@ -1770,8 +1675,7 @@ class Connection:
             if isinstance(error, ValueError) or "CERTIFICATE" in str(getattr(error, "reason", "")):
                 raise Refused("the certificate is not trusted: %s (ssl_insecure=1 accepts any)"
                               % quote(str(error))) from error
-            raise Unreachable("no TLS: %s (does this port speak it?)"
-                              % explain_os_error(error, deadline)) from error
+            raise os_failure("no TLS", error, deadline, "does this port speak it?") from error
 
     def peer(self):
         """Return the address that was connected to, with the zone of a link-local one."""
@@ -1786,8 +1690,7 @@ class Connection:
             self.handle.settimeout(max(0.001, deadline.left()))
             return self.handle.recv(count)
         except OSError as error:
-            raise Unreachable("no complete answer: %s"
-                              % explain_os_error(error, deadline)) from error
+            raise os_failure("no complete answer", error, deadline) from error
 
     def receive(self, count, deadline):
         """Return exactly `count` bytes, in however many pieces they come."""
@@ -1806,7 +1709,6 @@ class Connection:
         return data
 
     def holds_unasked_bytes(self):
-        """Return whether something has come that no request has asked for."""
         self.handle.setblocking(False)
         try:
             return bool(self.handle.recv(1))
@@ -1847,26 +1749,22 @@ class HttpStream(io.RawIOBase):
 
     def read_body(self, response, silence_s):
         lengths = set(response.headers.get_all("Content-Length") or ["0"])
-        if (response.headers.defects or len(lengths) > 1
-                or not re.fullmatch("[0-9]+", lengths.pop())):
+        if response.headers.defects or len(lengths) > 1 or not re.fullmatch("[0-9]+", min(lengths)):
             raise ProtocolError("the headers of the answer contradict themselves")
         if (response.length or 0) > MAX_REPLY_BYTES:
             raise ProtocolError("the answer claims a length of %d bytes" % response.length)
         if silence_s is None:
             return response.read()  # raises IncompleteRead when less came than the headers say
-        body = b""
-        action_deadline = self.deadline
+        body, piece, action_deadline = b"", None, self.deadline
         try:
-            while True:
+            while piece != b"":
                 self.deadline = action_deadline.within(silence_s)
                 piece = response.read1(MAX_REPLY_BYTES)
-                if not piece:
-                    return body
                 body += piece
         except Unreachable:
             if not body:
                 raise
-            return body
+        return body
 
 
 def write_all(descriptor, data):
@@ -1877,28 +1775,21 @@ def write_all(descriptor, data):
         pass
 
 
-def explain_os_error(error, deadline):
+def os_failure(what, error, deadline, hint=""):
+    """Return the Unreachable that says what failed, why by the OSError, and what to look at."""
     # socket.timeout is no TimeoutError before Python 3.10; it never has an errno.
-    if isinstance(error, socket.timeout) or error.errno == errno.ETIMEDOUT:
-        return "nothing came within %s" % render_seconds(deadline.seconds)
-    return one_line(error.strerror or str(error))
+    is_late = isinstance(error, socket.timeout) or error.errno == errno.ETIMEDOUT
+    reason = "nothing came within %s" % render_seconds(deadline.seconds) if is_late else (
+        one_line(error.strerror or str(error)))
+    return Unreachable("%s: %s%s" % (what, reason, " (%s)" % hint if hint else ""))
 
 
 CONNECT_HINTS = {
     errno.ECONNREFUSED: "is it this device's address and port? Newer plug firmware closes the port "
                         "when third-party control is off; a hung plug needs its own power cut",
+    None: "is the plug powered, is a firewall between?",  # a time limit of ours
     errno.EHOSTUNREACH: "is the plug powered and in its Wi-Fi?",
-    errno.ENETUNREACH: "this machine has no route to that network",
-}
-
-
-def explain_connect_error(error, deadline):
-    if isinstance(error, socket.timeout):
-        return "no connection within %s (is the plug powered, is a firewall between?)" % (
-            render_seconds(deadline.seconds))
-    hint = CONNECT_HINTS.get(error.errno)
-    return "no connection: %s%s" % (explain_os_error(error, deadline),
-                                    " (%s)" % hint if hint else "")
+    errno.ENETUNREACH: "this machine has no route to that network"}
 
 
 # ==================================================================================================
@@ -1911,6 +1802,8 @@ class Device:
 
     Every call takes the action's Deadline and raises FenceError. A reply to a command is the
     device's word about its intentions; read_state is what it says about the outlet afterwards.
+    Each class has request_state(wanted, deadline), read_state(deadline), which returns a
+    PowerState, and list_outlets(deadline), which returns Outlets.
     """
 
     kind = ""
@@ -1928,18 +1821,9 @@ class Device:
         """Prove, before anything is switched, which device and outlet this is; return its state."""
         return self.read_state(deadline)
 
-    def request_state(self, wanted, deadline):
-        raise NotImplementedError
-
-    def read_state(self, deadline):
-        raise NotImplementedError
-
     def read_watts(self, deadline):
         """Return what the outlet draws now, or None where no meter can prove anything."""
         return None
-
-    def list_outlets(self, deadline):
-        raise NotImplementedError
 
     def close(self):
         """Free the device for others: some serve one client at a time."""
@@ -1961,7 +1845,6 @@ class Device:
 
 class KasaDevice(Device):
     """A TP-Link Kasa plug or strip over its legacy protocol, on one connection for all requests."""
-
     kind = "kasa"
 
     def __init__(self, system, settings):
@@ -2013,10 +1896,8 @@ class KasaDevice(Device):
             self.connection = None
 
     def _ask(self, module, method, arguments, child_id, deadline):
-        """Return the result of one request, which may be sent twice.
-
-        Devices close idle connections, some of them after every answer.
-        """
+        """Return the result of one request, which may be sent twice."""
+        # Devices close idle connections, some of them after every answer.
         is_reused = self.connection is not None
         try:
             return self._exchange(module, method, arguments, child_id, deadline)
@@ -2050,18 +1931,22 @@ class KasaDevice(Device):
 
 class HttpDevice(Device):
     """What all devices with a web server have in common: the login, one connection a request."""
+    default_username = ""
 
     def __init__(self, system, settings):
         super().__init__(system, settings)
         self.address = settings.ip
-        self.username = settings.username
-        self.paths = {
-            name: parse_value(name, lambda url: find_path(url, settings), getattr(settings, name))
-            for name, _ in URL_PARAMS}
+        self.username = settings.username or self.default_username
+        self.login = ""
+        self.paths = {name: parse_value(name, lambda url: find_path(url, settings),
+                                        getattr(settings, name)) for name, _ in URL_PARAMS}
         for path in self.paths.values():
             system.secrets.update(find_url_secrets(path))
         if settings.password:
-            system.secrets.update((settings.password, percent_encode(settings.password)))
+            # Sent unasked: Tasmota sends no challenge, and it saves the slow devices a request.
+            self.login = build_basic_login(self.username, settings.password)
+            system.secrets.update((settings.password, percent_encode(settings.password),
+                                   self.login.split()[1]))  # a device may echo it
 
     def take_plug_from_urls(self, parse):
         """Let the URLs name the outlet, as the caller's plug would; contradictions are refused."""
@@ -2083,7 +1968,7 @@ class HttpDevice(Device):
     def exchange(self, method, path, parse, deadline, silence_s=None):
         """Return parse(reply) of one request; an error of either tells what was asked."""
         try:
-            reply = self._send(method, path, self._basic_login(), deadline, silence_s)
+            reply = self._send(method, path, self.login, deadline, silence_s)
             if reply.status == 401:
                 reply = self._answer_challenge(reply, method, path, deadline, silence_s)
             self.system.debug("%s -> %d %s" % (self.describe(), reply.status, reply.body), level=2)
@@ -2095,14 +1980,6 @@ class HttpDevice(Device):
         """Return the path as it is sent; what is shown and logged is the path without a login."""
         return path
 
-    def _basic_login(self):
-        # Unasked: Tasmota sends no challenge, and it saves the slow devices a request.
-        if not self.settings.password:
-            return ""
-        login = build_basic_login(self.username, self.settings.password)
-        self.system.secrets.add(login.split()[1])  # a device may echo it
-        return login
-
     def _answer_challenge(self, reply, method, path, deadline, silence_s):
         challenges = reply.headers.get_all("WWW-Authenticate") or []
         if not self.settings.password:
@@ -2113,9 +1990,9 @@ class HttpDevice(Device):
                                        self.path_with_login(path), os.urandom(8).hex())
             reply = self._send(method, path, login, deadline, silence_s)
         if reply.status == 401:
-            raise Refused("device refuses the login of user %s (tried: Basic%s; it says: %s)" % (
-                quote(self.username), " and Digest" if fields else "",
-                quote(", ".join(challenges))))
+            tried = "Basic and Digest" if fields else "Basic"
+            raise Refused("device refuses the login of user %s (tried: %s; it says: %s)"
+                          % (quote(self.username), tried, quote(", ".join(challenges))))
         return reply
 
     def _send(self, method, path, login, deadline, silence_s):
@@ -2139,11 +2016,8 @@ class HttpDevice(Device):
                                         self.path_with_login(path), headers, limit, silence_s)
 
     def _connect(self, deadline):
-        """Return a Connection to the device.
-
-        SAFETY: a name is looked up once an action; the proof must come from the device that was
-        switched. Test: test_a_name_that_changes_its_address_changes_no_device
-        """
+        # SAFETY: a name is looked up once an action; the proof must come from the device that was
+        # switched. Test: test_a_name_that_changes_its_address_changes_no_device
         settings = self.settings
         connection = self.system.connect(self.address, settings.ipport, settings.family,
                                          deadline.within(settings.login_timeout))
@@ -2159,12 +2033,11 @@ class HttpDevice(Device):
 
 class TasmotaDevice(HttpDevice):
     """Tasmota, and OpenBeken as far as it does the same; `plug` is the relay's number."""
-
     kind = "tasmota"
+    default_username = "admin"
 
     def __init__(self, system, settings):
         super().__init__(system, settings)
-        self.username = settings.username or "admin"
         self.take_plug_from_urls(parse_tasmota_url)
         self.relays = ()
         self.relay = 0
@@ -2190,10 +2063,8 @@ class TasmotaDevice(HttpDevice):
                                 % (state.value, command))
 
     def read_watts(self, deadline):
-        """Return what a meter says that measures while the relay is off, too: SetOption21 1.
-
-        By default the firmware reports 0 W as soon as its relay is off, whatever flows.
-        """
+        """Return what a meter says that measures while the relay is off, too: SetOption21 1."""
+        # By default the firmware reports 0 W as soon as its relay is off, whatever flows.
         energy = self._command("Status 10", deadline, parse_tasmota_energy)
         if energy is None or len(self.relays) != 1:
             return None  # one meter may measure several relays
@@ -2226,17 +2097,13 @@ class TasmotaDevice(HttpDevice):
         return parse_tasmota_power(members, self.relay)
 
     def _command(self, command, deadline, parse):
-        return self.exchange(
-            "GET", "/cm?cmnd=" + command.replace(" ", "%20"),
-            lambda reply: parse(parse_tasmota_reply(parse_http_body(reply), command)), deadline)
+        return self.exchange("GET", "/cm?cmnd=" + command.replace(" ", "%20"), lambda reply: parse(
+            parse_tasmota_reply(parse_http_body(reply), command)), deadline)
 
 
 class EsphomeDevice(HttpDevice):
-    """A switch of an ESPHome device; `plug` is its name or object id, or DEVICE/NAME.
-
-    It has no meter: its sensors do not tell to which switch they belong.
-    """
-
+    """A switch of an ESPHome device; `plug` is its name or object id, or DEVICE/NAME."""
+    # It has no meter: its sensors do not tell to which switch they belong.
     kind = "esphome"
 
     def __init__(self, system, settings):
@@ -2268,9 +2135,8 @@ class EsphomeDevice(HttpDevice):
                       deadline)
 
     def list_outlets(self, deadline):
-        return self.exchange("GET", "/events",
-                             lambda reply: parse_esphome_events(parse_http_body(reply)), deadline,
-                             silence_s=EVENTS_SILENCE_SECONDS)
+        return self.exchange("GET", "/events", lambda reply: parse_esphome_events(
+            parse_http_body(reply)), deadline, silence_s=EVENTS_SILENCE_SECONDS)
 
     def _find_switch(self, switch, deadline):
         """Return the state of a switch, or None when the device knows it neither by name nor id."""
@@ -2279,7 +2145,8 @@ class EsphomeDevice(HttpDevice):
         self.switch = switch
         for spelling in (switch, object_id) if object_id != switch else (switch,):
             path = build_esphome_path(spelling)
-            state = self.exchange("GET", path + "?detail=all", self._parse_found, deadline)
+            state = self.exchange("GET", path + "?detail=all", lambda reply: (
+                None if reply.status == 404 else self._parse_switch(reply)), deadline)
             if state:
                 self.path = path  # not before: it is what will be switched
                 return state
@@ -2287,12 +2154,8 @@ class EsphomeDevice(HttpDevice):
 
     def _check_identity(self, deadline):
         if self.settings.device_mac:
-            self.check_mac(self.exchange(
-                "OPTIONS", "/", lambda reply: reply.headers.get("Private-Network-Access-ID"),
-                deadline))
-
-    def _parse_found(self, reply):
-        return None if reply.status == 404 else self._parse_switch(reply)
+            self.check_mac(self.exchange("OPTIONS", "/", lambda reply: reply.headers.get(
+                "Private-Network-Access-ID"), deadline))
 
     def _parse_switch(self, reply):
         state, assumed = parse_esphome_switch(parse_http_body(reply), self.switch)
@@ -2304,7 +2167,6 @@ class EsphomeDevice(HttpDevice):
 
 class UrlDevice(HttpDevice):
     """Any device with one URL that switches on, one that switches off, and one that tells."""
-
     kind = "url"
 
     def __init__(self, system, settings):
@@ -2317,12 +2179,13 @@ class UrlDevice(HttpDevice):
             raise UsageError("power_on_url, power_off_url and status_url must differ: a URL that "
                              "toggles, or switches when it is read, proves nothing")
         if self.plug not in ("", self.label):
-            raise UsageError("plug %s: the URLs alone say which outlet is switched"
-                             % quote(self.plug))
+            raise UsageError("plug %s: the URLs alone say what is switched" % quote(self.plug))
 
     def read_state(self, deadline):
         self.check_mac("")  # refuses a configured device_mac: no URL tells one
-        return self.exchange("GET", self.paths["status_url"], self._parse_status, deadline)
+        return self.exchange("GET", self.paths["status_url"], lambda reply: parse_status_page(
+            parse_http_body(reply), self.settings.status_on_regex, self.settings.status_off_regex),
+            deadline)
 
     def request_state(self, wanted, deadline):
         name = "power_on_url" if wanted is PowerState.ON else "power_off_url"
@@ -2334,10 +2197,6 @@ class UrlDevice(HttpDevice):
 
     def list_outlets(self, deadline):
         return (Outlet(1, self.label, (), self.read_state(deadline)),)
-
-    def _parse_status(self, reply):
-        return parse_status_page(parse_http_body(reply), self.settings.status_on_regex,
-                                 self.settings.status_off_regex)
 
 
 class InstalledAgent(Device):
@@ -2362,10 +2221,9 @@ class InstalledAgent(Device):
     def _run(self, action, deadline):
         """Run the agent as Pacemaker does: the password goes over its stdin, never its argv."""
         is_ipmi = self.settings.fence_method == "ipmi"
-        parameters = {
-            "ip": self.settings.ip, "ipport": self.settings.ipport, "plug": self.settings.plug,
-            "username": self.settings.username, "password": self.settings.password,
-            "nodename": self.label, "lanplus": "1" if is_ipmi else ""}
+        names = ("ip", "ipport", "plug", "username", "password", "nodename")
+        parameters = {name: getattr(self.settings, name) for name in names}
+        parameters.update({"lanplus": "1"} if is_ipmi else {})
         parameters.update(self.settings.options, action=action)
         lines = ["%s=%s" % item for item in parameters.items() if item[1] != ""]
         if any("\n" in line for line in lines):
@@ -2406,12 +2264,10 @@ def open_device(method, system, settings):
 # is judged in section 4.
 # ==================================================================================================
 class Look:
-    """One look at all addresses at once: each is asked several times, in several ways.
-
-    router_errors: {address: what a router said about it}, from all looks of an action. SAFETY: a
-    router tells an error once in a while only, so the next look may find the same way just silent.
-    Test: test_what_a_router_said_holds_for_the_whole_action
-    """
+    """One look at all addresses at once: each is asked several times, in several ways."""
+    # router_errors: {address: what a router said about it}, from all looks of an action.
+    # SAFETY: a router tells an error once in a while only, so the next look may find the same way
+    # just silent. Test: test_what_a_router_said_holds_for_the_whole_action
 
     def __init__(self, system, settings, router_errors, device_addresses):
         self.system = system
@@ -2450,10 +2306,8 @@ class Look:
             sight.block(str(error))
 
     def _check_path(self, sight):
-        """SAFETY: a link that was gone for a part of the look has hidden answers.
-
-        Test: test_a_link_that_flaps_during_the_look_proves_nothing
-        """
+        # SAFETY: a link that was gone for a part of the look has hidden answers.
+        # Test: test_a_link_that_flaps_during_the_look_proves_nothing
         before, sight.path = sight.path, None
         self._find_path(sight)
         if sight.path != before:
@@ -2474,24 +2328,21 @@ class Look:
             sight.block("ARP is not permitted here (run it as root)")
 
     def _ask_and_hear(self):
-        """Ask at even intervals, so that a burst of losses does not take all questions.
-
-        Counted, not timed: a process that was held up for a while still asks every question.
-        """
-        for sequence in range(self.settings.ping_count):
+        """Ask at even intervals, so that a burst of losses does not take all questions."""
+        # Counted, not timed: a process that was held up for a while still asks every question.
+        for turn in range(self.settings.ping_count):
             for sight in self.sights:
                 if sight.path and not sight.echoed:
-                    self._ask(sight, sequence)
+                    self._ask(sight, turn)
             self._hear(self.settings.ping_timeout * ASKING_PART / self.settings.ping_count)
         self._hear(self.settings.ping_timeout * (1 - ASKING_PART))
 
-    def _ask(self, sight, sequence):
+    def _ask(self, sight, turn):
         path = sight.path
         echo = self.sockets[sight.family]
         arp = self.sockets[path.interface] if sight.uses_arp else None
         if echo:
-            sight.block(echo.send(build_echo(sight.family, self.marker, sequence),
-                                  (sight.address, 0)))
+            sight.block(echo.send(build_echo(sight.family, self.marker, turn), (sight.address, 0)))
         if arp:
             sight.block(arp.send(build_arp_request(path.mac, path.source, sight.packed),
                                  (path.interface, ETHERTYPE_ARP, 0, 0, b"\xff" * 6)))
@@ -2502,9 +2353,8 @@ class Look:
 
     def _is_complete(self):
         """Nothing more can be learned: an early ARP reply does not say that ICMP is filtered."""
-        return all(sight.path is None or sight.echoed
-                   or sight.answered() and sight.address not in self.targets
-                   for sight in self.sights)
+        return all(sight.path is None or sight.echoed or sight.answered()
+                   and sight.address not in self.targets for sight in self.sights)
 
     def _hear(self, seconds):
         """Take in what comes in this time, and all that has piled up by its end."""
@@ -2520,11 +2370,9 @@ class Look:
                 raise Unreachable("more packets come in than can be read; nothing can be judged")
 
     def _take(self, handle, packet, sender):
-        """Note what one packet shows; everything is matched by address, an echo by its marker too.
-
-        Who sends an error about itself is alive. Of a router's errors only "nobody there" fits a
-        dead target, and is no more than its silence; all others are a way that does not work.
-        """
+        """Note what one packet shows; all is matched by address, an echo by its marker too."""
+        # Who sends an error about itself is alive. Of a router's errors only "nobody there" fits a
+        # dead target, and is no more than its silence; all others are a way that does not work.
         if handle.family == socket.AF_PACKET:
             sight = self.by_packed.get(parse_arp_sender(packet))
             if sight and sight.path:
@@ -2550,11 +2398,9 @@ class Look:
             self.router_errors[sight.address] = sight.obstacle
 
     def _note_neighbour(self, sight, is_answer):
-        """Any packet of a target is life; of a witness, only an answer to our own question counts.
-
-        SAFETY: what is overheard proves the way here, and not the way there.
-        Test: test_a_witness_that_is_only_overheard_proves_nothing
-        """
+        """Any packet of a target is life; of a witness only an answer to our question counts."""
+        # SAFETY: what is overheard proves the way here, and not the way there.
+        # Test: test_a_witness_that_is_only_overheard_proves_nothing
         if sight and (is_answer or sight.address in self.targets):
             sight.neighbour = True
 
@@ -2569,13 +2415,11 @@ class Look:
 
 
 def find_device_addresses(system, address):
-    """Return the addresses of a fence device that can be a witness: one, or none.
-
-    It is a witness for what is attached to the same interface, and for nothing behind a router.
-    SAFETY: like every witness it must answer the look itself; that it has answered over TCP, or
-    that its agent has spoken, says nothing about ICMP and ARP in that second.
-    Test: test_the_fence_device_is_a_witness_only_when_it_answers_the_look
-    """
+    """Return the addresses of a fence device that can be a witness: one, or none."""
+    # It is a witness for what is attached to the same interface, and for nothing behind a router.
+    # SAFETY: like every witness it must answer the look itself; that it has answered over TCP, or
+    # that its agent has spoken, says nothing about ICMP and ARP in that second.
+    # Test: test_the_fence_device_is_a_witness_only_when_it_answers_the_look
     try:
         sight = Sight(address)
         sight.path = system.find_path(sight.family, sight.packed)
@@ -2623,30 +2467,25 @@ class Job:
 
 
 def change_power(job, wanted):
-    """Switch the outlet and return the answer; raise unless that is confirmed.
-
-    The device and the outlet are found first: a strip that is switched without an outlet's id may
-    cut all its outlets. The command is sent whatever state was seen: OFF may be repeated, and a
-    relay's reported state may be stale.
-    """
-    before = job.retry(job.device.find_outlet, UNTIL_DEADLINE)
+    """Switch the outlet and return the answer; raise unless that is confirmed."""
+    # The device and the outlet are found first: a strip that is switched without an outlet's id may
+    # cut all its outlets. The command is sent whatever state was seen: OFF may be repeated, and a
+    # relay's reported state may be stale.
+    old = job.retry(job.device.find_outlet, UNTIL_DEADLINE)
     if wanted is PowerState.OFF and job.settings.power_meter == "require":
         require_meter(job, job.deadline)
     confirm_power(job, wanted)
-    return EXIT_GOOD, "Success: %s %s" % ("Already" if before is wanted else "Powered",
-                                          wanted.value)
+    return EXIT_GOOD, "Success: %s %s" % ("Already" if old is wanted else "Powered", wanted.value)
 
 
 def confirm_power(job, wanted):
-    """Send the command until it is acknowledged, and look until the outlet is in that state.
-
-    OFF needs OFF_READINGS in a row: the first reading after a command may be old, a pulse timer may
-    switch back, and a computer's power supply bridges the first second.
-    The acknowledgement proves nothing and is not needed: a device that breaks the connection after
-    it obeyed is read on a new one.
-    SAFETY: nothing but a reading of `wanted` leads out of here without an exception.
-    Test: test_no_fault_of_a_plug_is_ever_taken_for_a_proof
-    """
+    """Send the command until it is acknowledged, and look until the outlet is in that state."""
+    # OFF needs OFF_READINGS in a row: the first reading after a command may be old, a pulse timer
+    # may switch back, and a computer's power supply bridges the first second. The acknowledgement
+    # proves nothing and is not needed: a device that breaks the connection after it obeyed is read
+    # on a new one.
+    # SAFETY: nothing but a reading of `wanted` leads out of here without an exception.
+    # Test: test_no_fault_of_a_plug_is_ever_taken_for_a_proof
     deadline = job.deadline
     refusal = "not sent yet"
     agreed = 0
@@ -2698,11 +2537,9 @@ def reading_doubt(job, wanted, deadline, refusal):
 
 
 def load_doubt(job, deadline):
-    """Return the meter's doubt about OFF; a load that was seen stays until it is seen to be gone.
-
-    SAFETY: a meter that falls silent after it has shown a load has shown a welded relay.
-    Test: test_a_load_that_was_seen_is_not_forgotten_when_the_meter_falls_silent
-    """
+    """Return the meter's doubt about OFF; a load that was seen stays until seen to be gone."""
+    # SAFETY: a meter that falls silent after it has shown a load has shown a welded relay.
+    # Test: test_a_load_that_was_seen_is_not_forgotten_when_the_meter_falls_silent
     watts = read_meter(job, deadline)
     if watts is not None or not job.load_seen:
         job.load_seen = doubt_about_meter(watts, job.settings.power_meter)
@@ -2737,12 +2574,10 @@ def run_on(job):
 
 
 def run_reboot(job):
-    """Off with proof, then on. A failing ON is told loudly and is a success, as the fence API asks.
-
-    SAFETY: the outlet stays off for REBOOT_OFF_SECONDS. A relay that opens for a tenth of a second
-    is bridged by the capacitors of a power supply: the node would live on, reported as rebooted.
-    Test: test_reboot_keeps_the_outlet_off_long_enough_to_cut_a_power_supply
-    """
+    """Off with proof, then on. A failing ON is told loudly; it is a success for the fence API."""
+    # SAFETY: the outlet stays off for REBOOT_OFF_SECONDS. A relay that opens for a tenth of a
+    # second is bridged by the capacitors of a power supply: the node would live on, reported as
+    # rebooted. Test: test_reboot_keeps_the_outlet_off_long_enough_to_cut_a_power_supply
     change_power(job, PowerState.OFF)
     try:
         if job.deadline.left() <= REBOOT_OFF_SECONDS:
@@ -2816,18 +2651,16 @@ def observe_power(job):
 
 
 def look_at_networks(job):
-    """Return [(Target, its Sight, Sights of its witnesses, whether it is one cable)]."""
+    """Yield (Target, its Sight, Sights of its witnesses, whether it is one cable) of one look."""
     settings = job.settings
     device = find_device_addresses(job.system, settings.ip)
     sights = Look(job.system, settings, job.router_errors, device).run()
-    found = []
     for target in settings.targets:
         key = network_key(target.network)
         witnesses = [sights[address] for address in device]
         witnesses += [sights[witness.address] for witness in settings.witnesses
                       if network_key(witness.network) == key]
-        found.append((target, sights[target.address], witnesses, key in settings.direct_keys))
-    return found
+        yield target, sights[target.address], witnesses, key in settings.direct_keys
 
 
 def record_evidence(job, evidence):
@@ -2838,11 +2671,9 @@ def record_evidence(job, evidence):
 
 
 def run_check_off(job, collect=collect_evidence):
-    """Return success when the target is proven dead, within power_timeout.
-
-    One look counts, after verify_wait; with early_exit as many, from the start, as fill that time
-    without a doubt. A target that lives on, or is in doubt, is looked at until the time is over.
-    """
+    """Return success when the target is proven dead, within power_timeout."""
+    # One look counts, after verify_wait; with early_exit as many, from the start, as fill that time
+    # without a doubt. A target that lives on, or is in doubt, is looked at until the time is over.
     settings = job.settings
     limit = job.deadline.within(settings.power_timeout)
     if not settings.early_exit:
@@ -2902,10 +2733,8 @@ def run_check_on(job):
 
 
 def refuse_check_reboot(job):
-    """SAFETY: outside a fencing level Pacemaker would take a success for the fence itself.
-
-    Test: test_reboot_is_always_refused
-    """
+    # SAFETY: outside a fencing level Pacemaker would take a success for the fence itself.
+    # Test: test_reboot_is_always_refused
     raise Refused("fence_check switches nothing, it only proves: make it the second device of a "
                   "fencing level, where it is called with off")
 
@@ -2914,73 +2743,48 @@ def refuse_check_reboot(job):
 # SECTION 11: AGENTS
 # The fence agents: names, parameters, actions and texts, as rows; metadata and help from the rows.
 # ==================================================================================================
-Action = collections.namedtuple("Action", "run delayed")
-
-# What a device agent does with its device. delayed: the parameter delay holds.
-DEVICE_ACTIONS = {
-    "on": Action(run_on, False),
-    "off": Action(run_off, True),
-    "reboot": Action(run_reboot, True),
-    "status": Action(run_status, False),
-    "monitor": Action(run_monitor, False),
-    "list": Action(run_list, False),
-    "list-status": Action(run_list_status, False),
-}
-# What fence_check does; the device is its witness, and two of the actions do not ask it.
-CHECK_ACTIONS = {
-    "on": Action(run_check_on, False),
-    "off": Action(run_check_off, True),
-    "reboot": Action(refuse_check_reboot, False),
-    "status": Action(run_check_status, False),
-    "monitor": Action(run_check_monitor, False),
-}
-# What needs no device, and where a repeated spelling of the same action leads.
-TEXT_ACTIONS = ("metadata", "manpage", "validate-all")
+# What needs no device, what a device agent does with its device, and what fence_check does, whose
+# device is a witness.
+TEXT_ACTIONS = {"metadata": None, "manpage": None, "validate-all": None}
+DEVICE_ACTIONS = {"on": run_on, "off": run_off, "reboot": run_reboot, "status": run_status,
+                  "monitor": run_monitor, "list": run_list, "list-status": run_list_status,
+                  **TEXT_ACTIONS}
+CHECK_ACTIONS = {"on": run_check_on, "off": run_check_off, "reboot": refuse_check_reboot,
+                 "status": run_check_status, "monitor": run_check_monitor, **TEXT_ACTIONS}
+DELAYED = (run_off, run_reboot, run_check_off)        # the parameter delay holds
+WITHOUT_DEVICE = (run_check_on, refuse_check_reboot)  # nothing is asked, no password needed
+# Where a repeated spelling of the same action leads.
 ACTION_ALIASES = {"meta-data": "metadata", "enable": "on", "disable": "off"}
 
 Agent = collections.namedtuple(
     "Agent", "name device shortdesc longdesc params defaults required actions")
 
-COMMON_PARAMS = (
-    "action", "nodename", "delay", "login_timeout", "shell_timeout", "power_timeout", "power_wait",
-    "stonith_status_sleep", "disable_timeout", "retry_on", "separator", "quiet", "verbose",
-    "verbose_level", "debug_file", "version", "help")
-DEVICE_PARAMS = ("ip", "ipport", "device_mac", "plug", "username", "password", "password_script",
-                 "inet4_only", "inet6_only", "power_meter")
-HTTP_PARAMS = ("ssl", "ssl_insecure", "device", "switch_name", "power_on_url", "power_off_url",
-               "status_url", "status_on_regex", "status_off_regex", "http_method")
 
-CHECK_PARAMS = (
-    "fence_method", "fence_ip", "fence_ipport", "fence_user", "fence_pass", "fence_plug",
-    "switch_name", "status_url", "status_on_regex", "status_off_regex", "fence_options",
-    "device_mac", "power_meter", "password", "password_script", "target_mgmt_ip",
-    "target_storage_ip", "target_client_ips", "target_ips", "witness_ips", "direct_networks",
-    "verify_wait", "early_exit", "ping_count", "ping_timeout", "arp_check", "config", "plug")
+def names_of(*groups):
+    return tuple(row.name for group in groups for row in group)
+
 
 AGENTS = {agent.name: agent for agent in (
     Agent("fence_kasa", "kasa", "Fence agent for TP-Link Kasa smart plugs and power strips",
           "fence_kasa switches the outlets of TP-Link Kasa plugs and power strips over their local "
-          "protocol on TCP port 9999. It reports success only when the device itself has "
-          "confirmed the new power state, and, where the outlet has a power meter, only when the "
-          "load is gone.",
-          DEVICE_PARAMS + COMMON_PARAMS, {"ipport": str(KASA_PORT)}, ("ip",),
-          tuple(DEVICE_ACTIONS) + TEXT_ACTIONS),
+          "protocol on TCP port 9999. It reports success only when the device itself has confirmed "
+          "the new power state and, where the outlet has a power meter, the load is gone.",
+          names_of(DEVICE_PARAMS, COMMON_PARAMS), {"ipport": str(KASA_PORT)}, ("ip",),
+          DEVICE_ACTIONS),
     Agent("fence_http", "http", "Fence agent for Tasmota, ESPHome and any HTTP power switch",
           "fence_http switches the relays of Tasmota and ESPHome devices over their web servers, "
           "and any device that has one URL to switch on, one to switch off and one to tell the "
           "power state. It reports success only when the device itself has confirmed the new power "
-          "state, and, where a Tasmota meter measures always (SetOption21 1), only when the load "
-          "is gone.",
-          DEVICE_PARAMS + HTTP_PARAMS + COMMON_PARAMS, {"ipport": str(HTTP_PORT)}, ("ip",),
-          tuple(DEVICE_ACTIONS) + TEXT_ACTIONS),
+          "state and, where a Tasmota meter measures always (SetOption21 1), the load is gone.",
+          names_of(DEVICE_PARAMS, HTTP_PARAMS, STATUS_PARAMS, COMMON_PARAMS),
+          {"ipport": str(HTTP_PORT)}, ("ip",), DEVICE_ACTIONS),
     Agent("fence_check", "", "Proof that a fenced node is dead",
           "fence_check switches nothing. As the second device of a fencing level it lets the "
           "failover go on only when the node is proven dead: the fence device says OFF, at least "
-          "one of the node's networks is silent over a path that is known to work, and nothing at "
-          "all shows life or is in doubt.",
-          CHECK_PARAMS + COMMON_PARAMS, {"action": "status"}, ("fence_method", "fence_ip"),
-          tuple(CHECK_ACTIONS) + TEXT_ACTIONS),
-)}
+          "one of its networks is silent over a path known to work, and nothing at all shows life "
+          "or is in doubt.",
+          names_of(CHECK_PARAMS, STATUS_PARAMS, COMMON_PARAMS), {"action": "status"},
+          ("fence_method", "fence_ip"), CHECK_ACTIONS))}
 
 
 def rows_of(agent):
@@ -2990,11 +2794,9 @@ def rows_of(agent):
 def render_metadata(agent):
     """Return the agent's description as fence-agents' lib/metadata.rng wants it."""
     lines = ['<?xml version="1.0" encoding="utf-8"?>',
-             '<resource-agent name="%s" shortdesc="%s">'
-             % (agent.name, escape_xml(agent.shortdesc)),
-             "<longdesc>%s</longdesc>" % escape_xml(agent.longdesc),
-             "<vendor-url></vendor-url>",
-             "<parameters>"]
+             '<resource-agent name="%s" shortdesc="%s">\n<longdesc>%s</longdesc>' % (
+                 agent.name, escape_xml(agent.shortdesc), escape_xml(agent.longdesc)),
+             "<vendor-url></vendor-url>", "<parameters>"]
     for row in rows_of(agent):
         if row.name == "nodename":
             continue  # Pacemaker sets it; listed, administrators would
@@ -3002,9 +2804,8 @@ def render_metadata(agent):
         for alias in row.aliases:
             lines += render_metadata_parameter(agent, row, alias, ())
     lines += ["</parameters>", "<actions>"]
-    for action in agent.actions:
-        automatic = ' automatic="0"' if action == "on" else ""
-        lines.append('<action name="%s"%s/>' % (action, automatic))
+    lines += ['<action name="%s"%s/>' % (action, ' automatic="0"' if action == "on" else "")
+              for action in agent.actions]
     return "\n".join(lines + ["</actions>", "</resource-agent>"])
 
 
@@ -3013,16 +2814,12 @@ def render_metadata_parameter(agent, row, name, obsoletes):
     marks = ' obsoletes="%s"' % obsoletes[0] if obsoletes else ""
     marks += ' deprecated="1"' if name != row.name else ""
     required = int(row.name in agent.required or row.name == "action")
-    kind = CONTENT_TYPES.get(row.kind, row.kind)
-    shown_default = ' default="%s"' % escape_xml(default) if default else ""
+    content = '<content type="%s"' % CONTENT_TYPES.get(row.kind, row.kind)
+    content += ' default="%s"' % escape_xml(default) if default else ""
     lines = ['<parameter name="%s" unique="0" required="%d"%s>' % (name, required, marks),
              '<getopt mixed="%s"/>' % escape_xml(render_option(row))]
-    if row.choices:
-        lines.append('<content type="select"%s>' % shown_default)
-        lines += ['<option value="%s"/>' % escape_xml(choice) for choice in row.choices]
-        lines.append("</content>")
-    else:
-        lines.append('<content type="%s"%s/>' % (kind, shown_default))
+    options = ['<option value="%s"/>' % escape_xml(choice) for choice in row.choices]
+    lines += [content + ">"] + options + ["</content>"] if options else [content + "/>"]
     return lines + ['<shortdesc lang="en">%s</shortdesc>' % escape_xml(row.help), "</parameter>"]
 
 
@@ -3046,17 +2843,14 @@ def render_help(agent):
             text += " (old name: %s)" % ", ".join(row.aliases)
         lines.append("  " + render_option(row))
         lines += textwrap.wrap(text, 95, initial_indent=" " * 8, subsequent_indent=" " * 8)
-    return "\n".join(lines + [
-        "", "Example, as Pacemaker calls it:",
-        "  printf 'ip=10.20.20.202\\naction=status\\n' | %s" % agent.name])
+    return "\n".join(lines + ["", "Example, as Pacemaker calls it:",
+                              "  printf 'ip=10.20.20.202\\naction=status\\n' | %s" % agent.name])
 
 
 def run_agent(agent, pairs, system, find_parameters=None):
-    """Run one call of a fence agent; return its exit code.
-
-    find_parameters(node, values, system): returns what the cluster knows about a node that the call
-    only names; None where that is not offered.
-    """
+    """Run one call of a fence agent; return its exit code."""
+    # find_parameters(node, values, system): returns what the cluster knows about a node that the
+    # call only names; None where that is not offered.
     values, unknown = collect_values(pairs, rows_of(agent))
     action = values.get("action", agent.defaults.get("action", "")).lower()
     action = ACTION_ALIASES.get(action, action)
@@ -3091,12 +2885,10 @@ def run_agent(agent, pairs, system, find_parameters=None):
 
 
 def render_about(agent, action, values):
-    """Return what the call asks to be told about the agent itself, or "" when it asks to act.
-
-    Metadata comes before the settings are looked at: it is asked for with nothing else.
-    SAFETY: version=1 in a cluster's configuration must not make every off a success.
-    Test: test_version_and_help_beside_an_action_are_refused
-    """
+    """Return what the call asks to be told about the agent itself, or "" when it asks to act."""
+    # Metadata comes before the settings are looked at: it is asked for with nothing else.
+    # SAFETY: version=1 in a cluster's configuration must not make every off a success.
+    # Test: test_version_and_help_beside_an_action_are_refused
     texts = {"help": render_help, "version": lambda agent: __version__}
     asked = [name for name in texts if parse_boolean(values.get(name, "0"))]
     if asked and "action" in values:
@@ -3108,7 +2900,7 @@ def render_about(agent, action, values):
 
 def find_secrets(values):
     """Return the values that no log may hold; options of other agents are known by their names."""
-    options = [item.partition("=") for item in values.get("fence_options", "").split(",")]
+    options = [item.partition("=") for item in split_list(values.get("fence_options", ""))]
     return {values[row.name] for row in PARAMS if row.secret and row.name in values} | {
         value for name, _, value in options
         if value and re.search("pass|secret|key|token|community|_kg", name)}
@@ -3162,19 +2954,19 @@ def build_device(agent, settings, system):
 
 def run_device_action(agent, name, settings, system):
     """Run one action on the agent's device; write its answer and the event's log line."""
-    action = (DEVICE_ACTIONS if agent.device else CHECK_ACTIONS)[name]
-    if action.run not in (run_check_on, refuse_check_reboot):
+    action = agent.actions[name]
+    if action not in WITHOUT_DEVICE:
         read_password(settings, system)
     settings.family = (socket.AF_INET if settings.inet4_only
                        else socket.AF_INET6 if settings.inet6_only else socket.AF_UNSPEC)
     device = build_device(agent, settings, system)
-    if action.delayed:
+    if action in DELAYED:
         system.sleep(settings.delay)
     job = Job(system, device, settings)
     started = system.clock()
     code, text, failure = EXIT_BAD, "", None
     try:
-        code, text = action.run(job)
+        code, text = action(job)
     except FenceError as error:
         failure = error
     finally:
@@ -4351,15 +4143,11 @@ def render_ansible(cluster, source):
 # What people call: one cmd_ function a subcommand; it returns the exit code.
 # ==================================================================================================
 # The options of a subcommand: what argparse's add_argument takes.
-CLUSTER_EXTENSIONS = (".yml", ".yaml", ".json")
-HOST_VARS_OPTION = (("--host-vars",), {
-    "metavar": "DIR", "help": "directory of NODE.yml files with mgmt_ip, storage_ip and client_ips "
-    "(Ansible's host_vars)"})
+HOST_VARS_OPTION = (("--host-vars",), {"metavar": "DIR", "help": "directory of NODE.yml files with "
+                                       "mgmt_ip, storage_ip and client_ips (Ansible's host_vars)"})
 CHECK_OPTIONS = (
     (("cluster",), {"nargs": "?", "default": CLUSTER_FILE, "help": "cluster file (%(default)s)"}),
-    HOST_VARS_OPTION,
-    (("--json",), {"action": "store_true", "help": "for machines"}),
-)
+    HOST_VARS_OPTION, (("--json",), {"action": "store_true", "help": "for machines"}))
 GENERATE_OPTIONS = (
     (("words",), {
         "nargs": "+", "metavar": "CLUSTER", "help": "cluster file; or: nftables NODE [CLUSTER], a "
@@ -4367,8 +4155,7 @@ GENERATE_OPTIONS = (
     HOST_VARS_OPTION,
     (("--format",), {"choices": RENDERERS, "default": "pcs",
                      "help": "what the configuration is for (default: a script for pcs)"}),
-    (("-o", "--output"), {"metavar": "FILE", "help": "write there, mode 0700, not to stdout"}),
-)
+    (("-o", "--output"), {"metavar": "FILE", "help": "write there, mode 0700, not to stdout"}))
 
 
 def load_cluster(path, host_vars, system):
@@ -4382,7 +4169,7 @@ def load_cluster(path, host_vars, system):
             found.append((os.path.splitext(name)[0], place))
     return read_cluster(path, system.read_file(path), [
         (node, file, system.read_file(file)) for node, file in found
-        if os.path.splitext(file)[1] in CLUSTER_EXTENSIONS])
+        if os.path.splitext(file)[1] in (".yml", ".yaml", ".json")])
 
 
 def cmd_check_config(options, system):
@@ -4447,7 +4234,7 @@ def run_plugin(agent, words, environment, system):
         "getconfignames": "\n".join(("hostlist",) + PLUGIN_PARAMS), "gethosts": "\n".join(hosts),
         "getinfo-devid": agent.name, "getinfo-devname": agent.name,
         "getinfo-devdescr": agent.longdesc, "getinfo-devurl": "see fencetool --help",
-        "getinfo-xml": "\n".join(render_plugin_parameters(agent))}
+        "getinfo-xml": render_plugin_parameters(agent)}
     if verb in texts:
         system.write(texts[verb])
         return EXIT_GOOD
@@ -4457,20 +4244,17 @@ def run_plugin(agent, words, environment, system):
     if [host] != hosts and verb != "status":
         raise UsageError("%s is not the one node of the hostlist (%s); nothing was switched"
                          % (quote(host), " ".join(hosts)))
-    pairs = [(name, environment[name]) for name in PLUGIN_PARAMS + ("ipaddr",)
-             if name in environment]
+    pairs = [(key, environment[key]) for key in PLUGIN_PARAMS + ("ipaddr",) if key in environment]
     return run_agent(agent, pairs + [("action", PLUGIN_ACTIONS[verb]), ("nodename", host)], system)
 
 
 def render_plugin_parameters(agent):
-    lines = ["<parameters>", '<parameter name="hostlist" unique="0" required="1">',
-             '<content type="string"/>', '<shortdesc lang="en">Nodes to be fenced</shortdesc>',
-             "</parameter>"]
-    for row in rows_of(agent):
-        if row.name in PLUGIN_PARAMS:
-            lines += [line for line in render_metadata_parameter(agent, row, row.name, ())
-                      if not line.startswith("<getopt")]
-    return lines + ["</parameters>"]
+    agent = agent._replace(required=("hostlist",) + agent.required)
+    rows = [param("hostlist", STRING, "Nodes to be fenced")]
+    rows += [row for row in rows_of(agent) if row.name in PLUGIN_PARAMS]
+    lines = [line for row in rows for line in render_metadata_parameter(agent, row, row.name, ())
+             if not line.startswith("<getopt")]
+    return "\n".join(["<parameters>"] + lines + ["</parameters>"])
 
 
 # ==================================================================================================
@@ -4910,16 +4694,9 @@ def run_demo_step(number, step, device, system):
 # SECTION 16: ENTRY
 # From the name and the arguments that the program was started with to one exit code.
 # ==================================================================================================
-Command = collections.namedtuple("Command", "run help options")
-
-COMMANDS = {
-    "demo": Command(cmd_demo, "fence virtual nodes on this machine, to see how it works", ()),
-    "check-config": Command(cmd_check_config, "report every mistake in a cluster file",
-                            CHECK_OPTIONS),
-    "gen-config": Command(cmd_gen_config, "write the fencing configuration of a cluster file",
-                          GENERATE_OPTIONS),
-    "agents": Command(cmd_agents, "print the names of the fence agents in this file", ()),
-}
+# Each subcommand with its options; its help is its function's docstring.
+COMMANDS = {"demo": (cmd_demo, ()), "check-config": (cmd_check_config, CHECK_OPTIONS),
+            "gen-config": (cmd_gen_config, GENERATE_OPTIONS), "agents": (cmd_agents, ())}
 
 
 def main(argv, environment):
@@ -4936,11 +4713,8 @@ def main(argv, environment):
             return run_plugin(AGENTS["fence_kasa"], arguments, environment, system)
         if is_agent:
             rows = rows_of(AGENTS[name])
-            pairs = (parse_argv(arguments, rows) if arguments
-                     else parse_stdin(system.read_stdin()))
-            if not arguments and not any(row.name == "action" and value for row in rows
-                                         for name, value in pairs
-                                         if name in (row.name,) + row.aliases):
+            pairs = parse_argv(arguments, rows) if arguments else parse_stdin(system.read_stdin())
+            if not arguments and "action" not in collect_values(pairs, rows)[0]:
                 # SAFETY: an off that has lost its action must not become the status of a person.
                 # Test: test_a_call_on_stdin_without_an_action_is_refused
                 raise UsageError("no action given (action=status on stdin, or -o status)")
@@ -4952,10 +4726,9 @@ def main(argv, environment):
         return EXIT_USAGE if isinstance(error, UsageError) and not is_agent else EXIT_BAD
     except KeyboardInterrupt:
         system.error("interrupted; what was under way is not confirmed")
-        return EXIT_BAD
     except Exception as error:  # a defect of ours: still one line, and no exit code of success
         system.error(describe_defect(error))
-        return EXIT_BAD
+    return EXIT_BAD
 
 
 def find_check_parameters(node, values, system):
@@ -4963,9 +4736,8 @@ def find_check_parameters(node, values, system):
     path = values.get("config", CLUSTER_FILE)
     if "config" in values or os.path.exists(path):
         return read_check_parameters(path, node, system)
-    code, out, err = system.run(
-        ["cibadmin", "--query", "--local", "--xpath", "//primitive[@type='fence_check']"], "",
-        system.deadline(10))
+    query = ["cibadmin", "--query", "--local", "--xpath", "//primitive[@type='fence_check']"]
+    code, out, err = system.run(query, "", system.deadline(10))
     if code != 0:
         raise UsageError("%s does not exist, and the cluster knows no fence_check for %s: %s"
                          % (CLUSTER_FILE, quote(node), quote(err.strip())))
@@ -4976,8 +4748,7 @@ def read_check_parameters(path, name, system):
     """Return the fence_check parameters of a node from a cluster file, by their names."""
     cluster, mistakes = load_cluster(path, "", system)
     if not cluster:
-        raise UsageError(render_mistake(next(
-            mistake for mistake in mistakes if not mistake.is_warning)))
+        raise UsageError(render_mistake(next(item for item in mistakes if not item.is_warning)))
     for node in nodes_with_device(cluster):
         if node.name == name:
             return {option: value for option, value in build_verifier(cluster, node).options.items()
@@ -5017,16 +4788,14 @@ def describe_defect(error):
 def run_command(arguments, system):
     import argparse
     parser = argparse.ArgumentParser(
-        prog="fencetool", allow_abbrev=False,
-        description=__doc__.split("\n\n")[0] + "\n\nAgents: " + ", ".join(AGENTS)
-        + " (fencetool.py AGENT --help tells their options).",
-        formatter_class=argparse.RawDescriptionHelpFormatter)
+        prog="fencetool", allow_abbrev=False, description=__doc__.split("\n\n")[0],
+        epilog="Agents: %s (fencetool.py AGENT --help tells their options)." % ", ".join(AGENTS))
     parser.add_argument("--version", action="version", version="fencetool " + __version__)
     subparsers = parser.add_subparsers(dest="command", metavar="SUBCOMMAND")
-    for name, command in COMMANDS.items():
-        subparser = subparsers.add_parser(name, help=command.help, allow_abbrev=False,
-                                          description=command.run.__doc__)
-        for names, settings in command.options:
+    for name, (run, rows) in COMMANDS.items():
+        subparser = subparsers.add_parser(name, help=run.__doc__, allow_abbrev=False,
+                                          description=run.__doc__)
+        for names, settings in rows:
             subparser.add_argument(*names, **settings)
     try:
         options = parser.parse_args(arguments)
@@ -5036,14 +4805,12 @@ def run_command(arguments, system):
     if not options.command:
         parser.print_help(sys.stderr)
         return EXIT_USAGE
-    return COMMANDS[options.command].run(options, system)
+    return COMMANDS[options.command][0](options, system)
 
 
 def open_missing_descriptors():
-    """SAFETY: with stderr closed, the connection to the plug would become stderr.
-
-    Test: test_closed_descriptors_are_no_hazard
-    """
+    # SAFETY: with stderr closed, the connection to the plug would become stderr.
+    # Test: test_closed_descriptors_are_no_hazard
     while os.open(os.devnull, os.O_RDWR) < 3:
         pass
 
