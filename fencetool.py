@@ -2,7 +2,7 @@
 # ==================================================================================================
 # SECTION 1: ABOUT
 # What this program is, how it is called, where things stand in it. Must not hold code.
-# ==================================================================================================
+
 """fencetool: cheap smart plugs as STONITH devices for Pacemaker, and proof that a node is dead.
 
 Started as fence_kasa or fence_http this file is a fence agent: parameters come from stdin when
@@ -31,7 +31,7 @@ error.
 # SECTION 2: CONSTANTS
 # Imports that every run needs, and fixed numbers with their units. Heavy modules are imported in
 # the functions that need them: an agent run pays for nothing that it does not use.
-# ==================================================================================================
+
 import collections
 import enum
 import errno
@@ -81,19 +81,16 @@ SHORTEST_LOOK_SECONDS = 1.0
 ASKING_PART = 2 / 3                 # of a look; in the rest the last questions can be answered
 LONGEST_DRAIN_SECONDS = 1.0         # for reading what has piled up while the process was held up
 
-
 # ==================================================================================================
 # SECTION 3: ERRORS
 # What can go wrong, and whether trying again may help: that policy sits on the class.
-# ==================================================================================================
+
 class FenceError(Exception):
     """Anything that keeps an action from its proof. The text says what happened and what to do."""
     retryable = False
 
-
 class UsageError(FenceError):
     """The caller's parameters cannot work; nothing has been sent to any device."""
-
 
 class SyntaxMistake(UsageError):
     """A place in a file that cannot be read, or only by guessing."""
@@ -101,7 +98,6 @@ class SyntaxMistake(UsageError):
     def __init__(self, line, text):
         super().__init__(text)
         self.line = line
-
 
 class Unreachable(FenceError):
     """No connection, no answer, or an answer that broke off: the outcome is not known."""
@@ -111,30 +107,25 @@ class Unreachable(FenceError):
         super().__init__(text)
         self.was_closed = was_closed  # by the device, before it answered anything
 
-
 class ProtocolError(FenceError):
     """An answer that is not what the protocol says; a damaged reply may be whole the next time."""
     retryable = True
 
-
 class Refused(FenceError):
     """The device answered clearly, and the answer is no (or it is the wrong device)."""
-
 
 class NotConfirmed(FenceError):
     """The command was sent, and the proof did not come in time."""
 
-
 # ==================================================================================================
 # SECTION 4: VALUES
 # The words of the field, and conversions between them and text. Pure: no input, no output.
-# ==================================================================================================
+
 class PowerState(enum.Enum):
     """What a device says about one outlet. Not knowing it is an error, never a third state."""
 
     ON = "ON"
     OFF = "OFF"
-
 
 # One relay of a device, as the device itself describes it. number: as printed on the case, from 1;
 # of an ESPHome switch its object id. identifiers: the names that the protocol gives it.
@@ -142,12 +133,10 @@ Outlet = collections.namedtuple("Outlet", "number alias identifiers state")
 # status: a number. headers: with get() and get_all(). body: text.
 HttpReply = collections.namedtuple("HttpReply", "status headers body")
 
-
 def parse_whole_number(text):
     if not re.fullmatch("-?[0-9]{1,9}", text):
         raise UsageError("%s is not a whole number" % quote(text))
     return int(text)
-
 
 def parse_seconds(text):
     """Return seconds as float for 5, 5s, 1500ms, 1m; raise UsageError for anything else."""
@@ -157,7 +146,6 @@ def parse_seconds(text):
     unit = {"ms": 0.001, "m": 60.0, "min": 60.0}.get(match.group(2), 1.0)
     return float(match.group(1)) * unit
 
-
 def parse_boolean(text):
     word = text.strip().lower()
     if word in ("1", "yes", "on", "true"):
@@ -166,7 +154,6 @@ def parse_boolean(text):
         return False
     raise UsageError("%s is neither yes nor no (use 1 or 0)" % quote(text))
 
-
 def parse_mac(text):
     """Return a MAC address as 12 lower-case hex digits, whatever separators it came with."""
     digits = re.sub("[:. -]", "", text).lower()
@@ -174,14 +161,12 @@ def parse_mac(text):
         raise UsageError("%s is not a MAC address (use CC:32:E5:00:00:01)" % quote(text))
     return digits
 
-
 def parse_url(text):
     """Return a path or URL as it stands. The text is never shown: it may hold a password."""
     if not re.fullmatch(r"(https?://[^/?#@\s]+)?/[!\"$-~]*", text):
         raise UsageError("neither a path that begins with / nor a URL http://host/path; blanks and "
                          "others are written %20, a login goes into username and password")
     return text
-
 
 def parse_pattern(text):
     """Return a regular expression; one that matches nothing at all would match any reply."""
@@ -193,18 +178,14 @@ def parse_pattern(text):
         raise UsageError("%s matches anything, even an empty reply" % quote(text))
     return expression
 
-
 def render_mac(digits):
     return ":".join(digits[i:i + 2] for i in range(0, 12, 2)).upper()
-
 
 def render_address(host, port):
     return "[%s]:%d" % (host, port) if ":" in host else "%s:%d" % (host, port)
 
-
 def render_seconds(seconds):
     return "%g s" % round(seconds, 1)
-
 
 def quote(text, limit=MAX_SHOWN_CHARACTERS):
     """Return foreign text as one printable line in quotes, cut to `limit` characters."""
@@ -213,28 +194,23 @@ def quote(text, limit=MAX_SHOWN_CHARACTERS):
     shown = text if len(text) <= limit else text[:limit] + "..."
     return "'%s'" % hide_timer_words(one_line(shown))
 
-
 def one_line(text):
     """Return text without control characters, so that a log line stays one line."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
-
 
 def percent_encode(text):
     """Return text as one segment or value of a URL: nothing but unreserved characters stays."""
     from urllib.parse import quote as encode
     return encode(text, safe="", errors="surrogateescape")
 
-
 def escape_xml(text):
     for character, name in (("&", "amp"), ("<", "lt"), (">", "gt"), ('"', "quot"), ("'", "apos")):
         text = text.replace(character, "&%s;" % name)
     return text
 
-
 def hide_timer_words(text):
     """Return text without the words by which Pacemaker takes a failure for its own timer's."""
     return re.sub("(?i)(timed?) ?(out)", r"\1-\2", text)
-
 
 def redact(text, secrets):
     """Return text with every secret replaced, the longest first."""
@@ -244,7 +220,6 @@ def redact(text, secrets):
         for end in range(len(secret) - 1, 2, -1):  # what quote() has cut
             text = text.replace(secret[:end] + "...", "***...")
     return text
-
 
 def parse_json_object(text):
     """Return the JSON object in text as a dict; raise ProtocolError for anything else."""
@@ -271,11 +246,9 @@ def parse_json_object(text):
         raise ProtocolError("reply is not a JSON object: %s" % quote(text))
     return reply
 
-
 def is_number(value):
     # Not isinstance: True is an int in Python, and no number in JSON.
     return type(value) in (int, float)
-
 
 def require_member(reply, name, kind, where):
     """Return reply[name] if it is there and of the kind (a type); raise ProtocolError if not."""
@@ -285,7 +258,6 @@ def require_member(reply, name, kind, where):
         raise ProtocolError("%s: %s is not a %s: %s"
                             % (where, name, kind.__name__, quote(json.dumps(reply[name]))))
     return reply[name]
-
 
 def select_outlet(outlets, wanted, label):
     """Return the one Outlet that `wanted` names; raise Refused unless it is exactly one."""
@@ -306,10 +278,8 @@ def select_outlet(outlets, wanted, label):
             quote(wanted), len(found) or "none", describe_outlets(outlets)))
     return found[0]
 
-
 def describe_outlets(outlets):
     return ", ".join("%s (%s)" % (outlet.number, quote(outlet.alias, 40)) for outlet in outlets)
-
 
 def doubt_about_meter(watts, policy):
     """Return why an outlet that reports OFF cannot be believed, or "" when it can."""
@@ -321,14 +291,12 @@ def doubt_about_meter(watts, policy):
         return "relay reports OFF but the outlet still draws %.0f W" % watts
     return ""
 
-
 class Finding(enum.Enum):
     """What one observation says about the target, or all of them together."""
 
     DEAD = "dead"
     ALIVE = "alive"
     UNKNOWN = "unknown"
-
 
 POWER, NETWORK = "power", "network"
 
@@ -343,7 +311,6 @@ Target = collections.namedtuple("Target", "network address")
 # network. changes: how often the carrier came or went. kind: of the link: "" for a network card,
 # "dormant" for one that waits, "bridge", "bond"...
 Path = collections.namedtuple("Path", "interface index mac source gateway has_carrier changes kind")
-
 
 class Sight:
     """What one look saw of one address."""
@@ -374,7 +341,6 @@ class Sight:
         """Remember the first reason why silence means nothing."""
         self.obstacle = self.obstacle or reason
 
-
 def judge(evidence):
     """Return the Verdict over all evidence about one target."""
     # SAFETY: one sign of life outweighs everything, and dead is only what every observation agrees
@@ -389,7 +355,6 @@ def judge(evidence):
         return Verdict(Finding.UNKNOWN, doubts)
     return Verdict(Finding.DEAD, [])
 
-
 def judge_power(state, watts, policy):
     """Return (finding, reason) for what a device says about the target's outlet."""
     # SAFETY: only a positive OFF is evidence of death; a load that is still drawn is evidence of
@@ -401,7 +366,6 @@ def judge_power(state, watts, policy):
     if not doubt:
         return Finding.DEAD, ""
     return Finding.UNKNOWN if watts is None else Finding.ALIVE, doubt
-
 
 def judge_address(sight, witnesses, is_direct):
     """Return (finding, what was seen, reason) for one address of the target after one look."""
@@ -419,7 +383,6 @@ def judge_address(sight, witnesses, is_direct):
     elif not any(witness.goes_the_way_of(sight) for witness in witnesses):
         remark = "no witness: route and carrier of %s must do" % sight.path.interface
     return Finding.DEAD, "unreachable", remark
-
 
 def doubt_about_path(sight, witnesses, is_direct):
     """Return why silence of this address would prove nothing, or "" when it would."""
@@ -446,7 +409,6 @@ def doubt_about_path(sight, witnesses, is_direct):
         return "no proof of a path: without ARP a witness there must answer (witness_ips)"
     return ""
 
-
 # What to look at first, by the evidence that stands against death.
 FIRST_LOOKS = {
     (POWER, Finding.ALIVE): "did the device before this one in the level act on the right outlet?",
@@ -455,31 +417,26 @@ FIRST_LOOKS = {
                               "power supply?",
     (NETWORK, Finding.UNKNOWN): "look first at link, route and firewall here, and at the witness"}
 
-
 def render_evidence(item):
     return "%s: %s%s" % (item.subject, item.seen, " (%s)" % item.reason if item.reason else "")
-
 
 def render_blockers(verdict):
     """Return which evidence stands against death, and what to look at first."""
     hints = [FIRST_LOOKS[item.source, item.finding] for item in verdict.blockers[:1]]
     return "; ".join([render_evidence(item) for item in verdict.blockers] + hints)
 
-
 # ==================================================================================================
 # SECTION 5: PARAMETERS
 # Every parameter is one row: stdin names, options, defaults, metadata and help follow. Pure.
-# ==================================================================================================
+
 STRING, INTEGER, SECONDS, BOOLEAN = "string", "integer", "second", "boolean"
 SELECT, MAC, URL, PATTERN = "select", "mac", "url", "pattern"
 
 Param = collections.namedtuple("Param", "name kind letter default aliases secret choices help")
 
-
 def param(name, kind, help, letter="", default="", aliases="", secret=False, choices=""):
     return Param(name, kind, letter, default, tuple(aliases.split()), secret,
                  tuple(choices.split()), help)
-
 
 # The parameters, by the agents that take them.
 DEVICE_PARAMS = (  # fence_kasa and fence_http
@@ -572,7 +529,6 @@ CONTENT_TYPES = {MAC: STRING, URL: STRING, PATTERN: STRING}
 URL_PARAMS = (("power_on_url", PowerState.ON), ("power_off_url", PowerState.OFF),
               ("status_url", None))
 
-
 def parse_stdin(text):
     """Return [(name, value)] from lines "name=value"; values stay raw, their blanks included."""
     # Quotes are part of a value: Pacemaker adds none, and status_on_regex may begin with one.
@@ -586,7 +542,6 @@ def parse_stdin(text):
             raise UsageError("line %d on stdin is not name=value" % number)
         pairs.append((name.strip().replace("-", "_"), value))
     return pairs
-
 
 def parse_argv(arguments, params):
     """Return [(name, value)] from options, by the rules of getopt as all fence agents have them."""
@@ -610,7 +565,6 @@ def parse_argv(arguments, params):
     count = pairs.count(("verbose", "1"))  # -v -v is verbose_level=2
     return pairs + [("verbose_level", str(count))] if count > 1 else pairs
 
-
 def collect_values(pairs, params):
     """Return ({name: value}, [unknown names]); empty values count as not given."""
     # A parameter given twice with two values is a doubt about the device or the target.
@@ -632,14 +586,12 @@ def collect_values(pairs, params):
             raise UsageError("%s is given twice, with different values%s" % (name, shown))
     return {name: found[0] for name, found in given.items()}, unknown
 
-
 def parse_value(name, parse, text):
     """Return parse(text); a UsageError gets the parameter's name in front."""
     try:
         return parse(text)
     except UsageError as error:
         raise UsageError("%s: %s" % (name, error)) from None
-
 
 def build_settings(values, params, defaults):
     """Return the typed settings of one run; raise UsageError that names a bad parameter."""
@@ -660,10 +612,8 @@ def build_settings(values, params, defaults):
         raise UsageError("ip names port %d, ipport %s" % (settings.ipport, quote(values["ipport"])))
     return settings
 
-
 def uses_tls(settings):
     return getattr(settings, "ssl", False) or getattr(settings, "ssl_insecure", False)
-
 
 def check_settings(settings):
     """Raise UsageError for values that no action can work with."""
@@ -679,7 +629,6 @@ def check_settings(settings):
         raise UsageError("inet4_only and inet6_only exclude each other")
     if getattr(settings, "ip", ""):
         settings.ip, settings.ipport = split_address(settings.ip, settings.ipport)
-
 
 def split_address(text, port):
     """Return (host, port) of "host", "host:port", "::1" or "[::1]:port"; raise UsageError."""
@@ -700,7 +649,6 @@ def split_address(text, port):
         raise UsageError("%s is not a port number (1 to 65535)" % port)
     return host, port
 
-
 def choose_http_device(settings):
     """Return the kind of device (a key of DEVICES) that the URLs mean; all must mean the same."""
     paths = [re.sub("^https?://[^/]*", "", getattr(settings, name)) for name, _ in URL_PARAMS]
@@ -713,7 +661,6 @@ def choose_http_device(settings):
         raise UsageError("the URLs belong to different kinds of device (%s): set device"
                          % ", ".join(sorted(kinds)))
     return kinds.pop()
-
 
 def find_path(url, settings):
     """Return the path of a URL parameter; a full URL must lead to the device itself."""
@@ -728,7 +675,6 @@ def find_path(url, settings):
     if (scheme == "https") != uses_tls(settings):
         raise UsageError("it is a %s URL, which contradicts ssl and ssl_insecure" % scheme)
     return path
-
 
 def check_look(settings):
     """Turn fence_check's lists into values, and refuse a look that could prove nothing."""
@@ -756,15 +702,12 @@ def check_look(settings):
         raise UsageError("verify_wait or early_exit, and one look after it, do not fit into the %s "
                          "of the whole confirmation" % render_seconds(settings.power_timeout))
 
-
 def network_key(name):
     """Return the name of a network as names are compared: in any case, and mgmt is management."""
     return {"mgmt": "management"}.get(name.lower(), name.lower())
 
-
 def split_list(text):
     return [item.strip() for item in text.split(",") if item.strip()]
-
 
 def parse_named_addresses(parameter, text):
     """Return the Targets of "name=address,..."; an address alone is in the network "Network"."""
@@ -776,7 +719,6 @@ def parse_named_addresses(parameter, text):
         found.append(Target(name.strip(), check_address(address.strip())))
     return found
 
-
 def check_address(text):
     """Return the address; raise UsageError for a name: it may mean another host when it matters."""
     try:
@@ -786,7 +728,6 @@ def check_address(text):
     if re.match("(?i)fe[89ab].:", text):
         raise UsageError("%s is link-local: it does not say on which link" % quote(text))
     return text
-
 
 def parse_options(text):
     """Return {name: value} of fence_options, "name=value,..."; raise UsageError."""
@@ -798,13 +739,11 @@ def parse_options(text):
         raise UsageError("fence_options names an action, and fence_check only reads the device")
     return options
 
-
 # Where fence_check's parameters go in the settings of its fence device, and the default port of
 # what that speaks; an installed agent has one of its own.
 DEVICE_NAMES = {"fence_ip": "ip", "fence_ipport": "ipport", "fence_user": "username",
                 "fence_pass": "password", "fence_plug": "plug"}
 METHOD_PORTS = {"kasa": KASA_PORT, "tasmota": HTTP_PORT, "esphome": HTTP_PORT, "http": HTTP_PORT}
-
 
 def build_check_settings(settings):
     """Return fence_check's settings together with those that its device's own agent would have."""
@@ -828,16 +767,14 @@ def build_check_settings(settings):
         merged.ip, merged.ipport = split_address(merged.ip, merged.ipport)
     return merged
 
-
 # ==================================================================================================
 # SECTION 6: WIRE FORMATS
 # Bytes and text of the devices, to and from values. Pure; each codec names its source.
-# ==================================================================================================
+
 # Kasa, legacy protocol. Source: python-kasa 0.12 kasa/transports/xortransport.py and its device
 # captures, softScheck tplink-smartplug; read 2026-10. Seen: documents only.
 
 KasaInfo = collections.namedtuple("KasaInfo", "mac device_id outlets is_strip has_meter")
-
 
 def encrypt_kasa(plain):
     """Return the bytes under the autokey XOR: each cipher byte is the key of the next one."""
@@ -848,21 +785,17 @@ def encrypt_kasa(plain):
         cipher.append(key)
     return bytes(cipher)
 
-
 def decrypt_kasa(cipher):
     keys = bytes([KASA_FIRST_KEY]) + cipher
     return bytes(byte ^ key for byte, key in zip(cipher, keys))
-
 
 def build_kasa_message(request):
     """Return a request (dict) as one datagram; a frame has its length before it."""
     return encrypt_kasa(json.dumps(request, separators=(",", ":")).encode("utf-8"))
 
-
 def build_kasa_frame(request):
     message = build_kasa_message(request)
     return struct.pack(">I", len(message)) + message
-
 
 def build_kasa_request(module, method, arguments, child_id=None):
     """Return the request for one method; child_id addresses one outlet of a strip."""
@@ -873,14 +806,12 @@ def build_kasa_request(module, method, arguments, child_id=None):
     request[module] = {method: arguments}
     return request
 
-
 def parse_kasa_length(header):
     length = struct.unpack(">I", header)[0]
     if not 2 <= length <= MAX_REPLY_BYTES:
         raise ProtocolError("reply claims a length of %d bytes (another service on this port?)"
                             % length)
     return length
-
 
 def parse_kasa_result(message, module, method):
     """Return the result object of one method from a reply's payload; err_code must be 0."""
@@ -901,14 +832,12 @@ def parse_kasa_result(message, module, method):
         raise ProtocolError("%s holds no %s" % (where, method))
     return result
 
-
 def parse_kasa_relay(value, where):
     """Return the PowerState of a relay: the integer 0 or 1, and neither false nor "0"."""
     text = json.dumps(value)
     if text not in ("0", "1"):
         raise ProtocolError("%s is neither 0 nor 1: %s" % (where, quote(text)))
     return PowerState.ON if text == "1" else PowerState.OFF
-
 
 def parse_kasa_description(info):
     """Return the KasaInfo in a sysinfo result; raise ProtocolError where it contradicts itself."""
@@ -928,10 +857,8 @@ def parse_kasa_description(info):
     has_meter = "ENE" in str(info.get("feature", "")).split(":")
     return KasaInfo(info.get("mac", info.get("mic_mac")), device_id, outlets, is_strip, has_meter)
 
-
 def parse_kasa_alias(info):
     return info["alias"] if isinstance(info.get("alias"), str) else ""
-
 
 def parse_kasa_children(info, device_id):
     """Return the outlets of a strip by their numbers: the last two digits of an id, plus one."""
@@ -956,7 +883,6 @@ def parse_kasa_children(info, device_id):
         raise ProtocolError("two outlets have the same number: %s" % describe_outlets(outlets))
     return tuple(sorted(outlets))
 
-
 def parse_kasa_watts(result):
     """Return watts from a meter result: "power" (W, hardware 1) or "power_mw" (mW, all others)."""
     units = {"power_mw": 0.001, "power": 1.0}
@@ -968,17 +894,14 @@ def parse_kasa_watts(result):
         raise ProtocolError("meter: no plausible %s: %s" % (found[0], quote(json.dumps(value))))
     return value * units[found[0]]
 
-
 # HTTP and its logins. Source: RFC 7616 and RFC 7617; read 2026-10. Seen: documents only.
 
 DIGEST_ALGORITHMS = ("SHA-256", "MD5")  # the strongest first
-
 
 def build_basic_login(username, password):
     import base64
     text = "%s:%s" % (username, password)
     return "Basic " + base64.b64encode(text.encode("utf-8", "surrogateescape")).decode()
-
 
 def parse_digest_challenge(values):
     """Return the fields of the strongest answerable Digest in WWW-Authenticate headers, or None."""
@@ -993,7 +916,6 @@ def parse_digest_challenge(values):
         if "auth" in re.split("[ ,]+", fields.get("qop", "")):
             found.setdefault(fields.get("algorithm", "MD5").upper(), fields)
     return next((found[name] for name in DIGEST_ALGORITHMS if name in found), None)
-
 
 def build_digest_login(fields, username, password, method, path, cnonce):
     """Return the Authorization header that answers a Digest challenge for one request."""
@@ -1012,11 +934,9 @@ def build_digest_login(fields, username, password, method, path, cnonce):
     texts += ["algorithm=" + fields["algorithm"]] if "algorithm" in fields else []
     return "Digest " + ", ".join(texts + ["qop=auth", "nc=" + count])
 
-
 def find_url_secrets(url):
     """Return the values in a URL's query whose names say that they are secret."""
     return re.findall(r"(?i)[?&+](?:pass\w*|pwd?|token|key|secret|auth\w*)=([^&+]+)", url)
-
 
 def parse_http_body(reply, statuses=(200,)):
     """Return the text of an HttpReply; raise unless it can be the device's own answer."""
@@ -1033,7 +953,6 @@ def parse_http_body(reply, statuses=(200,)):
                       "set-up mode or sign-in page)")
     return reply.body
 
-
 # Tasmota and OpenBeken, /cm?cmnd=. Source: Tasmota documentation (Commands) and firmware source
 # xdrv_01_9_webserver.ino, OpenBK7231T_App json_interface.c; read 2026-10. Seen: documents only.
 
@@ -1049,7 +968,6 @@ def parse_tasmota_url(path):
     state = {"on": PowerState.ON, "1": PowerState.ON, "off": PowerState.OFF, "0": PowerState.OFF}
     return match.group(1) or "", state.get((match.group(2) or "").lower())
 
-
 def parse_tasmota_reply(text, command):
     """Return the members of a reply; firmware before 8.2 refuses with status 200."""
     members = parse_json_object(text)
@@ -1060,7 +978,6 @@ def parse_tasmota_reply(text, command):
         raise Refused("device answers %s to the command %s (has it such a relay?)"
                       % (quote(str(members["Command"])), command))
     return members
-
 
 def parse_tasmota_power(members, relay):
     """Return the PowerState of one relay (a number from 1), from no other relay's member."""
@@ -1076,7 +993,6 @@ def parse_tasmota_power(members, relay):
                             % (names[-1], quote(json.dumps(words))))
     return PowerState[words[0]]
 
-
 def parse_tasmota_relays(members):
     """Return the relays in the reply to Status 11 as Outlets."""
     states = require_member(members, "StatusSTS", dict, "the reply to Status 11")
@@ -1085,7 +1001,6 @@ def parse_tasmota_relays(members):
         raise ProtocolError("the reply to Status 11 holds no POWER: the device has no relay")
     return tuple(Outlet(number, name, (), parse_tasmota_power(states, number))
                  for number, name in sorted(names.items()))
-
 
 def parse_tasmota_energy(members):
     """Return (watts, volts) of the reply to Status 10, or None when the device has no meter."""
@@ -1102,7 +1017,6 @@ def parse_tasmota_energy(members):
         return sum(abs(value) for value in values)
     return total("Power"), total("Voltage")
 
-
 # ESPHome, web_server. Source: esphome components/web_server of 2024.11, 2026.6 and 2026.10; read
 # 2026-10. Seen: documents only. A switch is called by its object id (made from its name) up to
 # 2025.12, by its name from 2026.7, by both between.
@@ -1117,14 +1031,11 @@ def parse_esphome_url(path):
     state = {"turn_on": PowerState.ON, "turn_off": PowerState.OFF}
     return unquote_plus(match.group(1)), state.get(match.group(2))
 
-
 def build_esphome_path(switch):
     return "/switch/" + "/".join(map(percent_encode, switch.split("/")))
 
-
 def build_esphome_object_id(name):
     return re.sub(b"[^a-z0-9_-]", b"_", name.encode("utf-8", "surrogateescape").lower()).decode()
-
 
 def parse_esphome_switch(text, switch):
     """Return (PowerState, assumed) of a reply, which must be that of the switch asked for."""
@@ -1134,7 +1045,6 @@ def parse_esphome_switch(text, switch):
     if not esphome_reply_is_of(members, switch):
         raise Refused("another switch answered: %s instead of %s" % (quote(text), quote(switch)))
     return parse_esphome_state(members), members.get("assumed_state") is True
-
 
 def esphome_reply_is_of(members, switch):
     """Return whether all that a reply says about its switch (at least one thing) fits `switch`."""
@@ -1155,7 +1065,6 @@ def esphome_reply_is_of(members, switch):
         claims.append(members.get("device") == device)
     return bool(claims) and all(claims)
 
-
 def parse_esphome_state(members):
     """Return the PowerState; `value` (true, false) and `state` (ON, OFF) must agree."""
     words = [members["state"]] if "state" in members else []
@@ -1164,7 +1073,6 @@ def parse_esphome_state(members):
     if not words or words[0] != words[-1] or words[0] not in ("ON", "OFF"):
         raise ProtocolError("no clear power state: %s" % quote(json.dumps(members)))
     return PowerState[words[0]]
-
 
 def parse_esphome_events(text):
     """Return the switches that an event stream tells of, as Outlets."""
@@ -1183,7 +1091,6 @@ def parse_esphome_events(text):
     only = ("1",) if len(switches) == 1 else ()
     return tuple(Outlet(number, name, only, state) for number, name, state in switches.values())
 
-
 # Any HTTP switch.
 
 def parse_status_page(text, on_pattern, off_pattern):
@@ -1195,7 +1102,6 @@ def parse_status_page(text, on_pattern, off_pattern):
                             % ("both" if found else "none", quote(text)))
     return found[0]
 
-
 # Signs of life. Source: RFC 792 and 4443 (echo and errors), RFC 826 (ARP), RFC 4861 (neighbour
 # discovery), linux/rtnetlink.h, linux/if_link.h; read 2026-11. Seen: Linux 6.18.
 # The numbers of one family. silence: the (type, code) for "nobody there".
@@ -1206,7 +1112,6 @@ ETHERTYPE_ARP = 0x0806
 ARP_HEADER = struct.pack(">HHBB", 1, 0x0800, 6, 4)  # Ethernet, IPv4, and their address lengths
 NEIGHBOUR_SOLICITATION, NEIGHBOUR_ADVERTISEMENT = 135, 136
 
-
 def build_echo(family, marker, sequence):
     """Return an echo request; marker: 8 bytes that its answer, and no other, brings back."""
     # Two of them are the identifier too: that is all of a request that every ICMP error quotes.
@@ -1215,11 +1120,9 @@ def build_echo(family, marker, sequence):
     # The remainder is the ones' complement sum. For ICMPv6 the kernel fills in its own.
     return struct.pack(">BBH", ICMP[family].request, 0, 0xFFFF - sum(words) % 0xFFFF) + body
 
-
 def parse_echo_reply(family, message):
     """Return the marker that an echo reply brings back, or b"" for any other message."""
     return message[8:16] if message[:2] == bytes([ICMP[family].reply, 0]) else b""
-
 
 def parse_icmp_error(family, message):
     """Return ((type, code), target, identifier) of the echo an ICMP error is about, or None."""
@@ -1235,21 +1138,17 @@ def parse_icmp_error(family, message):
         return None
     return tuple(message[:2]), target, echo[4:6]
 
-
 def build_arp_request(mac, source, target):
     """Return "who has target", from our MAC and address; all are bytes."""
     return ARP_HEADER + struct.pack(">H", 1) + mac + source + bytes(6) + target
-
 
 def parse_arp_sender(message):
     """Return the address that sent an ARP packet, be it a reply or a request, or b""."""
     return message[14:18] if message[:6] == ARP_HEADER else b""
 
-
 def is_arp_answer(message, mac):
     """Return whether an ARP packet is a reply to the one who has this MAC."""
     return message[6:8] == b"\0\2" and message[18:24] == mac
-
 
 def build_neighbour_solicitation(mac, target):
     """Return (message, address to send it to) that asks target for its MAC."""
@@ -1257,16 +1156,13 @@ def build_neighbour_solicitation(mac, target):
     return (struct.pack(">BBHI", NEIGHBOUR_SOLICITATION, 0, 0, 0) + target + b"\x01\x01" + mac,
             socket.inet_ntop(socket.AF_INET6, group))
 
-
 def parse_neighbour_advertisement(message):
     """Return the address that an advertisement speaks for, or b"" for any other message."""
     return message[8:24] if message[:2] == bytes([NEIGHBOUR_ADVERTISEMENT, 0]) else b""
 
-
 def is_solicited(advertisement):
     """Return whether an advertisement answers a question, and was not sent to all unasked."""
     return bool(advertisement[4:5]) and bool(advertisement[4] & 0x40)
-
 
 def parse_agent_status(code, text):
     """Return the PowerState that another fence agent tells by its exit code and its output."""
@@ -1278,7 +1174,6 @@ def parse_agent_status(code, text):
         return state
     raise ProtocolError("agent ended with code %d and printed %s" % (code, quote(text.strip())))
 
-
 # What the kernel is asked about routes and links, and the parts of its answers.
 GET_LINK, GET_ROUTE = 18, 26
 LINK_BODY, ROUTE_BODY = "BxHiII", "BBBBBBBBI"
@@ -1289,7 +1184,6 @@ ROUTE_KINDS = {1: "", 2: "the address is this machine's own", 3: "it is a broadc
 NETLINK_ERROR = 2
 ETHERNET = 1
 IFF_RUNNING, IFF_NOARP, IFF_LOWER_UP = 0x40, 0x80, 0x10000
-
 
 def parse_netlink(data, body_format):
     """Return (fields, {attribute: bytes}) of an answer; raise OSError with the kernel's error."""
@@ -1305,12 +1199,11 @@ def parse_netlink(data, body_format):
         position += max(4, (size + 3) & ~3)
     return struct.unpack_from(body_format, data, 16), attributes
 
-
 # ==================================================================================================
 # SECTION 7: SYSTEM
 # The only code that touches sockets, processes, the clock and the log. It turns OSError into
 # FenceError with the cause chained, and no call of it outlasts the Deadline that it was given.
-# ==================================================================================================
+
 class Deadline:
     """A moment on the system's clock that no wait, retry or socket may outlast."""
 
@@ -1325,7 +1218,6 @@ class Deadline:
     def within(self, seconds):
         """Return the earlier of this deadline and `seconds` from now."""
         return Deadline(self.clock, min(seconds, self.left()))
-
 
 class System:
     """This machine, as one run of the program sees it."""
@@ -1617,7 +1509,6 @@ class System:
         import select
         return select.select(handles, [], [], max(0.0, seconds))[0]
 
-
 class PacketSocket:
     """A socket for single packets that never blocks."""
 
@@ -1646,7 +1537,6 @@ class PacketSocket:
         if self.family == socket.AF_INET and self.is_raw:
             packet = packet[(packet[0] & 15) * 4:] if packet else b""
         return packet, address[0].partition("%")[0]
-
 
 class Connection:
     """A TCP connection; each call ends by its deadline, also against a peer that drips bytes."""
@@ -1718,7 +1608,6 @@ class Connection:
     def close(self):
         self.handle.close()
 
-
 class HttpStream(io.RawIOBase):
     """What http.client takes for its socket: no read outlasts the deadline or a reply's size."""
 
@@ -1766,14 +1655,12 @@ class HttpStream(io.RawIOBase):
                 raise
         return body
 
-
 def write_all(descriptor, data):
     """Write to a file descriptor; a reader that went away must not stop a fence."""
     try:
         os.write(descriptor, data)
     except OSError:
         pass
-
 
 def os_failure(what, error, deadline, hint=""):
     """Return the Unreachable that says what failed, why by the OSError, and what to look at."""
@@ -1783,7 +1670,6 @@ def os_failure(what, error, deadline, hint=""):
         one_line(error.strerror or str(error)))
     return Unreachable("%s: %s%s" % (what, reason, " (%s)" % hint if hint else ""))
 
-
 CONNECT_HINTS = {
     errno.ECONNREFUSED: "is it this device's address and port? Newer plug firmware closes the port "
                         "when third-party control is off; a hung plug needs its own power cut",
@@ -1791,12 +1677,11 @@ CONNECT_HINTS = {
     errno.EHOSTUNREACH: "is the plug powered and in its Wi-Fi?",
     errno.ENETUNREACH: "this machine has no route to that network"}
 
-
 # ==================================================================================================
 # SECTION 8: DEVICES
 # What can switch power: one class a dialect, all with the contract of Device. Nothing here decides
 # whether a node is fenced.
-# ==================================================================================================
+
 class Device:
     """The contract of everything that switches power. One object serves one action.
 
@@ -1841,7 +1726,6 @@ class Device:
         if found != wanted:
             raise Refused("another device has this address now: its MAC is %s, configured is %s"
                           % (render_mac(found), render_mac(wanted)))
-
 
 class KasaDevice(Device):
     """A TP-Link Kasa plug or strip over its legacy protocol, on one connection for all requests."""
@@ -1927,7 +1811,6 @@ class KasaDevice(Device):
             # Replies carry no number: on a connection that missed one, the next is the wrong one.
             self.close()
             raise
-
 
 class HttpDevice(Device):
     """What all devices with a web server have in common: the login, one connection a request."""
@@ -2030,7 +1913,6 @@ class HttpDevice(Device):
             connection.close()
             raise
 
-
 class TasmotaDevice(HttpDevice):
     """Tasmota, and OpenBeken as far as it does the same; `plug` is the relay's number."""
     kind = "tasmota"
@@ -2100,7 +1982,6 @@ class TasmotaDevice(HttpDevice):
         return self.exchange("GET", "/cm?cmnd=" + command.replace(" ", "%20"), lambda reply: parse(
             parse_tasmota_reply(parse_http_body(reply), command)), deadline)
 
-
 class EsphomeDevice(HttpDevice):
     """A switch of an ESPHome device; `plug` is its name or object id, or DEVICE/NAME."""
     # It has no meter: its sensors do not tell to which switch they belong.
@@ -2164,7 +2045,6 @@ class EsphomeDevice(HttpDevice):
                              % quote(self.switch))
         return state
 
-
 class UrlDevice(HttpDevice):
     """Any device with one URL that switches on, one that switches off, and one that tells."""
     kind = "url"
@@ -2197,7 +2077,6 @@ class UrlDevice(HttpDevice):
 
     def list_outlets(self, deadline):
         return (Outlet(1, self.label, (), self.read_state(deadline)),)
-
 
 class InstalledAgent(Device):
     """Any fence agent of this machine, asked for the state of its outlet and never to switch it."""
@@ -2236,9 +2115,7 @@ class InstalledAgent(Device):
         # Redacted before it is cut, where half a password would no longer be found.
         return quote(hide_timer_words(redact(text.strip(), self.system.secrets)))
 
-
 DEVICES = {device.kind: device for device in (KasaDevice, TasmotaDevice, EsphomeDevice, UrlDevice)}
-
 
 def open_device(method, system, settings):
     """Return the Device that a method means: http, a kind of DEVICES, ipmi or an agent's name."""
@@ -2257,12 +2134,11 @@ def open_device(method, system, settings):
                          % (quote(kind), ", ".join(sorted(set(DEVICES) - {"url"}))))
     return InstalledAgent(system, settings)
 
-
 # ==================================================================================================
 # SECTION 9: PROBES
 # Whether addresses show life, by what, and over which path. Collects what was seen; what it means
 # is judged in section 4.
-# ==================================================================================================
+
 class Look:
     """One look at all addresses at once: each is asked several times, in several ways."""
     # router_errors: {address: what a router said about it}, from all looks of an action.
@@ -2413,7 +2289,6 @@ class Look:
         except Unreachable as error:
             self.system.debug(str(error))
 
-
 def find_device_addresses(system, address):
     """Return the addresses of a fence device that can be a witness: one, or none."""
     # It is a witness for what is attached to the same interface, and for nothing behind a router.
@@ -2427,12 +2302,11 @@ def find_device_addresses(system, address):
         return ()
     return (address,) if sight.is_attached() else ()
 
-
 # ==================================================================================================
 # SECTION 10: FENCING
 # What each action means, and when success may be said. Talks to devices only through the contract
 # of Device; returns (exit code, text for stdout) or raises FenceError.
-# ==================================================================================================
+
 class Job:
     """One action on one device: what it needs, and what it counts for the log."""
 
@@ -2465,7 +2339,6 @@ class Job:
                 if not error.retryable or not tries or not self.pause(self.deadline):
                     raise
 
-
 def change_power(job, wanted):
     """Switch the outlet and return the answer; raise unless that is confirmed."""
     # The device and the outlet are found first: a strip that is switched without an outlet's id may
@@ -2476,7 +2349,6 @@ def change_power(job, wanted):
         require_meter(job, job.deadline)
     confirm_power(job, wanted)
     return EXIT_GOOD, "Success: %s %s" % ("Already" if old is wanted else "Powered", wanted.value)
-
 
 def confirm_power(job, wanted):
     """Send the command until it is acknowledged, and look until the outlet is in that state."""
@@ -2504,7 +2376,6 @@ def confirm_power(job, wanted):
                                % wanted.value)
         job.system.debug("not confirmed yet: %s" % (doubt or "one more look"))
 
-
 def request_refusal(job, wanted, deadline):
     """Send the command; return "" when it is acknowledged, else why it is not (yet)."""
     job.attempts += 1
@@ -2515,7 +2386,6 @@ def request_refusal(job, wanted, deadline):
         if not error.retryable:
             raise
         return str(error)
-
 
 def reading_doubt(job, wanted, deadline, refusal):
     """Return why the outlet cannot be said to be `wanted` now, or "" when it can."""
@@ -2535,7 +2405,6 @@ def reading_doubt(job, wanted, deadline, refusal):
             raise
         return str(error)
 
-
 def load_doubt(job, deadline):
     """Return the meter's doubt about OFF; a load that was seen stays until seen to be gone."""
     # SAFETY: a meter that falls silent after it has shown a load has shown a welded relay.
@@ -2545,11 +2414,9 @@ def load_doubt(job, deadline):
         job.load_seen = doubt_about_meter(watts, job.settings.power_meter)
     return job.load_seen
 
-
 def require_meter(job, deadline):
     if read_meter(job, deadline) is None:
         raise Refused("the outlet has no power meter that answers, and power_meter=require")
-
 
 def read_meter(job, deadline):
     """Return watts or None; a meter that fails is told, and its silence is judged by the policy."""
@@ -2559,10 +2426,8 @@ def read_meter(job, deadline):
         job.system.warn("power meter of %s: %s" % (job.device.describe(), error))
         return None
 
-
 def run_off(job):
     return change_power(job, PowerState.OFF)
-
 
 def run_on(job):
     for tries_left in range(max(0, job.settings.retry_on), -1, -1):
@@ -2571,7 +2436,6 @@ def run_on(job):
         except NotConfirmed:
             if not tries_left or not job.pause(job.deadline):
                 raise
-
 
 def run_reboot(job):
     """Off with proof, then on. A failing ON is told loudly; it is a success for the fence API."""
@@ -2589,11 +2453,9 @@ def run_reboot(job):
                          "(switch it on by hand)" % error)
     return EXIT_GOOD, "Success: Rebooted"
 
-
 def run_status(job):
     state = job.retry(job.device.read_state, READ_ATTEMPTS)
     return (EXIT_GOOD if state is PowerState.ON else EXIT_OFF), "Status: " + state.value
-
 
 def run_monitor(job):
     """Prove that the device could be used now, whatever its state; Pacemaker names no outlet."""
@@ -2607,7 +2469,6 @@ def run_monitor(job):
     job.retry(look, READ_ATTEMPTS)
     return EXIT_GOOD, ""
 
-
 def run_list(job, with_state=False):
     lines = []
     for outlet in job.retry(job.device.list_outlets, READ_ATTEMPTS):
@@ -2616,10 +2477,8 @@ def run_list(job, with_state=False):
         lines.append(job.settings.separator.join(fields))
     return EXIT_GOOD, "\n".join(lines)
 
-
 def run_list_status(job):
     return run_list(job, with_state=True)
-
 
 # fence_check: whether the target is dead. It reads, and switches nothing.
 
@@ -2633,7 +2492,6 @@ def collect_evidence(job):
     for item in evidence:
         job.system.debug("%s: %s" % (item.finding.value, render_evidence(item)))
     return evidence
-
 
 def observe_power(job):
     """Return what the fence device says about the outlet, as Evidence, whatever goes wrong."""
@@ -2649,7 +2507,6 @@ def observe_power(job):
     finding, reason = judge_power(state, watts, job.settings.power_meter)
     return Evidence(POWER, finding, subject, "power=" + state.value.lower(), reason)
 
-
 def look_at_networks(job):
     """Yield (Target, its Sight, Sights of its witnesses, whether it is one cable) of one look."""
     settings = job.settings
@@ -2662,13 +2519,11 @@ def look_at_networks(job):
                       if network_key(witness.network) == key]
         yield target, sights[target.address], witnesses, key in settings.direct_keys
 
-
 def record_evidence(job, evidence):
     """Write what the verdict stands on to the log: it is read at three in the morning."""
     for item in evidence:
         job.system.event("evidence target=%s finding=%s %s" % (
             job.settings.nodename or "-", item.finding.value, render_evidence(item)))
-
 
 def run_check_off(job, collect=collect_evidence):
     """Return success when the target is proven dead, within power_timeout."""
@@ -2697,12 +2552,10 @@ def run_check_off(job, collect=collect_evidence):
             record_evidence(job, evidence)
             raise NotConfirmed("not proven dead: " + blocked)
 
-
 # SAFETY: exit code 2 is a proof of death; what is not known has none of the others' words.
 # Test: test_status_exits_2_only_for_a_node_that_is_proven_dead
 STATUS_ANSWERS = {Finding.ALIVE: ("ON", EXIT_GOOD), Finding.DEAD: ("OFF", EXIT_OFF),
                   Finding.UNKNOWN: ("UNKNOWN", EXIT_BAD)}
-
 
 def run_check_status(job):
     evidence = collect_evidence(job)
@@ -2715,7 +2568,6 @@ def run_check_status(job):
         job.system.tell("not known: " + render_blockers(verdict))
     return code, "\n".join(lines + ["Status: " + word])
 
-
 def run_check_monitor(job):
     """Prove that this machine could tell now whether the target is dead, whatever it is."""
     run_monitor(job)
@@ -2727,10 +2579,8 @@ def run_check_monitor(job):
         raise Refused("could prove nothing now: %s" % "; ".join(doubts))
     return EXIT_GOOD, ""
 
-
 def run_check_on(job):
     return EXIT_GOOD, "Success: nothing to do"
-
 
 def refuse_check_reboot(job):
     # SAFETY: outside a fencing level Pacemaker would take a success for the fence itself.
@@ -2738,11 +2588,10 @@ def refuse_check_reboot(job):
     raise Refused("fence_check switches nothing, it only proves: make it the second device of a "
                   "fencing level, where it is called with off")
 
-
 # ==================================================================================================
 # SECTION 11: AGENTS
 # The fence agents: names, parameters, actions and texts, as rows; metadata and help from the rows.
-# ==================================================================================================
+
 # What needs no device, what a device agent does with its device, and what fence_check does, whose
 # device is a witness.
 TEXT_ACTIONS = {"metadata": None, "manpage": None, "validate-all": None}
@@ -2759,10 +2608,8 @@ ACTION_ALIASES = {"meta-data": "metadata", "enable": "on", "disable": "off"}
 Agent = collections.namedtuple(
     "Agent", "name device shortdesc longdesc params defaults required actions")
 
-
 def names_of(*groups):
     return tuple(row.name for group in groups for row in group)
-
 
 AGENTS = {agent.name: agent for agent in (
     Agent("fence_kasa", "kasa", "Fence agent for TP-Link Kasa smart plugs and power strips",
@@ -2786,10 +2633,8 @@ AGENTS = {agent.name: agent for agent in (
           names_of(CHECK_PARAMS, STATUS_PARAMS, COMMON_PARAMS), {"action": "status"},
           ("fence_method", "fence_ip"), CHECK_ACTIONS))}
 
-
 def rows_of(agent):
     return tuple(row for row in PARAMS if row.name in agent.params)
-
 
 def render_metadata(agent):
     """Return the agent's description as fence-agents' lib/metadata.rng wants it."""
@@ -2808,7 +2653,6 @@ def render_metadata(agent):
               for action in agent.actions]
     return "\n".join(lines + ["</actions>", "</resource-agent>"])
 
-
 def render_metadata_parameter(agent, row, name, obsoletes):
     default = agent.defaults.get(row.name, row.default)
     marks = ' obsoletes="%s"' % obsoletes[0] if obsoletes else ""
@@ -2822,13 +2666,11 @@ def render_metadata_parameter(agent, row, name, obsoletes):
     lines += [content + ">"] + options + ["</content>"] if options else [content + "/>"]
     return lines + ['<shortdesc lang="en">%s</shortdesc>' % escape_xml(row.help), "</parameter>"]
 
-
 def render_option(row):
     long_form = "--" + row.name.replace("_", "-")
     if row.kind != BOOLEAN:
         long_form += "=[%s]" % row.name.upper()
     return "-%s, %s" % (row.letter, long_form) if row.letter else long_form
-
 
 def render_help(agent):
     import textwrap
@@ -2845,7 +2687,6 @@ def render_help(agent):
         lines += textwrap.wrap(text, 95, initial_indent=" " * 8, subsequent_indent=" " * 8)
     return "\n".join(lines + ["", "Example, as Pacemaker calls it:",
                               "  printf 'ip=10.20.20.202\\naction=status\\n' | %s" % agent.name])
-
 
 def run_agent(agent, pairs, system, find_parameters=None):
     """Run one call of a fence agent; return its exit code."""
@@ -2883,7 +2724,6 @@ def run_agent(agent, pairs, system, find_parameters=None):
         return EXIT_GOOD
     return run_device_action(agent, action, settings, system)
 
-
 def render_about(agent, action, values):
     """Return what the call asks to be told about the agent itself, or "" when it asks to act."""
     # Metadata comes before the settings are looked at: it is asked for with nothing else.
@@ -2897,14 +2737,12 @@ def render_about(agent, action, values):
         return texts[asked[0]](agent)
     return render_metadata(agent) if action in ("metadata", "manpage") else ""
 
-
 def find_secrets(values):
     """Return the values that no log may hold; options of other agents are known by their names."""
     options = [item.partition("=") for item in split_list(values.get("fence_options", ""))]
     return {values[row.name] for row in PARAMS if row.secret and row.name in values} | {
         value for name, _, value in options
         if value and re.search("pass|secret|key|token|community|_kg", name)}
-
 
 def check_call(agent, action, settings):
     """Raise UsageError unless the call names an action of the agent and what it needs."""
@@ -2919,7 +2757,6 @@ def check_call(agent, action, settings):
             raise UsageError("no %s given (use %s, or %s= on stdin): %s"
                              % (name, render_option(row), name, row.help.lower()))
 
-
 def check_password_script(settings):
     words = settings.password_script.split()
     if "\0" in settings.password_script:
@@ -2927,7 +2764,6 @@ def check_password_script(settings):
     if words and not (os.path.isabs(words[0]) and os.access(words[0], os.X_OK)):
         raise UsageError("password_script: %s is not the path of a program that can be run"
                          % quote(words[0]))
-
 
 def read_password(settings, system):
     """Replace the password by what password_script prints, as fence-agents do (through sh)."""
@@ -2943,14 +2779,12 @@ def read_password(settings, system):
     settings.password = out.rstrip()
     system.secrets.add(settings.password)
 
-
 def build_device(agent, settings, system):
     """Return the agent's device; raises UsageError for parameters that it cannot work with."""
     device = open_device(agent.device or settings.fence_method, system, settings)
     if agent.device and device.kind == "url" and not settings.power_off_url:
         raise UsageError("no power_off_url given, and nothing else says how to switch off")
     return device
-
 
 def run_device_action(agent, name, settings, system):
     """Run one action on the agent's device; write its answer and the event's log line."""
@@ -2982,14 +2816,13 @@ def run_device_action(agent, name, settings, system):
         system.write(text)
     return code
 
-
 # ==================================================================================================
 # SECTION 12: CLUSTER FILE
 # Turns cluster.yml (the part of YAML that such files use) or JSON into a Cluster, and reports every
 # mistake with its line. Pure: it is given texts. It never guesses: what two readers of YAML might
 # take in two ways is a mistake that names the construct. tests/fuzz_cluster_file.py compares it
 # with PyYAML.
-# ==================================================================================================
+
 # kind: MAP ({key: YamlNode}), LIST, PLAIN (a scalar without quotes) or TEXT. foreign: the construct
 # that is not read, like a tag; values that nobody needs may hold one.
 YamlNode = collections.namedtuple("YamlNode", "kind value line foreign")
@@ -3020,7 +2853,6 @@ YAML_AMBIGUOUS = re.compile(
     r"|[-+]?0(b[01_]+|o[0-7_]+|x[0-9A-F_]+)|[-+]?\.(inf|nan)|[yn=]|<<"
     r"|[-+]?(\.[0-9_]+|[0-9][0-9_]*(\.[0-9_]*)?)([eE][-+]?[0-9]+)?"
     r"|[0-9]{4}-[0-9]{1,2}-[0-9]{1,2}([Tt ].*)?)", re.IGNORECASE)
-
 
 class YamlReader:
     """Reads one file; raises SyntaxMistake at the first construct that it does not know."""
@@ -3285,7 +3117,6 @@ class YamlReader:
         elif self.next_in_flow() != bracket:
             self.fail("%s where a comma or %s belongs" % (quote(self.next_in_flow()), bracket))
 
-
 def check_json(text):
     """Raise SyntaxMistake unless the text is strict JSON."""
     def refuse(name):
@@ -3294,7 +3125,6 @@ def check_json(text):
         json.loads(text, parse_constant=refuse)
     except (ValueError, RecursionError) as error:
         raise SyntaxMistake(getattr(error, "lineno", 1), "not JSON: %s" % error) from None
-
 
 # What a key of the cluster file holds, beside the kinds of PARAMETERS; what those are written as.
 ADDRESS, PORT, WHOLE_SECONDS = "address", "port", "whole seconds"
@@ -3380,7 +3210,6 @@ Cluster = collections.namedtuple("Cluster", "nodes values places networks")
 # values and places: the same of the node's keys that are given; networks: {name: own address}.
 ClusterNode = collections.namedtuple("ClusterNode", "name method values places networks")
 
-
 def read_cluster(file, data, host_files=()):
     """Return (Cluster, [Mistake]); the Cluster is None when a mistake is more than a warning."""
     # data: the bytes of the file; host_files: (node, file, data) of --host-vars.
@@ -3393,11 +3222,9 @@ def read_cluster(file, data, host_files=()):
     mistakes = sorted(set(reader.mistakes))
     return None if any(not mistake.is_warning for mistake in mistakes) else cluster, mistakes
 
-
 def render_mistake(mistake):
     return "%s:%d: %s%s" % (mistake.file, mistake.line, "warning: " if mistake.is_warning else "",
                             mistake.text)
-
 
 class ClusterReader:
     """Turns YamlNodes into values by their rows, and collects what is wrong with them."""
@@ -3511,12 +3338,10 @@ class ClusterReader:
             members[name] = self.read_value(ClusterKey(row.name, kind, name), entry)
         return {name: text for name, text in members.items() if text}
 
-
 def suggest(word, known):
     import difflib
     near = difflib.get_close_matches(word, known, 1)
     return ", did you mean %s?" % near[0] if near else ""
-
 
 def read_scalar(row, node):
     """Return the text of one value as it is handed on; raise UsageError with what is wrong."""
@@ -3539,7 +3364,6 @@ def read_scalar(row, node):
                          "damages such a value (use other letters, or password_script)")
     return render_cluster_value(row, text) if text else ""
 
-
 def render_cluster_value(row, text):
     if row.kind == ADDRESS:
         return render_ip(text)
@@ -3558,7 +3382,6 @@ def render_cluster_value(row, text):
             raise UsageError("%s is none of %s" % (quote(text), ", ".join(own.choices)))
     return text
 
-
 def render_ip(text):
     """Return an IP address in its usual form; raise UsageError for anything else."""
     family = socket.AF_INET6 if ":" in text else socket.AF_INET
@@ -3567,7 +3390,6 @@ def render_ip(text):
         raise UsageError("%s is not the address of one machine in a network" % quote(text))
     return usual
 
-
 def networks_named(cluster, name):
     """Return the networks that a name in the file means: "client" is all but mgmt and storage."""
     if network_key(name) in cluster.networks:
@@ -3575,20 +3397,16 @@ def networks_named(cluster, name):
     others = sorted(set(cluster.networks.values()) - {"mgmt", "storage"})
     return others if name.lower() == "client" else []
 
-
 def is_verified(cluster):
     return cluster.values["stonith_fence_verify"] == "1"
 
-
 def nodes_with_device(cluster):
     return [node for node in cluster.nodes if node.method is not NO_DEVICE]
-
 
 def find_verifiers(cluster, node):
     """Return the nodes that may verify that this one is dead: they see all its networks."""
     return [other for other in cluster.nodes
             if other is not node and node.networks.keys() <= other.networks.keys()]
-
 
 def fence_delay(cluster, node):
     """Return the seconds that fencing this node waits; two nodes that race need a winner."""
@@ -3598,13 +3416,11 @@ def fence_delay(cluster, node):
         return RACE_DELAY_SECONDS if node is cluster.nodes[0] else 0
     return int(node.values.get("delay", "0"))
 
-
 def off_timeout(cluster, node):
     """Return the seconds that Pacemaker gives the power device of a node for one action."""
     # A delay comes on top: before 2.1.6, Pacemaker's own timers do not count it.
     given = int(node.values.get("off_timeout", "0"))
     return given or OFF_TIMEOUT_SECONDS + fence_delay(cluster, node)
-
 
 def power_limits(cluster, node):
     """Return the time limits (name: text) of a plug's agent that differ from its defaults."""
@@ -3617,19 +3433,16 @@ def power_limits(cluster, node):
             1, off_timeout(cluster, node) - fence_delay(cluster, node) - others)
     return limits
 
-
 def verify_limits(cluster):
     """Return the same of fence_check."""
     needed = int(cluster.values["stonith_verify_wait"]) + LOOK_SECONDS
     enough = parse_seconds(PARAMS_BY_NAME["power_timeout"].default)
     return {"power_timeout": str(needed)} if needed > enough else {}
 
-
 def agent_seconds(limits):
     """Return how long an action of our agents may take with these limits (name: text)."""
     return sum(parse_seconds(limits.get(name, PARAMS_BY_NAME[name].default))
                for name in TIME_LIMITS)
-
 
 def check_nodes(cluster, reader):
     names = {node.name for node in cluster.nodes}
@@ -3655,7 +3468,6 @@ def check_nodes(cluster, reader):
     if len(cluster.nodes) < 2 or not nodes_with_device(cluster):
         reader.error(cluster.places["stonith_nodes"], "nobody could fence: one node, or no device")
 
-
 def check_parameters(cluster, reader):
     """What cannot be passed to an agent, and what should not."""
     taken = {row.power for row in NODE_KEYS}
@@ -3677,7 +3489,6 @@ def check_parameters(cluster, reader):
             changeme = "; and it is CHANGEME" if "CHANGEME" in node.values["password"] else ""
             reader.warn(node.places["password"], "pcs, the CIB and its backups will show this "
                         "password to root on every node (password_script: PROGRAM)" + changeme)
-
 
 def check_addresses(cluster, reader):
     """Own addresses are single, devices are nobody's own address, outlets belong to one node."""
@@ -3701,7 +3512,6 @@ def check_addresses(cluster, reader):
                          "none" % (other, node.name, address))
         others.setdefault(outlet, node.name)
 
-
 def check_timeouts(cluster, reader):
     """What Pacemaker gives must be longer than what the agents' own limits add up to."""
     verifying = agent_seconds(verify_limits(cluster)) if is_verified(cluster) else 0
@@ -3714,7 +3524,6 @@ def check_timeouts(cluster, reader):
         if node.method.name in PLUG_METHODS and given <= needed:
             reader.error(place, "off_timeout: %d s are not enough: delay and agent may take %d s"
                          % (given, needed))
-
 
 def check_networks(cluster, reader):
     for key in ("stonith_direct_networks", "stonith_witness_ips"):
@@ -3729,7 +3538,6 @@ def check_networks(cluster, reader):
                 if node.networks else "it has no mgmt_ip, storage_ip or client_ips (--host-vars "
                 "DIR; or stonith_fence_verify: false)"))
 
-
 def check_race(cluster, reader):
     delays = [fence_delay(cluster, node) for node in nodes_with_device(cluster)]
     if sum(delays) and not any("delay" in node.values for node in cluster.nodes):
@@ -3741,16 +3549,14 @@ def check_race(cluster, reader):
         reader.warn(cluster.nodes[1].places["delay"], "the same delay on both nodes does not keep "
                     "them from fencing each other at once")
 
-
 CLUSTER_CHECKS = (
     check_nodes, check_parameters, check_addresses, check_timeouts, check_networks, check_race)
-
 
 # ==================================================================================================
 # SECTION 13: GENERATORS
 # From a Cluster to one Configuration, what the cluster should hold, and from that to a script for
 # pcs, to crmsh, CIB XML, nftables and Ansible. Pure.
-# ==================================================================================================
+
 # A fence device: options {name: value}, and its monitor's interval in seconds.
 Primitive = collections.namedtuple("Primitive", "id agent options interval")
 # devices: ids of the primitives of level 1 of a node, in the order of their execution.
@@ -3764,7 +3570,6 @@ Configuration = collections.namedtuple("Configuration", "nodes primitives levels
 OWNER = ("managed-by", "fencetool")
 MONITOR_TIMEOUT_SECONDS = 40  # more than login_timeout and two times shell_timeout
 MAX_NODE_WITNESSES = 3
-
 
 def build_configuration(cluster):
     primitives, levels, bans = [], [], []
@@ -3786,7 +3591,6 @@ def build_configuration(cluster):
         tuple(node.name for node in cluster.nodes), tuple(primitives), tuple(levels), tuple(bans),
         (("stonith-enabled", "true"), ("stonith-timeout", "%ds" % longest)))
 
-
 def collect_options(node, column):
     """Return {parameter: value} from the node's keys, by a column of NODE_KEYS."""
     options = {getattr(row, column): node.values[row.name] for row in NODE_KEYS
@@ -3794,7 +3598,6 @@ def collect_options(node, column):
     if "password_script" in options:
         options.pop("password", None)
     return options
-
 
 def build_power_device(cluster, node):
     options = dict(node.method.fixed, **collect_options(node, "power"))
@@ -3814,7 +3617,6 @@ def build_power_device(cluster, node):
     if fence_delay(cluster, node):
         options["pcmk_delay_base"] = str(fence_delay(cluster, node))
     return Primitive("fence-" + node.name, node.values.get("agent", node.method.agent), options, 60)
-
 
 def build_verifier(cluster, node):
     """Return the fence_check device that proves the death of a node."""
@@ -3837,7 +3639,6 @@ def build_verifier(cluster, node):
     return Primitive("fence-verify-" + node.name, "fence_check",
                      {name: value for name, value in options.items() if value}, 300)
 
-
 def build_targets(cluster, node):
     """Return the parameters of fence_check that say where a node would show life."""
     # Another node is a witness only where a third one may be the verifier: nobody's own address
@@ -3858,7 +3659,6 @@ def build_targets(cluster, node):
     return {"target_mgmt_ip": node.networks.get("mgmt", ""),
             "target_storage_ip": node.networks.get("storage", ""), "target_ips": ",".join(others),
             "witness_ips": ",".join(witnesses), "direct_networks": ",".join(sorted(direct))}
-
 
 # The script for pcs. All is in functions that the last lines call: half a script does nothing.
 PCS_HEAD = r"""#!/bin/sh
@@ -3985,7 +3785,6 @@ finish() {
 }
 """
 
-
 def render_pcs(configuration, source):
     devices = configuration.primitives
     lines = PCS_HEAD.split("\n")
@@ -4008,17 +3807,14 @@ def render_pcs(configuration, source):
                                                    for item in configuration.properties])
     return "\n".join(lines + ["}", "", 'prepare "$@"', "configure", "finish", ""])
 
-
 def render_banner(source, what):
     return ["# %s, made by fencetool %s from %s." % (what, __version__, one_line(source)),
             "# It may hold passwords: mode 0700, and not into a repository."]
-
 
 def render_sh(text):
     """Return text as one word of a shell command."""
     safe = re.fullmatch("[A-Za-z0-9_./:=,@%+-]+", text)
     return text if safe else "'%s'" % text.replace("'", r"'\''")
-
 
 def wrap_words(words):
     """Return shell words as the lines of one indented command."""
@@ -4029,7 +3825,6 @@ def wrap_words(words):
             lines.append("       ")
         lines[-1] += " " + word
     return lines
-
 
 def render_crmsh(configuration, source):
     """Return lines for `crm configure load update`, which removes nothing."""
@@ -4053,10 +3848,8 @@ def render_crmsh(configuration, source):
     lines += [" ".join(["property"] + ["%s=%s" % item for item in configuration.properties])]
     return "\n".join(lines + [""])
 
-
 def ban_id(ban, node):
     return "location-%s-%s--INFINITY" % (ban.device, node)  # as pcs names it
-
 
 def render_cib(configuration, source):
     """Return the configuration as a CIB, with the ids that pcs gives."""
@@ -4086,9 +3879,7 @@ def render_cib(configuration, source):
               % (level.node, level.node, ",".join(level.devices)) for level in configuration.levels]
     return "\n".join(lines + ["</fencing-topology>", "</configuration>", "<status/>", "</cib>", ""])
 
-
 RENDERERS = {"pcs": render_pcs, "crmsh": render_crmsh, "cib": render_cib}
-
 
 def render_nftables(cluster, name, source):
     """Return a table for one node: it reaches the fence devices of the others and not its own."""
@@ -4107,7 +3898,6 @@ def render_nftables(cluster, name, source):
         lines += ["        ip%s daddr %s counter %s" % ("6" if ":" in address else "", address,
                                                        verdict) for address in sorted(addresses)]
     return "\n".join(lines + ["    }", "}", ""])
-
 
 ANSIBLE_PLAY = """
 - name: Fencing with fencetool
@@ -4129,7 +3919,6 @@ ANSIBLE_PLAY = """
       run_once: true
 """
 
-
 def render_ansible(cluster, source):
     """Return a playbook that installs this tool on all nodes and runs the script on the first."""
     return "\n".join(render_banner(source, "Playbook")[:1] + [
@@ -4137,11 +3926,10 @@ def render_ansible(cluster, source):
     ]) + ANSIBLE_PLAY % (json.dumps(",".join(node.name for node in cluster.nodes)),
                          json.dumps(sorted(AGENTS)))
 
-
 # ==================================================================================================
 # SECTION 14: COMMANDS
 # What people call: one cmd_ function a subcommand; it returns the exit code.
-# ==================================================================================================
+
 # The options of a subcommand: what argparse's add_argument takes.
 HOST_VARS_OPTION = (("--host-vars",), {"metavar": "DIR", "help": "directory of NODE.yml files with "
                                        "mgmt_ip, storage_ip and client_ips (Ansible's host_vars)"})
@@ -4157,7 +3945,6 @@ GENERATE_OPTIONS = (
                      "help": "what the configuration is for (default: a script for pcs)"}),
     (("-o", "--output"), {"metavar": "FILE", "help": "write there, mode 0700, not to stdout"}))
 
-
 def load_cluster(path, host_vars, system):
     """Return (Cluster or None, [Mistake]) of a cluster file and a directory of host_vars."""
     found = []
@@ -4171,7 +3958,6 @@ def load_cluster(path, host_vars, system):
         (node, file, system.read_file(file)) for node, file in found
         if os.path.splitext(file)[1] in (".yml", ".yaml", ".json")])
 
-
 def cmd_check_config(options, system):
     """Report every mistake in a cluster file, with its line; exit code 1 if there is one."""
     cluster, mistakes = load_cluster(options.cluster, options.host_vars, system)
@@ -4183,7 +3969,6 @@ def cmd_check_config(options, system):
         system.write("\n".join([render_mistake(mistake) for mistake in mistakes] + [
             "%s: %d mistakes, %d warnings" % (options.cluster, errors, len(mistakes) - errors)]))
     return EXIT_GOOD if cluster else EXIT_BAD
-
 
 def cmd_gen_config(options, system):
     """Write the fencing configuration of a cluster: a script for pcs, or what --format says."""
@@ -4205,7 +3990,6 @@ def cmd_gen_config(options, system):
         system.write(text.rstrip("\n"))
     return EXIT_GOOD
 
-
 def render_for(what, cluster, node, source):
     if what == "ansible":
         return render_ansible(cluster, source)
@@ -4213,18 +3997,15 @@ def render_for(what, cluster, node, source):
         return render_nftables(cluster, node, source)
     return RENDERERS[what](build_configuration(cluster), source)
 
-
 def cmd_agents(arguments, system):
     """Print the names of the fence agents in this file: install.sh makes a link for each."""
     system.write("\n".join(AGENTS))
     return EXIT_GOOD
 
-
 # The external plugin of cluster-glue: verbs in argv, parameters in the environment.
 # Source: cluster-glue 1.0.12 lib/plugins/stonith/external.c; seen: `stonith -t external/kasa`.
 PLUGIN_PARAMS = ("ip", "ipport", "plug", "device_mac", "power_timeout")
 PLUGIN_ACTIONS = {"on": "on", "off": "off", "reset": "reboot", "status": "monitor"}
-
 
 def run_plugin(agent, words, environment, system):
     """Run one call of the cluster-glue plugin dialect; return its exit code."""
@@ -4247,7 +4028,6 @@ def run_plugin(agent, words, environment, system):
     pairs = [(key, environment[key]) for key in PLUGIN_PARAMS + ("ipaddr",) if key in environment]
     return run_agent(agent, pairs + [("action", PLUGIN_ACTIONS[verb]), ("nodename", host)], system)
 
-
 def render_plugin_parameters(agent):
     agent = agent._replace(required=("hostlist",) + agent.required)
     rows = [param("hostlist", STRING, "Nodes to be fenced")]
@@ -4256,19 +4036,17 @@ def render_plugin_parameters(agent):
              if not line.startswith("<getopt")]
     return "\n".join(["<parameters>"] + lines + ["</parameters>"])
 
-
 # ==================================================================================================
 # SECTION 15: SIMULATOR
 # Virtual plugs on real sockets, with faults to order, and the demo that shows them. Used by no
 # agent. A virtual device keeps apart what its relay reports and what its contact does. Firmware and
 # faults that only tests need are in tests/virtual.py.
-# ==================================================================================================
+
 FAULTS = {
     "ignore": "acknowledges every command and switches nothing",
     "welded": "reports OFF while the contact stays closed",
     "portal": "answers everything with the sign-in page of a captive portal (HTTP)",
 }
-
 
 class VirtualOutlet:
     """relay: what the firmware reports; powered: whether the contact really carries power."""
@@ -4280,7 +4058,6 @@ class VirtualOutlet:
 
     def watts(self):
         return 43.0 if self.powered else 0.0
-
 
 class VirtualDevice:
     """A device that listens on loopback (or another address) until stop()."""
@@ -4376,9 +4153,7 @@ class VirtualDevice:
     def send_answer(self, handle, answer):
         handle.sendall(answer)
 
-
 KASA_REFUSAL = {"err_code": -1, "err_msg": "module not support"}
-
 
 class VirtualKasa(VirtualDevice):
     """A Kasa plug, or a strip when it has several aliases."""
@@ -4449,10 +4224,8 @@ class VirtualKasa(VirtualDevice):
         return {"current_ma": int(watts / 0.23), "power_mw": int(watts * 1000), "total_wh": 26889,
                 "voltage_mv": 230000, "err_code": 0}
 
-
 PORTAL_PAGE = ("<!DOCTYPE html><html><title>Sign in: Wi-Fi ON or OFF</title><form>"
                "<input id=psk name=psk type=password></form></html>")
-
 
 class VirtualHttp(VirtualDevice):
     """A web server; subclasses answer in their dialect."""
@@ -4504,7 +4277,6 @@ class VirtualHttp(VirtualDevice):
         lines.append("Content-Length: %d" % len(data))
         return "\r\n".join(lines + ["", ""]).encode("latin-1") + data
 
-
 class VirtualTasmota(VirtualHttp):
     """A Tasmota device."""
 
@@ -4553,11 +4325,9 @@ class VirtualTasmota(VirtualHttp):
         watts = sum(outlet.watts() for outlet in self.outlets) if shown else 0
         return {"ENERGY": {"Total": 3.185, "Power": watts, "Voltage": 230 if shown else 0}}
 
-
 def parse_query(path):
     from urllib.parse import parse_qsl
     return dict(parse_qsl(path.partition("?")[2]))
-
 
 class VirtualEsphome(VirtualHttp):
     """An ESPHome device of version 2026.10, which knows its switches by their names alone."""
@@ -4586,14 +4356,12 @@ class VirtualEsphome(VirtualHttp):
         return {"id": "switch/" + outlet.alias, "name": outlet.alias, "domain": "switch",
                 "value": word == "ON", "state": word, "assumed_state": False}
 
-
 # A generic switch: paths of on, off and status, and the status page with its words for ON and OFF.
 VirtualPages = collections.namedtuple("VirtualPages", "on off status page words")
 
 SHELLY_PAGES = VirtualPages(
     "/relay/0?turn=on", "/relay/0?turn=off", "/relay/0",
     '{"ison":%s,"has_timer":false,"source":"http"}', {"ON": "true", "OFF": "false"})
-
 
 class VirtualSwitch(VirtualHttp):
     """A switch of whatever make, by its pages."""
@@ -4608,7 +4376,6 @@ class VirtualSwitch(VirtualHttp):
         if path != pages.status:
             return 404, {}, "Not Found: OFF"
         return 200, {}, pages.page % pages.words[self.words()[1]]
-
 
 # One step of the demo. device: key of a virtual device; expected: exit code; shows: what the output
 # must hold; lesson: what the reader should take from it.
@@ -4640,7 +4407,6 @@ DEMO_STEPS = (
              "any device with URLs (a Shelly), but its Wi-Fi is a captive portal now: NOT fenced"),
 )
 
-
 def build_demo_devices():
     return {"plug": VirtualKasa(["storage-b"]),
             "strip": VirtualKasa(["storage-a", "storage-b", "spare"]),
@@ -4649,7 +4415,6 @@ def build_demo_devices():
             "tasmota": VirtualTasmota(["POWER1", "POWER2"], password="s3cret"),
             "esphome": VirtualEsphome(["relay"]),
             "switch": VirtualSwitch(fault="portal")}
-
 
 def cmd_demo(arguments, system):
     """Fence virtual nodes on this machine: no hardware, no root, nothing leaves loopback."""
@@ -4673,7 +4438,6 @@ def cmd_demo(arguments, system):
                  % len(DEMO_STEPS))
     return EXIT_GOOD
 
-
 def run_demo_step(number, step, device, system):
     """Run one step and show it; return whether it went as told."""
     parameters = "ip=%s\nipport=%d\n%s%s\n" % (device.address + (DEMO_PARAMETERS, step.parameters))
@@ -4689,15 +4453,13 @@ def run_demo_step(number, step, device, system):
                                             % (step.expected, step.shows)))
     return good
 
-
 # ==================================================================================================
 # SECTION 16: ENTRY
 # From the name and the arguments that the program was started with to one exit code.
-# ==================================================================================================
+
 # Each subcommand with its options; its help is its function's docstring.
 COMMANDS = {"demo": (cmd_demo, ()), "check-config": (cmd_check_config, CHECK_OPTIONS),
             "gen-config": (cmd_gen_config, GENERATE_OPTIONS), "agents": (cmd_agents, ())}
-
 
 def main(argv, environment):
     """Run the program and return its exit code; nothing but exit codes and lines leaves here."""
@@ -4730,7 +4492,6 @@ def main(argv, environment):
         system.error(describe_defect(error))
     return EXIT_BAD
 
-
 def find_check_parameters(node, values, system):
     """Return the fence_check parameters of a node: from the cluster file, else from the cluster."""
     path = values.get("config", CLUSTER_FILE)
@@ -4743,7 +4504,6 @@ def find_check_parameters(node, values, system):
                          % (CLUSTER_FILE, quote(node), quote(err.strip())))
     return parse_check_parameters(out, node)
 
-
 def read_check_parameters(path, name, system):
     """Return the fence_check parameters of a node from a cluster file, by their names."""
     cluster, mistakes = load_cluster(path, "", system)
@@ -4754,7 +4514,6 @@ def read_check_parameters(path, name, system):
             return {option: value for option, value in build_verifier(cluster, node).options.items()
                     if not option.startswith("pcmk_")}
     raise UsageError("%s has no fence device for %s" % (path, quote(name)))
-
 
 def parse_check_parameters(text, node):
     """Return the parameters of the one fence_check device in a part of the CIB that is for node."""
@@ -4776,14 +4535,12 @@ def parse_check_parameters(text, node):
                          % (len(found), quote(node)))
     return found[0]
 
-
 def describe_defect(error):
     """Return one line for an exception that should not have come, with the place it came from."""
     import traceback
     place = traceback.extract_tb(error.__traceback__)[-1]
     return "internal error, please report it: %s: %s (%s line %d)" % (
         type(error).__name__, error, place.name, place.lineno)
-
 
 def run_command(arguments, system):
     import argparse
@@ -4807,13 +4564,11 @@ def run_command(arguments, system):
         return EXIT_USAGE
     return COMMANDS[options.command][0](options, system)
 
-
 def open_missing_descriptors():
     # SAFETY: with stderr closed, the connection to the plug would become stderr.
     # Test: test_closed_descriptors_are_no_hazard
     while os.open(os.devnull, os.O_RDWR) < 3:
         pass
-
 
 if __name__ == "__main__":
     open_missing_descriptors()
