@@ -3306,13 +3306,13 @@ class ClusterReader:
 
     def read_keys(self, members, rows):
         """Return {key: value} of what the members hold; an empty value counts as not given."""
-        values, names = {}, [row.name for row in rows]
+        values, known = {}, {row.name: row for row in rows}
         for key, node in members.items():
-            if key not in names:
-                self.error((self.file, node.line), "unknown key %s%s" % (quote(key),
-                                                                         suggest(key, names)))
-            elif rows[names.index(key)].kind != MAP:
-                values[key] = self.read_value(rows[names.index(key)], node)
+            if key not in known:
+                near = suggest(key, known)
+                self.error((self.file, node.line), "unknown key %s%s" % (quote(key), near))
+            elif known[key].kind != MAP:
+                values[key] = self.read_value(known[key], node)
         return {key: value for key, value in values.items() if value}
 
     def read_value(self, row, node):
@@ -3323,8 +3323,7 @@ class ClusterReader:
             if node.kind == PLAIN and node.value in YAML_NULLS and not node.foreign:
                 return ""
             if node.kind != (LIST if row.kind == NAMES else MAP) or node.foreign:
-                raise UsageError("must be %s, and holds %s"
-                                 % (row.kind, node.foreign or "a " + node.kind))
+                raise UsageError("must be %s, not %s" % (row.kind, node.foreign or node.kind))
         except UsageError as error:
             self.error((self.file, node.line), "%s: %s" % (row.name, error))
             return ""
@@ -3441,8 +3440,7 @@ def verify_limits(cluster):
 
 def agent_seconds(limits):
     """Return how long an action of our agents may take with these limits (name: text)."""
-    return sum(parse_seconds(limits.get(name, PARAMS_BY_NAME[name].default))
-               for name in TIME_LIMITS)
+    return sum(parse_seconds(limits.get(key, PARAMS_BY_NAME[key].default)) for key in TIME_LIMITS)
 
 def check_nodes(cluster, reader):
     names = {node.name for node in cluster.nodes}
@@ -4084,32 +4082,30 @@ class VirtualDevice:
         self.commands = 0
         self.address = ("", 0)
         self.lock = threading.RLock()
-        self._sockets = []
 
     def start(self, host="127.0.0.1", port=0):
         """Listen on TCP (port 0: any free one)."""
-        listener = self.bind(socket.SOCK_STREAM, (host, port))
-        self.address = (host, listener.getsockname()[1])
-        self.listen(listener)
+        import socketserver
 
-    def bind(self, kind, address):
-        family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
-        handle = socket.socket(family, kind)
-        handle.bind(address)
-        self._sockets.append(handle)
-        return handle
+        class Server(socketserver.ThreadingTCPServer):
+            address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+            daemon_threads = True
+            request_queue_size = 16
 
-    def listen(self, listener):
-        listener.listen(16)
-        self.run_in_thread(self._accept, listener)
+            def handle_error(self, request, client_address):
+                pass  # the client went away, or a fault breaks the connection
+        self.server = Server((host, port), lambda handle, *_: self.converse(handle), False)
+        self.server.server_bind()
+        self.address = (host, self.server.server_address[1])
+        self.listen()
+
+    def listen(self):
+        self.server.server_activate()
+        self.run_in_thread(self.server.serve_forever, 0.05)
 
     def stop(self):
-        for handle in list(self._sockets):
-            try:
-                handle.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass
-            handle.close()
+        self.server.shutdown()
+        self.server.server_close()
 
     def run_in_thread(self, run, *arguments):
         import threading
@@ -4128,23 +4124,6 @@ class VirtualDevice:
         if outlet.powered is not powered:
             outlet.powered = powered
             self.on_power(number, powered)
-
-    def _accept(self, listener):
-        try:
-            while True:
-                handle, _ = listener.accept()
-                self._sockets.append(handle)
-                self.run_in_thread(self._converse, handle)
-        except OSError:
-            pass  # stop() closed the listener
-
-    def _converse(self, handle):
-        try:
-            with handle:
-                handle.settimeout(60)
-                self.converse(handle)
-        except OSError:
-            pass  # the client went away, stop() closed the socket, or a fault breaks it
 
     def converse(self, handle):
         """Serve one connection in the device's dialect."""
@@ -4236,13 +4215,12 @@ class VirtualHttp(VirtualDevice):
     challenge = 'Basic realm="Login Required"'
 
     def converse(self, handle):
-        import http.client
+        from http.client import parse_headers
         with handle.makefile("rb") as stream:
             words = stream.readline().decode("latin-1").split(" ")
             if len(words) != 3:
                 return
-            fields = {name.lower(): value
-                      for name, value in http.client.parse_headers(stream).items()}
+            fields = {name.lower(): value for name, value in parse_headers(stream).items()}
         with self.lock:
             self.requests.append((words[0], words[1], fields))
             reply = self.answer(words[0], words[1], fields)

@@ -36,13 +36,15 @@ class Faulty:
         self.answers = 0
         self.stopped = threading.Event()
 
-    def listen(self, listener):
+    def listen(self):
         if self.fault != "refuse":  # bound all the same, or the next device gets the port
-            super().listen(listener)
+            super().listen()
 
     def stop(self):
         self.stopped.set()
-        super().stop()
+        if self.fault != "refuse":
+            self.server.shutdown()
+        self.server.server_close()
 
     def run_later(self, seconds, run, *arguments):
         self.run_in_thread(lambda: self.stopped.wait(seconds) or run(*arguments))
@@ -102,15 +104,24 @@ class Kasa(Faulty, fencetool.VirtualKasa):
 
     def start(self, host="127.0.0.1", port=0):
         super().start(host, port)
-        datagrams = self.bind(socket.SOCK_DGRAM, self.address)
+        self.datagrams = socket.socket(self.server.address_family, socket.SOCK_DGRAM)
+        self.datagrams.bind(self.address)
         if not self.fault:
-            self.run_in_thread(self.answer_datagrams, datagrams)
+            self.run_in_thread(self.answer_datagrams)
 
-    def answer_datagrams(self, datagrams):
+    def stop(self):
+        super().stop()
+        try:
+            self.datagrams.shutdown(socket.SHUT_RDWR)  # ends what waits for one
+        except OSError:
+            pass  # it is not connected, and wakes all the same
+        self.datagrams.close()
+
+    def answer_datagrams(self):
         while not self.stopped.is_set():
             try:
-                message, sender = datagrams.recvfrom(4096)
-                datagrams.sendto(self.answer(message), sender)
+                message, sender = self.datagrams.recvfrom(4096)
+                self.datagrams.sendto(self.answer(message), sender)
             except (OSError, ValueError):
                 pass  # it was nonsense, the sender went away, or stop() closed the socket
 
