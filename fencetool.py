@@ -165,7 +165,7 @@ def parse_url(text):
     """Return a path or URL as it stands. The text is never shown: it may hold a password."""
     if not re.fullmatch(r"(https?://[^/?#@\s]+)?/[!\"$-~]*", text):
         raise UsageError("neither a path that begins with / nor a URL http://host/path; blanks and "
-                         "others are written %20, a login goes into username and password")
+                         "the like are written %20, a login goes into username and password")
     return text
 
 def parse_pattern(text):
@@ -415,7 +415,8 @@ FIRST_LOOKS = {
     (POWER, Finding.UNKNOWN): "look first at the fence device and the way to it",
     (NETWORK, Finding.ALIVE): "it has power: is it the right outlet, is there a UPS or a second "
                               "power supply?",
-    (NETWORK, Finding.UNKNOWN): "look first at link, route and firewall here, and at the witness"}
+    (NETWORK, Finding.UNKNOWN): "look first at this machine's link, route and firewall, and at the "
+                                "witness"}
 
 def render_evidence(item):
     return "%s: %s%s" % (item.subject, item.seen, " (%s)" % item.reason if item.reason else "")
@@ -458,8 +459,8 @@ HTTP_PARAMS = (  # fence_http
 STATUS_PARAMS = (  # fence_http and fence_check
     param("switch_name", STRING, "Name or object id of the ESPHome switch: same as plug"),
     param("status_url", URL, "Path (or full URL on the same host) that tells the power state"),
-    param("status_on_regex", PATTERN, "Regular expression that only a status of ON matches"),
-    param("status_off_regex", PATTERN, "Regular expression that only a status of OFF matches"))
+    param("status_on_regex", PATTERN, "Regex that only a status of ON matches (for device=url)"),
+    param("status_off_regex", PATTERN, "Regex that only a status of OFF matches (for device=url)"))
 CHECK_PARAMS = (  # fence_check
     param("fence_method", STRING, "What the fence device speaks: ipmi, kasa, tasmota, esphome, "
           "http, or the name of any installed fence agent"),
@@ -2607,30 +2608,26 @@ ACTION_ALIASES = {"meta-data": "metadata", "enable": "on", "disable": "off"}
 
 Agent = collections.namedtuple(
     "Agent", "name device shortdesc longdesc params defaults required actions")
-
-def names_of(*groups):
-    return tuple(row.name for group in groups for row in group)
-
-AGENTS = {agent.name: agent for agent in (
+# The rows of params are kept by their names: PARAMS tells the order in which they are shown.
+AGENTS = {agent.name: agent._replace(params=[row.name for row in agent.params]) for agent in (
     Agent("fence_kasa", "kasa", "Fence agent for TP-Link Kasa smart plugs and power strips",
           "fence_kasa switches the outlets of TP-Link Kasa plugs and power strips over their local "
           "protocol on TCP port 9999. It reports success only when the device itself has confirmed "
           "the new power state and, where the outlet has a power meter, the load is gone.",
-          names_of(DEVICE_PARAMS, COMMON_PARAMS), {"ipport": str(KASA_PORT)}, ("ip",),
-          DEVICE_ACTIONS),
+          DEVICE_PARAMS + COMMON_PARAMS, {"ipport": str(KASA_PORT)}, ("ip",), DEVICE_ACTIONS),
     Agent("fence_http", "http", "Fence agent for Tasmota, ESPHome and any HTTP power switch",
           "fence_http switches the relays of Tasmota and ESPHome devices over their web servers, "
           "and any device that has one URL to switch on, one to switch off and one to tell the "
           "power state. It reports success only when the device itself has confirmed the new power "
           "state and, where a Tasmota meter measures always (SetOption21 1), the load is gone.",
-          names_of(DEVICE_PARAMS, HTTP_PARAMS, STATUS_PARAMS, COMMON_PARAMS),
+          DEVICE_PARAMS + HTTP_PARAMS + STATUS_PARAMS + COMMON_PARAMS,
           {"ipport": str(HTTP_PORT)}, ("ip",), DEVICE_ACTIONS),
     Agent("fence_check", "", "Proof that a fenced node is dead",
           "fence_check switches nothing. As the second device of a fencing level it lets the "
           "failover go on only when the node is proven dead: the fence device says OFF, at least "
           "one of its networks is silent over a path known to work, and nothing at all shows life "
           "or is in doubt.",
-          names_of(CHECK_PARAMS, STATUS_PARAMS, COMMON_PARAMS), {"action": "status"},
+          CHECK_PARAMS + STATUS_PARAMS + COMMON_PARAMS, {"action": "status"},
           ("fence_method", "fence_ip"), CHECK_ACTIONS))}
 
 def rows_of(agent):
@@ -3702,11 +3699,6 @@ is_among() {
     case " $* " in *" $word "*) ;; *) return 1 ;; esac
 }
 
-# change ARGUMENT...: call pcs for the copy.
-change() {
-    pcs -f "$copy" "$@"
-}
-
 prepare() {
     file="" dry_run=no adopted="" strangers=""
     while [ $# -gt 0 ]; do
@@ -3757,15 +3749,11 @@ prepare() {
     done
 }
 
-# contents FILE: its configuration, in an order that does not depend on what was made when.
-contents() {
-    CIB_file=$1 cibadmin --query --scope configuration | sort
-}
-
 finish() {
-    change stonith level verify
-    contents "$before" >"$work/before"
-    contents "$copy" >"$work/after"
+    pcs -f "$copy" stonith level verify
+    for state in before after; do # sorted: what was made when does not matter
+        CIB_file=$work/$state.xml cibadmin --query --scope configuration | sort >"$work/$state"
+    done
     if cmp -s "$work/before" "$work/after"; then
         echo "Nothing to change." >&2
         return
@@ -3792,16 +3780,16 @@ def render_pcs(configuration, source):
               "devices='%s'" % " ".join(device.id for device in devices), "", "configure() {"]
     for device in devices:
         lines += wrap_words(
-            ["change stonith create", device.id, device.agent]
+            ['pcs -f "$copy" stonith create', device.id, device.agent]
             + [render_sh("%s=%s" % option) for option in device.options.items()]
             + ["op monitor interval=%ds timeout=%ds" % (device.interval, MONITOR_TIMEOUT_SECONDS),
                'meta "$mark"'])
     for ban in configuration.bans:
         nodes = ban.nodes + (("$strangers",) if ban.is_verifier else ())
-        lines += wrap_words(("change constraint location", ban.device, "avoids") + nodes)
+        lines += wrap_words(('pcs -f "$copy" constraint location', ban.device, "avoids") + nodes)
     for level in configuration.levels:
-        lines += wrap_words(("change stonith level add 1", level.node) + level.devices)
-    lines += wrap_words(["change property set"] + ["%s=%s" % item
+        lines += wrap_words(('pcs -f "$copy" stonith level add 1', level.node) + level.devices)
+    lines += wrap_words(['pcs -f "$copy" property set'] + ["%s=%s" % item
                                                    for item in configuration.properties])
     return "\n".join(lines + ["}", "", 'prepare "$@"', "configure", "finish", ""])
 
@@ -4045,17 +4033,7 @@ FAULTS = {
     "welded": "reports OFF while the contact stays closed",
     "portal": "answers everything with the sign-in page of a captive portal (HTTP)",
 }
-
-class VirtualOutlet:
-    """relay: what the firmware reports; powered: whether the contact really carries power."""
-
-    def __init__(self, number, alias):
-        self.number = number
-        self.alias = alias
-        self.relay = self.powered = True
-
-    def watts(self):
-        return 43.0 if self.powered else 0.0
+WATTS = 43.0  # that a node draws
 
 class VirtualDevice:
     """A device that listens on loopback (or another address) until stop()."""
@@ -4071,7 +4049,9 @@ class VirtualDevice:
 
     def __init__(self, aliases=("plug",), **options):
         import threading
-        self.outlets = [VirtualOutlet(number, alias) for number, alias in enumerate(aliases, 1)]
+        # relay: what the firmware reports; powered: whether the contact really carries power.
+        self.outlets = [types.SimpleNamespace(number=number, alias=alias, relay=True, powered=True)
+                        for number, alias in enumerate(aliases, 1)]
         for name, value in options.items():
             getattr(self, name)  # a misspelt option is an AttributeError
             setattr(self, name, value)
@@ -4199,7 +4179,7 @@ class VirtualKasa(VirtualDevice):
         outlet = self._chosen_outlet(chosen)
         if not self.metered or outlet is None:
             return dict(KASA_REFUSAL)
-        watts = outlet.watts()
+        watts = WATTS if outlet.powered else 0
         return {"current_ma": int(watts / 0.23), "power_mw": int(watts * 1000), "total_wh": 26889,
                 "voltage_mv": 230000, "err_code": 0}
 
@@ -4300,7 +4280,7 @@ class VirtualTasmota(VirtualHttp):
         if not self.metered:
             return {"Time": "2026-01-01T00:00:00"}
         shown = while_off or any(outlet.relay for outlet in self.outlets)
-        watts = sum(outlet.watts() for outlet in self.outlets) if shown else 0
+        watts = WATTS * sum(outlet.powered for outlet in self.outlets) if shown else 0
         return {"ENERGY": {"Total": 3.185, "Power": watts, "Voltage": 230 if shown else 0}}
 
 def parse_query(path):

@@ -323,7 +323,7 @@ class Reconnecting(AgentTest):
                 ("id", lambda device: setattr(device, "device_id", "8006" + "F" * 36)),
                 ("mac", lambda device: setattr(device, "mac", "CC:32:E5:00:00:77")),
                 ("strip", lambda device: device.outlets.append(
-                    fencetool.VirtualOutlet(2, "b")))):
+                    virtual.Kasa(["a", "b"]).outlets[1]))):
             device = self.start(virtual.Kasa(fault="ignore"))
 
             def become_another(number, device=device, change=change):
