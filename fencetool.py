@@ -1,16 +1,14 @@
 #!/usr/bin/python3 -IS
-# ==================================================================================================
-# SECTION 1: ABOUT
+# SECTION 1: ABOUT =================================================================================
 # What this program is, how it is called, where things stand in it. Must not hold code.
 
 """fencetool: cheap smart plugs as STONITH devices for Pacemaker, and proof that a node is dead.
 
 Started as fence_kasa or fence_http this file is a fence agent: parameters come from stdin when
-there are no arguments, else from the command line. Started as "kasa" it is a cluster-glue external
-plugin.
+there are no arguments, else from the command line. As fence_check it switches nothing: second in a
+fencing level, it proves that the node is dead. As "kasa" it is a cluster-glue external plugin.
 "fencetool.py SUBCOMMAND" is for people; "fencetool.py fence_kasa ..." is the agent without its
-link. Started as fence_check it switches nothing: second in a fencing level, it proves that the node
-is dead. The file needs Python 3.6 or newer and nothing else.
+link. The file needs Python 3.6 or newer and nothing else.
 
 The one rule: "off" succeeds only on proof. No answer, half an answer, two answers, a wrong outlet
 or a missing tool is a failure with a reason. A failure blocks a failover, which a person can mend;
@@ -27,12 +25,10 @@ proven dead), 1 anything else, usage errors included. Subcommands for people: 0 
 error.
 """
 
-# ==================================================================================================
-# SECTION 2: CONSTANTS
+# SECTION 2: CONSTANTS =============================================================================
 # Imports that every run needs, and fixed numbers with their units. Heavy modules are imported in
 # the functions that need them: an agent run pays for nothing that it does not use.
 
-import collections
 import enum
 import errno
 import io
@@ -44,6 +40,7 @@ import struct
 import sys
 import time
 import types
+from collections import namedtuple
 
 __version__ = "0.1.0"
 
@@ -81,8 +78,7 @@ SHORTEST_LOOK_SECONDS = 1.0
 ASKING_PART = 2 / 3                 # of a look; in the rest the last questions can be answered
 LONGEST_DRAIN_SECONDS = 1.0         # for reading what has piled up while the process was held up
 
-# ==================================================================================================
-# SECTION 3: ERRORS
+# SECTION 3: ERRORS ================================================================================
 # What can go wrong, and whether trying again may help: that policy sits on the class.
 
 class FenceError(Exception):
@@ -117,21 +113,19 @@ class Refused(FenceError):
 class NotConfirmed(FenceError):
     """The command was sent, and the proof did not come in time."""
 
-# ==================================================================================================
-# SECTION 4: VALUES
+# SECTION 4: VALUES ================================================================================
 # The words of the field, and conversions between them and text. Pure: no input, no output.
 
 class PowerState(enum.Enum):
     """What a device says about one outlet. Not knowing it is an error, never a third state."""
-
     ON = "ON"
     OFF = "OFF"
 
 # One relay of a device, as the device itself describes it. number: as printed on the case, from 1;
 # of an ESPHome switch its object id. identifiers: the names that the protocol gives it.
-Outlet = collections.namedtuple("Outlet", "number alias identifiers state")
+Outlet = namedtuple("Outlet", "number alias identifiers state")
 # status: a number. headers: with get() and get_all(). body: text.
-HttpReply = collections.namedtuple("HttpReply", "status headers body")
+HttpReply = namedtuple("HttpReply", "status headers body")
 
 def parse_whole_number(text):
     if not re.fullmatch("-?[0-9]{1,9}", text):
@@ -293,7 +287,6 @@ def doubt_about_meter(watts, policy):
 
 class Finding(enum.Enum):
     """What one observation says about the target, or all of them together."""
-
     DEAD = "dead"
     ALIVE = "alive"
     UNKNOWN = "unknown"
@@ -302,15 +295,15 @@ POWER, NETWORK = "power", "network"
 
 # One observation about the target. source: POWER or NETWORK. subject: what was observed. seen: what
 # it showed. reason: what else a reader should know, or "".
-Evidence = collections.namedtuple("Evidence", "source finding subject seen reason")
+Evidence = namedtuple("Evidence", "source finding subject seen reason")
 # What all Evidence adds up to; blockers: the Evidence that keeps it from dead.
-Verdict = collections.namedtuple("Verdict", "finding blockers")
-Target = collections.namedtuple("Target", "network address")
+Verdict = namedtuple("Verdict", "finding blockers")
+Target = namedtuple("Target", "network address")
 # How packets to one address leave this machine, by its kernel. mac, source: our own addresses there
 # (bytes); mac is b"" where nobody speaks ARP or neighbour discovery. gateway: b"" for an attached
 # network. changes: how often the carrier came or went. kind: of the link: "" for a network card,
 # "dormant" for one that waits, "bridge", "bond"...
-Path = collections.namedtuple("Path", "interface index mac source gateway has_carrier changes kind")
+Path = namedtuple("Path", "interface index mac source gateway has_carrier changes kind")
 
 class Sight:
     """What one look saw of one address."""
@@ -426,14 +419,13 @@ def render_blockers(verdict):
     hints = [FIRST_LOOKS[item.source, item.finding] for item in verdict.blockers[:1]]
     return "; ".join([render_evidence(item) for item in verdict.blockers] + hints)
 
-# ==================================================================================================
-# SECTION 5: PARAMETERS
+# SECTION 5: PARAMETERS ============================================================================
 # Every parameter is one row: stdin names, options, defaults, metadata and help follow. Pure.
 
 STRING, INTEGER, SECONDS, BOOLEAN = "string", "integer", "second", "boolean"
 SELECT, MAC, URL, PATTERN = "select", "mac", "url", "pattern"
 
-Param = collections.namedtuple("Param", "name kind letter default aliases secret choices help")
+Param = namedtuple("Param", "name kind letter default aliases secret choices help")
 
 def param(name, kind, help, letter="", default="", aliases="", secret=False, choices=""):
     return Param(name, kind, letter, default, tuple(aliases.split()), secret,
@@ -527,8 +519,7 @@ PARSERS = {STRING: str, SELECT: str, INTEGER: parse_whole_number, SECONDS: parse
            BOOLEAN: parse_boolean, MAC: parse_mac, URL: parse_url, PATTERN: parse_pattern}
 CONTENT_TYPES = {MAC: STRING, URL: STRING, PATTERN: STRING}
 # The URLs of a device, and the state that each one leads to.
-URL_PARAMS = (("power_on_url", PowerState.ON), ("power_off_url", PowerState.OFF),
-              ("status_url", None))
+URL_PARAMS = {"power_on_url": PowerState.ON, "power_off_url": PowerState.OFF, "status_url": None}
 
 def parse_stdin(text):
     """Return [(name, value)] from lines "name=value"; values stay raw, their blanks included."""
@@ -602,8 +593,7 @@ def build_settings(values, params, defaults):
         empty = False if row.kind == BOOLEAN else ""
         settings[row.name] = parse_value(row.name, PARSERS[row.kind], text) if text else empty
         if row.kind == SELECT and text not in row.choices:
-            raise UsageError("%s: %s is none of %s"
-                             % (row.name, quote(text), ", ".join(row.choices)))
+            raise UsageError("%s: %s is not %s" % (row.name, quote(text), " or ".join(row.choices)))
     settings = types.SimpleNamespace(**settings)
     if "ipport" not in values and uses_tls(settings):
         settings.ipport = HTTPS_PORT
@@ -641,9 +631,8 @@ def split_address(text, port):
         raise UsageError("ip: %s is not an address" % quote(text))
     # The C library takes 10.20.20 for 10.20.0.20 and 010.1.1.1 for 8.1.1.1: another device.
     last = host.rpartition(".")[2].lower()
-    part = "(0|[1-9][0-9]{0,2})"
-    if re.fullmatch("[0-9]+|0x[0-9a-f]*", last) and not re.fullmatch(
-            r"%s\.%s\.%s\.%s" % (part, part, part, part), host):
+    four = r"\.".join(["(0|[1-9][0-9]{0,2})"] * 4)
+    if re.fullmatch("[0-9]+|0x[0-9a-f]*", last) and not re.fullmatch(four, host):
         raise UsageError("ip: %s is not an address of four numbers" % quote(text))
     port = int(own_port) if own_port else port
     if not 1 <= port <= 65535:
@@ -652,7 +641,7 @@ def split_address(text, port):
 
 def choose_http_device(settings):
     """Return the kind of device (a key of DEVICES) that the URLs mean; all must mean the same."""
-    paths = [re.sub("^https?://[^/]*", "", getattr(settings, name)) for name, _ in URL_PARAMS]
+    paths = [re.sub("^https?://[^/]*", "", getattr(settings, name)) for name in URL_PARAMS]
     kinds = {"tasmota" if re.match(r"/cm\?(.*&)?cmnd=", path)
              else "esphome" if path.startswith("/switch/") else "url" for path in paths if path}
     if not kinds:
@@ -768,14 +757,13 @@ def build_check_settings(settings):
         merged.ip, merged.ipport = split_address(merged.ip, merged.ipport)
     return merged
 
-# ==================================================================================================
-# SECTION 6: WIRE FORMATS
+# SECTION 6: WIRE FORMATS ==========================================================================
 # Bytes and text of the devices, to and from values. Pure; each codec names its source.
 
 # Kasa, legacy protocol. Source: python-kasa 0.12 kasa/transports/xortransport.py and its device
 # captures, softScheck tplink-smartplug; read 2026-10. Seen: documents only.
 
-KasaInfo = collections.namedtuple("KasaInfo", "mac device_id outlets is_strip has_meter")
+KasaInfo = namedtuple("KasaInfo", "mac device_id outlets is_strip has_meter")
 
 def encrypt_kasa(plain):
     """Return the bytes under the autokey XOR: each cipher byte is the key of the next one."""
@@ -810,8 +798,7 @@ def build_kasa_request(module, method, arguments, child_id=None):
 def parse_kasa_length(header):
     length = struct.unpack(">I", header)[0]
     if not 2 <= length <= MAX_REPLY_BYTES:
-        raise ProtocolError("reply claims a length of %d bytes (another service on this port?)"
-                            % length)
+        raise ProtocolError("reply claims a length of %d bytes (another service?)" % length)
     return length
 
 def parse_kasa_result(message, module, method):
@@ -819,8 +806,7 @@ def parse_kasa_result(message, module, method):
     try:
         reply = parse_json_object(decrypt_kasa(message).decode("utf-8"))
     except UnicodeDecodeError:
-        raise ProtocolError("reply is not Kasa's protocol (%d bytes of something else)"
-                            % len(message)) from None
+        raise ProtocolError("reply of %d bytes is not Kasa's protocol" % len(message)) from None
     where = "the reply to %s" % method
     part = require_member(reply, module, dict, where)
     # An error sits in the method's result, or in the module's place when it lacks the module.
@@ -1106,7 +1092,7 @@ def parse_status_page(text, on_pattern, off_pattern):
 # Signs of life. Source: RFC 792 and 4443 (echo and errors), RFC 826 (ARP), RFC 4861 (neighbour
 # discovery), linux/rtnetlink.h, linux/if_link.h; read 2026-11. Seen: Linux 6.18.
 # The numbers of one family. silence: the (type, code) for "nobody there".
-IcmpWords = collections.namedtuple("IcmpWords", "protocol request reply errors silence")
+IcmpWords = namedtuple("IcmpWords", "protocol request reply errors silence")
 ICMP = {socket.AF_INET: IcmpWords(socket.IPPROTO_ICMP, 8, 0, (3, 11), (3, 1)),
         socket.AF_INET6: IcmpWords(socket.IPPROTO_ICMPV6, 128, 129, (1, 3), (1, 3))}
 ETHERTYPE_ARP = 0x0806
@@ -1200,8 +1186,7 @@ def parse_netlink(data, body_format):
         position += max(4, (size + 3) & ~3)
     return struct.unpack_from(body_format, data, 16), attributes
 
-# ==================================================================================================
-# SECTION 7: SYSTEM
+# SECTION 7: SYSTEM ================================================================================
 # The only code that touches sockets, processes, the clock and the log. It turns OSError into
 # FenceError with the cause chained, and no call of it outlasts the Deadline that it was given.
 
@@ -1381,8 +1366,7 @@ class System:
             raise Unreachable("no answer about the name %s within %s (use an address instead)"
                               % (quote(host), render_seconds(deadline.seconds)))
         if isinstance(answer[0], Exception):
-            raise Unreachable("the name %s has no address here (use an address instead)"
-                              % quote(host)) from answer[0]
+            raise Unreachable("no address for %s (use an address)" % quote(host)) from answer[0]
         return answer[0]
 
     def connect(self, host, port, family, deadline):
@@ -1678,8 +1662,7 @@ CONNECT_HINTS = {
     errno.EHOSTUNREACH: "is the plug powered and in its Wi-Fi?",
     errno.ENETUNREACH: "this machine has no route to that network"}
 
-# ==================================================================================================
-# SECTION 8: DEVICES
+# SECTION 8: DEVICES ===============================================================================
 # What can switch power: one class a dialect, all with the contract of Device. Nothing here decides
 # whether a node is fenced.
 
@@ -1823,7 +1806,7 @@ class HttpDevice(Device):
         self.username = settings.username or self.default_username
         self.login = ""
         self.paths = {name: parse_value(name, lambda url: find_path(url, settings),
-                                        getattr(settings, name)) for name, _ in URL_PARAMS}
+                                        getattr(settings, name)) for name in URL_PARAMS}
         for path in self.paths.values():
             system.secrets.update(find_url_secrets(path))
         if settings.password:
@@ -1835,7 +1818,7 @@ class HttpDevice(Device):
     def take_plug_from_urls(self, parse):
         """Let the URLs name the outlet, as the caller's plug would; contradictions are refused."""
         named = set()
-        for name, state in URL_PARAMS:
+        for name, state in URL_PARAMS.items():
             if self.paths[name]:
                 outlet, meant = parse_value(name, parse, self.paths[name])
                 if meant is not state:
@@ -2135,8 +2118,7 @@ def open_device(method, system, settings):
                          % (quote(kind), ", ".join(sorted(set(DEVICES) - {"url"}))))
     return InstalledAgent(system, settings)
 
-# ==================================================================================================
-# SECTION 9: PROBES
+# SECTION 9: PROBES ================================================================================
 # Whether addresses show life, by what, and over which path. Collects what was seen; what it means
 # is judged in section 4.
 
@@ -2303,8 +2285,7 @@ def find_device_addresses(system, address):
         return ()
     return (address,) if sight.is_attached() else ()
 
-# ==================================================================================================
-# SECTION 10: FENCING
+# SECTION 10: FENCING ==============================================================================
 # What each action means, and when success may be said. Talks to devices only through the contract
 # of Device; returns (exit code, text for stdout) or raises FenceError.
 
@@ -2373,8 +2354,7 @@ def confirm_power(job, wanted):
         if agreed == (OFF_READINGS if wanted is PowerState.OFF else 1):
             return
         if not job.pause(deadline):
-            raise NotConfirmed(doubt or "%s was seen only once, and there is no time to look again"
-                               % wanted.value)
+            raise NotConfirmed(doubt or wanted.value + " was seen only once, and time is up")
         job.system.debug("not confirmed yet: %s" % (doubt or "one more look"))
 
 def request_refusal(job, wanted, deadline):
@@ -2450,8 +2430,7 @@ def run_reboot(job):
         job.system.sleep(REBOOT_OFF_SECONDS)
         run_on(job)
     except FenceError as error:
-        job.system.error("the outlet is OFF, but could not be switched back ON: %s "
-                         "(switch it on by hand)" % error)
+        job.system.error("the outlet is OFF and stays OFF (switch it on by hand): %s" % error)
     return EXIT_GOOD, "Success: Rebooted"
 
 def run_status(job):
@@ -2589,8 +2568,7 @@ def refuse_check_reboot(job):
     raise Refused("fence_check switches nothing, it only proves: make it the second device of a "
                   "fencing level, where it is called with off")
 
-# ==================================================================================================
-# SECTION 11: AGENTS
+# SECTION 11: AGENTS ===============================================================================
 # The fence agents: names, parameters, actions and texts, as rows; metadata and help from the rows.
 
 # What needs no device, what a device agent does with its device, and what fence_check does, whose
@@ -2606,8 +2584,7 @@ WITHOUT_DEVICE = (run_check_on, refuse_check_reboot)  # nothing is asked, no pas
 # Where a repeated spelling of the same action leads.
 ACTION_ALIASES = {"meta-data": "metadata", "enable": "on", "disable": "off"}
 
-Agent = collections.namedtuple(
-    "Agent", "name device shortdesc longdesc params defaults required actions")
+Agent = namedtuple("Agent", "name device shortdesc longdesc params defaults required actions")
 # The rows of params are kept by their names: PARAMS tells the order in which they are shown.
 AGENTS = {agent.name: agent._replace(params=[row.name for row in agent.params]) for agent in (
     Agent("fence_kasa", "kasa", "Fence agent for TP-Link Kasa smart plugs and power strips",
@@ -2759,8 +2736,7 @@ def check_password_script(settings):
     if "\0" in settings.password_script:
         raise UsageError("password_script holds a NUL")
     if words and not (os.path.isabs(words[0]) and os.access(words[0], os.X_OK)):
-        raise UsageError("password_script: %s is not the path of a program that can be run"
-                         % quote(words[0]))
+        raise UsageError("password_script: %s is no path of a program" % quote(words[0]))
 
 def read_password(settings, system):
     """Replace the password by what password_script prints, as fence-agents do (through sh)."""
@@ -2813,8 +2789,7 @@ def run_device_action(agent, name, settings, system):
         system.write(text)
     return code
 
-# ==================================================================================================
-# SECTION 12: CLUSTER FILE
+# SECTION 12: CLUSTER FILE =========================================================================
 # Turns cluster.yml (the part of YAML that such files use) or JSON into a Cluster, and reports every
 # mistake with its line. Pure: it is given texts. It never guesses: what two readers of YAML might
 # take in two ways is a mistake that names the construct. tests/fuzz_cluster_file.py compares it
@@ -2822,7 +2797,7 @@ def run_device_action(agent, name, settings, system):
 
 # kind: MAP ({key: YamlNode}), LIST, PLAIN (a scalar without quotes) or TEXT. foreign: the construct
 # that is not read, like a tag; values that nobody needs may hold one.
-YamlNode = collections.namedtuple("YamlNode", "kind value line foreign")
+YamlNode = namedtuple("YamlNode", "kind value line foreign")
 MAP, LIST, PLAIN, TEXT = "map", "list", "plain", "text"
 
 YAML_DEPTH = 40
@@ -3129,7 +3104,7 @@ NAMES, NAMED_ADDRESSES, OPTIONS = "a list [a, b]", "a map {name: address}", "a m
 
 # power: the parameter of the power agent; verify: that of fence_check, or FENCE_OPTIONS, through
 # which the power agent's goes. methods: those that have the key, () for all.
-ClusterKey = collections.namedtuple("ClusterKey", "name kind power verify methods default")
+ClusterKey = namedtuple("ClusterKey", "name kind power verify methods default")
 ClusterKey.__new__.__defaults__ = (STRING, "", "", (), "")
 FENCE_OPTIONS = "fence_options"
 HTTP_METHODS = ("tasmota", "esphome", "http")
@@ -3171,7 +3146,7 @@ NODE_KEYS = NETWORK_KEYS + (
     ClusterKey("options", OPTIONS))
 
 # agent "": the node names it. comes_back: whether a fenced node is powered on again by default.
-Method = collections.namedtuple("Method", "name agent fixed required comes_back")
+Method = namedtuple("Method", "name agent fixed required comes_back")
 METHODS = {method.name: method for method in (
     Method("ipmi", "fence_ipmilan", (("lanplus", "1"),), ("ip", "user"), True),
     Method("kasa", "fence_kasa", (), ("ip",), False),
@@ -3200,12 +3175,12 @@ MANGLED_VALUE = re.compile('".*"|.* ')
 # Pacemaker 2.1.5 writes these characters without their escapes, and loses them (cibadmin shows).
 DAMAGED_VALUE = re.compile("[^\x00-\x7f].*[&<>\"']")
 
-Mistake = collections.namedtuple("Mistake", "file line is_warning text")
+Mistake = namedtuple("Mistake", "file line is_warning text")
 # values and places: {key: value} and {key: (file, line)} of the stonith_ keys. networks: {how a
 # network's name is compared: its name}.
-Cluster = collections.namedtuple("Cluster", "nodes values places networks")
+Cluster = namedtuple("Cluster", "nodes values places networks")
 # values and places: the same of the node's keys that are given; networks: {name: own address}.
-ClusterNode = collections.namedtuple("ClusterNode", "name method values places networks")
+ClusterNode = namedtuple("ClusterNode", "name method values places networks")
 
 def read_cluster(file, data, host_files=()):
     """Return (Cluster, [Mistake]); the Cluster is None when a mistake is more than a warning."""
@@ -3513,12 +3488,10 @@ def check_timeouts(cluster, reader):
     for node in nodes_with_device(cluster):
         given, place = off_timeout(cluster, node), node.places.get("off_timeout", node.places[""])
         if "off_timeout" in node.values and given <= verifying:
-            reader.error(place, "off_timeout: %d s are not enough to verify: stonith_verify_wait "
-                         "and the look at device and networks may take %d s" % (given, verifying))
+            reader.error(place, "off_timeout: %d s, verifying may take %d s" % (given, verifying))
         needed = fence_delay(cluster, node) + agent_seconds(power_limits(cluster, node))
         if node.method.name in PLUG_METHODS and given <= needed:
-            reader.error(place, "off_timeout: %d s are not enough: delay and agent may take %d s"
-                         % (given, needed))
+            reader.error(place, "off_timeout: %d s, the agent may take %d s" % (given, needed))
 
 def check_networks(cluster, reader):
     for key in ("stonith_direct_networks", "stonith_witness_ips"):
@@ -3547,18 +3520,17 @@ def check_race(cluster, reader):
 CLUSTER_CHECKS = (
     check_nodes, check_parameters, check_addresses, check_timeouts, check_networks, check_race)
 
-# ==================================================================================================
-# SECTION 13: GENERATORS
+# SECTION 13: GENERATORS ===========================================================================
 # From a Cluster to one Configuration, what the cluster should hold, and from that to a script for
 # pcs, to crmsh, CIB XML, nftables and Ansible. Pure.
 
 # A fence device: options {name: value}, and its monitor's interval in seconds.
-Primitive = collections.namedtuple("Primitive", "id agent options interval")
+Primitive = namedtuple("Primitive", "id agent options interval")
 # devices: ids of the primitives of level 1 of a node, in the order of their execution.
-Level = collections.namedtuple("Level", "node devices")
+Level = namedtuple("Level", "node devices")
 # nodes: names of the nodes that must not run a device.
-Ban = collections.namedtuple("Ban", "device nodes is_verifier")
-Configuration = collections.namedtuple("Configuration", "nodes primitives levels bans properties")
+Ban = namedtuple("Ban", "device nodes is_verifier")
+Configuration = namedtuple("Configuration", "nodes primitives levels bans properties")
 
 # Marks in the CIB what this tool made: a meta attribute, which pcs, crmsh and Pacemaker keep and no
 # agent sees. Names alone would not do: a person may call a device like we do.
@@ -3649,10 +3621,9 @@ def build_targets(cluster, node):
                   and network in other.networks and able != [other]][:MAX_NODE_WITNESSES]
         found += [node.values["ip"]] if network == "mgmt" and "ip" in node.values else []
         witnesses += ["%s=%s" % (network, address) for address in dict.fromkeys(found)]
-    others = ["%s=%s" % item for item in node.networks.items()
-              if item[0] not in ("mgmt", "storage")]
+    more = ["%s=%s" % item for item in node.networks.items() if item[0] not in ("mgmt", "storage")]
     return {"target_mgmt_ip": node.networks.get("mgmt", ""),
-            "target_storage_ip": node.networks.get("storage", ""), "target_ips": ",".join(others),
+            "target_storage_ip": node.networks.get("storage", ""), "target_ips": ",".join(more),
             "witness_ips": ",".join(witnesses), "direct_networks": ",".join(sorted(direct))}
 
 # The script for pcs. All is in functions that the last lines call: half a script does nothing.
@@ -3912,8 +3883,7 @@ def render_ansible(cluster, source):
     ]) + ANSIBLE_PLAY % (json.dumps(",".join(node.name for node in cluster.nodes)),
                          json.dumps(sorted(AGENTS)))
 
-# ==================================================================================================
-# SECTION 14: COMMANDS
+# SECTION 14: COMMANDS =============================================================================
 # What people call: one cmd_ function a subcommand; it returns the exit code.
 
 # The options of a subcommand: what argparse's add_argument takes.
@@ -4022,8 +3992,7 @@ def render_plugin_parameters(agent):
              if not line.startswith("<getopt")]
     return "\n".join(["<parameters>"] + lines + ["</parameters>"])
 
-# ==================================================================================================
-# SECTION 15: SIMULATOR
+# SECTION 15: SIMULATOR ============================================================================
 # Virtual plugs on real sockets, with faults to order, and the demo that shows them. Used by no
 # agent. A virtual device keeps apart what its relay reports and what its contact does. Firmware and
 # faults that only tests need are in tests/virtual.py.
@@ -4164,9 +4133,8 @@ class VirtualKasa(VirtualDevice):
 
     def _chosen_outlet(self, chosen):
         """Return the outlet a request means: without an id, a strip takes its first one."""
-        found = [outlet for outlet in self.outlets
-                 if not chosen or self._child_id(outlet) == chosen[0]]
-        return found[0] if found else None
+        meant = chosen or [self._child_id(self.outlets[0])]
+        return next((item for item in self.outlets if self._child_id(item) == meant[0]), None)
 
     def _system_set_relay_state(self, arguments, chosen):
         outlet = self._chosen_outlet(chosen)
@@ -4315,7 +4283,7 @@ class VirtualEsphome(VirtualHttp):
                 "value": word == "ON", "state": word, "assumed_state": False}
 
 # A generic switch: paths of on, off and status, and the status page with its words for ON and OFF.
-VirtualPages = collections.namedtuple("VirtualPages", "on off status page words")
+VirtualPages = namedtuple("VirtualPages", "on off status page words")
 
 SHELLY_PAGES = VirtualPages(
     "/relay/0?turn=on", "/relay/0?turn=off", "/relay/0",
@@ -4337,10 +4305,9 @@ class VirtualSwitch(VirtualHttp):
 
 # One step of the demo. device: key of a virtual device; expected: exit code; shows: what the output
 # must hold; lesson: what the reader should take from it.
-DemoStep = collections.namedtuple("DemoStep", "device parameters expected shows lesson")
+DemoStep = namedtuple("DemoStep", "device parameters expected shows lesson")
 
-DEMO_PARAMETERS = ("nodename=storage-b\nlogin_timeout=1\nshell_timeout=1\npower_timeout=3\n"
-                   "stonith_status_sleep=500ms\n")
+DEMO_PARAMETERS = "nodename=storage-b\nshell_timeout=1\npower_timeout=3\nstonith_status_sleep=0.5\n"
 DEMO_STEPS = (
     DemoStep("plug", "action=status", 0, "Status: ON", "a node runs on this plug"),
     DemoStep("plug", "action=off", 0, "Success: Powered OFF",
@@ -4376,9 +4343,8 @@ def build_demo_devices():
 
 def cmd_demo(arguments, system):
     """Fence virtual nodes on this machine: no hardware, no root, nothing leaves loopback."""
-    system.write("What is simulated: the plugs (threads of this process on 127.0.0.1). What is "
-                 "real: the agent,\nrun as a process of its own with its parameters on stdin, as "
-                 "Pacemaker does.\n")
+    system.write("Simulated are the plugs (threads on 127.0.0.1). Real is the agent: a process of "
+                 "its own,\nwith its parameters on stdin, as Pacemaker runs it.\n")
     devices = build_demo_devices()
     try:
         for device in devices.values():
@@ -4411,8 +4377,7 @@ def run_demo_step(number, step, device, system):
                                             % (step.expected, step.shows)))
     return good
 
-# ==================================================================================================
-# SECTION 16: ENTRY
+# SECTION 16: ENTRY ================================================================================
 # From the name and the arguments that the program was started with to one exit code.
 
 # Each subcommand with its options; its help is its function's docstring.
@@ -4484,13 +4449,11 @@ def parse_check_parameters(text, node):
     for primitive in tree.iter("primitive"):
         pairs = {pair.get("name"): pair.get("value", "") for pair in primitive.iter("nvpair")}
         hosts = re.split("[,; \t]+", pairs.get("pcmk_host_list", ""))
-        hosts += [item.partition(":")[0]
-                  for item in re.split("[; \t]+", pairs.get("pcmk_host_map", ""))]
+        hosts += re.findall("([^:; \t]+):", pairs.get("pcmk_host_map", ""))
         if node in hosts:
             found.append(pairs)
     if len(found) != 1:
-        raise UsageError("the cluster has %d fence_check devices for %s (pcmk_host_list)"
-                         % (len(found), quote(node)))
+        raise UsageError("the CIB has %d fence_check devices for %s" % (len(found), quote(node)))
     return found[0]
 
 def describe_defect(error):

@@ -129,7 +129,7 @@ class Actions(AgentTest):
         result = on_stdin("fence_kasa", self.address(device, action="reboot", power_timeout="4",
                                                      retry_on="0"))
         self.assertEqual((result.code, result.out), (0, "Success: Rebooted\n"))
-        self.assertIn("could not be switched back ON", result.err)
+        self.assertIn("stays OFF (switch it on by hand)", result.err)
         self.assertEqual(result.err.count("\n"), 1)
 
     def test_a_reboot_without_proof_of_off_never_switches_on(self):
@@ -623,7 +623,7 @@ class NameResolution(unittest.TestCase):
                              stdin="ip=plug.invalid\naction=status\nlogin_timeout=1\n",
                              environment={"PATH": "/usr/bin:/bin"})
         self.assertEqual((result.code, result.out), (1, ""))
-        self.assertIn("use an address instead", result.err)
+        self.assertIn("(use an address)", result.err)
 
     def test_a_name_of_this_machine_works(self):
         device = virtual.Kasa()

@@ -32,6 +32,9 @@ def read_source():
         return handle.read()
 
 
+BANNER = r"^# SECTION (\d+): ([A-Z ]+) =+$"
+
+
 class Layout(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
@@ -40,7 +43,7 @@ class Layout(unittest.TestCase):
         cls.banners = [(int(number), title, cls.source[:match_start].count("\n") + 1)
                        for number, title, match_start in (
                            (match.group(1), match.group(2), match.start())
-                           for match in re.finditer(r"^# SECTION (\d+): (.+)$", cls.source, re.M))]
+                           for match in re.finditer(BANNER, cls.source, re.M))]
 
     def section_at(self, line):
         found = 0
@@ -75,8 +78,7 @@ class Layout(unittest.TestCase):
         self.assertEqual(numbers, sorted(set(numbers)))
         for number, title, line in self.banners:
             self.assertEqual(title, TITLES[number - 1])
-            lines = self.source.splitlines()
-            self.assertRegex(lines[line - 2], r"^# ={98}$")
+            self.assertEqual(len(self.source.splitlines()[line - 1]), 100)
 
     def test_the_map_in_the_docstring_names_the_sections_that_exist(self):
         found = re.findall(r"(\d+) ([A-Z]+(?: [A-Z]+)*)", ast.get_docstring(self.tree))
