@@ -2457,9 +2457,6 @@ def run_list(job, with_state=False):
         lines.append(job.settings.separator.join(fields))
     return EXIT_GOOD, "\n".join(lines)
 
-def run_list_status(job):
-    return run_list(job, with_state=True)
-
 # fence_check: whether the target is dead. It reads, and switches nothing.
 
 def collect_evidence(job):
@@ -2575,8 +2572,8 @@ def refuse_check_reboot(job):
 # device is a witness.
 TEXT_ACTIONS = {"metadata": None, "manpage": None, "validate-all": None}
 DEVICE_ACTIONS = {"on": run_on, "off": run_off, "reboot": run_reboot, "status": run_status,
-                  "monitor": run_monitor, "list": run_list, "list-status": run_list_status,
-                  **TEXT_ACTIONS}
+                  "monitor": run_monitor, "list": run_list,
+                  "list-status": lambda job: run_list(job, with_state=True), **TEXT_ACTIONS}
 CHECK_ACTIONS = {"on": run_check_on, "off": run_check_off, "reboot": refuse_check_reboot,
                  "status": run_check_status, "monitor": run_check_monitor, **TEXT_ACTIONS}
 DELAYED = (run_off, run_reboot, run_check_off)        # the parameter delay holds
@@ -4255,39 +4252,15 @@ def parse_query(path):
     from urllib.parse import parse_qsl
     return dict(parse_qsl(path.partition("?")[2]))
 
-class VirtualEsphome(VirtualHttp):
-    """An ESPHome device of version 2026.10, which knows its switches by their names alone."""
-
-    def respond(self, method, path, fields):
-        from urllib.parse import unquote
-        if path == "/events":
-            events = ["event: ping\r\ndata: {}\r\n\r\n"] + [
-                "event: state\r\ndata: %s\r\n\r\n" % json.dumps(self.describe(outlet))
-                for outlet in self.outlets]
-            return 200, {"Content-Type": "text/event-stream"}, "".join(events)
-        _, domain, entity, action = (path.partition("?")[0] + "///").split("/")[:4]
-        found = [outlet for outlet in self.outlets if unquote(entity) in self.names(outlet)]
-        if domain != "switch" or not found or (action and method != "POST"):
-            return 404, {}, "Not Found"
-        if method == "POST":
-            self.switch(found[0].number, action == "turn_on")
-            return 200, {}, ""
-        return 200, {"Content-Type": "application/json"}, json.dumps(self.describe(found[0]))
-
-    def names(self, outlet):
-        return [outlet.alias]
-
-    def describe(self, outlet):
-        word = self.words()[outlet.number]
-        return {"id": "switch/" + outlet.alias, "name": outlet.alias, "domain": "switch",
-                "value": word == "ON", "state": word, "assumed_state": False}
-
-# A generic switch: paths of on, off and status, and the status page with its words for ON and OFF.
+# A switch by its web pages: paths of on, off and status, and the status page with its words.
 VirtualPages = namedtuple("VirtualPages", "on off status page words")
 
 SHELLY_PAGES = VirtualPages(
     "/relay/0?turn=on", "/relay/0?turn=off", "/relay/0",
     '{"ison":%s,"has_timer":false,"source":"http"}', {"ON": "true", "OFF": "false"})
+ESPHOME_PAGES = VirtualPages(
+    "/switch/relay/turn_on", "/switch/relay/turn_off", "/switch/relay?detail=all",
+    '{"id":"switch/relay","name":"relay","state":"%s"}', {"ON": "ON", "OFF": "OFF"})
 
 class VirtualSwitch(VirtualHttp):
     """A switch of whatever make, by its pages."""
@@ -4338,7 +4311,7 @@ def build_demo_devices():
             "liar": VirtualKasa(["storage-b"], fault="ignore"),
             "welded": VirtualKasa(["storage-b"], metered=True, fault="welded"),
             "tasmota": VirtualTasmota(["POWER1", "POWER2"], password="s3cret"),
-            "esphome": VirtualEsphome(["relay"]),
+            "esphome": VirtualSwitch(pages=ESPHOME_PAGES),
             "switch": VirtualSwitch(fault="portal")}
 
 def cmd_demo(arguments, system):

@@ -1,9 +1,11 @@
 """Virtual devices with the firmware and the faults that only tests need."""
+import json
 import re
 import socket
 import struct
 import threading
 import time
+from urllib.parse import unquote
 
 import fencetool
 
@@ -189,7 +191,10 @@ class Http(Faulty):
             path, cnonce)
 
     def respond(self, method, path, fields):
-        reply = super().respond(method, path, fields)
+        return self.falsify(super().respond(method, path, fields))
+
+    def falsify(self, reply):
+        """Return (status, headers, body) as the fault has it."""
         if self.fault == "redirect":
             return 302, {"Location": "http://192.168.4.1/"}, ""
         if self.fault == "server_error":
@@ -278,17 +283,32 @@ class OpenBeken(Tasmota):
         return self.members()
 
 
-class Esphome(Http, fencetool.VirtualEsphome):
-    version = "2026.10"  # 2026.6 knows switches by object id too, 2024 by that alone
+class Esphome(Http, fencetool.VirtualHttp):
+    version = "2026.10"  # knows switches by name; 2026.6 by object id too, 2024 by that alone
     assumed = False      # its switches are assumed_state
     another = ('"(name|id)": "[^"]*"', r'"\1": "switch-other"')
 
     def respond(self, method, path, fields):
-        if method != "OPTIONS":
-            return super().respond(method, path, fields)
-        tells = (self.version != "2026.10"
-                 and "access-control-request-private-network" in fields)
-        return 200, {"Private-Network-Access-ID": self.mac} if tells else {}, ""
+        return self.falsify(self.respond_soundly(method, path, fields))
+
+    def respond_soundly(self, method, path, fields):
+        if method == "OPTIONS":
+            tells = (self.version != "2026.10"
+                     and "access-control-request-private-network" in fields)
+            return 200, {"Private-Network-Access-ID": self.mac} if tells else {}, ""
+        if path == "/events":
+            events = ["event: ping\r\ndata: {}\r\n\r\n"] + [
+                "event: state\r\ndata: %s\r\n\r\n" % json.dumps(self.describe(outlet))
+                for outlet in self.outlets]
+            return 200, {"Content-Type": "text/event-stream"}, "".join(events)
+        _, domain, entity, action = (path.partition("?")[0] + "///").split("/")[:4]
+        found = [outlet for outlet in self.outlets if unquote(entity) in self.names(outlet)]
+        if domain != "switch" or not found or (action and method != "POST"):
+            return 404, {}, "Not Found"
+        if method == "POST":
+            self.switch(found[0].number, action == "turn_on")
+            return 200, {}, ""
+        return 200, {"Content-Type": "application/json"}, json.dumps(self.describe(found[0]))
 
     def names(self, outlet):
         by_id = fencetool.build_esphome_object_id(outlet.alias)
@@ -296,7 +316,10 @@ class Esphome(Http, fencetool.VirtualEsphome):
             self.version, [outlet.alias])
 
     def describe(self, outlet):
-        members = dict(super().describe(outlet), assumed_state=self.assumed)
+        word = self.words()[outlet.number]
+        members = {"id": "switch/" + outlet.alias, "name": outlet.alias, "domain": "switch",
+                   "value": word == "ON" if word else 0, "state": word,
+                   "assumed_state": self.assumed}
         if self.version != "2026.10":
             members["id"] = "switch-" + fencetool.build_esphome_object_id(outlet.alias)
         if self.version == "2026.6":
