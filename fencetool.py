@@ -484,9 +484,9 @@ COMMON_PARAMS = (  # all agents
     param("device_mac", MAC, "MAC address of the device; any other device at this address, or one "
           "that cannot tell its MAC, is refused before anything is switched"),
     param("plug", STRING, "Outlet to switch: the number printed on the case, its alias or its id. "
-          "The name of the fenced node is taken for the cluster's label, not for an outlet, unless "
-          "an outlet carries it; a device with several outlets needs exactly one that matches. For "
-          "fence_check it is the name of the node", letter="n", aliases="port"),
+          "The fenced node's name is the cluster's label, and no outlet unless one carries it; of "
+          "several outlets exactly one must match. For fence_check: the node's name", letter="n",
+          aliases="port"),
     param("password", STRING, "Password, where the device asks for one", letter="p",
           aliases="passwd", secret=True),
     param("password_script", STRING, "Program that prints the password", letter="S",
@@ -1318,8 +1318,11 @@ class System:
     def write_script(self, path, text):
         """Put text into a file that only its owner may read and run; it is there whole or not."""
         import tempfile
+        if os.path.exists(path) and not os.path.isfile(path):
+            raise FenceError("cannot write %s: it is no file" % path)  # root replaces /dev/null
+        path = os.path.realpath(path)  # a link stays one
         try:
-            handle, new_path = tempfile.mkstemp(dir=os.path.dirname(path) or ".")
+            handle, new_path = tempfile.mkstemp(dir=os.path.dirname(path))
             try:
                 with open(handle, "wb") as file:
                     file.write(text.encode("utf-8"))
@@ -2597,10 +2600,9 @@ AGENTS = {agent.name: agent._replace(params=[row.name for row in agent.params]) 
           DEVICE_PARAMS + HTTP_PARAMS + STATUS_PARAMS + COMMON_PARAMS,
           {"ipport": str(HTTP_PORT)}, ("ip",), DEVICE_ACTIONS),
     Agent("fence_check", "", "Proof that a fenced node is dead",
-          "fence_check switches nothing. As the second device of a fencing level it lets the "
-          "failover go on only when the node is proven dead: the fence device says OFF, at least "
-          "one of its networks is silent over a path known to work, and nothing at all shows life "
-          "or is in doubt.",
+          "fence_check switches nothing. Second in a fencing level, it lets a failover go on only "
+          "when the node is proven dead: the fence device says OFF, at least one of its networks "
+          "is silent over a path known to work, and nothing at all shows life or is in doubt.",
           CHECK_PARAMS + STATUS_PARAMS + COMMON_PARAMS, {"action": "status"},
           ("fence_method", "fence_ip"), CHECK_ACTIONS))}
 
@@ -2789,15 +2791,13 @@ def run_device_action(agent, name, settings, system):
 # SECTION 12: CLUSTER FILE =========================================================================
 # Turns cluster.yml (the part of YAML that such files use) or JSON into a Cluster, and reports every
 # mistake with its line. Pure: it is given texts. It never guesses: what two readers of YAML might
-# take in two ways is a mistake that names the construct. tests/fuzz_cluster_file.py compares it
-# with PyYAML.
+# take in two ways is a mistake that names the construct.
 
 # kind: MAP ({key: YamlNode}), LIST, PLAIN (a scalar without quotes) or TEXT. foreign: the construct
 # that is not read, like a tag; values that nobody needs may hold one.
 YamlNode = namedtuple("YamlNode", "kind value line foreign")
 MAP, LIST, PLAIN, TEXT = "map", "list", "plain", "text"
 
-YAML_DEPTH = 40
 YAML_CHARACTERS = re.compile("[\t\x20-\x7e\xa0-\u2027\u202a-\ud7ff\ue000-\ufefe\uff00-\ufffd"
                              "\U00010000-\U0010ffff]*")
 YAML_MARK = re.compile(r"(---|\.\.\.)( |$)")
@@ -2833,7 +2833,7 @@ class YamlReader:
             check_json(text)
             text = text.replace("\t", " ")  # strict JSON has tabs between its words only
         self.lines = [line[:-1] if line.endswith("\r") else line for line in text.split("\n")]
-        self.row = self.at = self.depth = 0
+        self.row = self.at = 0
         for row, line in enumerate(self.lines):
             if not YAML_CHARACTERS.fullmatch(line):
                 self.fail("a control character or a foreign line break", row)
@@ -2846,7 +2846,10 @@ class YamlReader:
         documents = []
         while True:
             if self.next_indent() >= 0:
-                root = self.read_block(0)
+                try:
+                    root = self.read_block(0)
+                except RecursionError:
+                    self.fail("values nested too deep")
                 if root.kind != MAP or root.foreign or self.next_indent() >= 0:
                     self.fail("not a map of keys (name: value)", min(self.row, root.line - 1))
                 documents.append(root)
@@ -2876,18 +2879,10 @@ class YamlReader:
         if indent < least and not (is_list and indent == list_at):
             return YamlNode(PLAIN, "", row + 1, "")
         if is_list:
-            return self.nest(self.read_list, indent)
+            return self.read_list(indent)
         if self.split_key(self.lines[self.row][indent:]):
-            return self.nest(self.read_map, indent)
+            return self.read_map(indent)
         return self.read_value(indent, least - 1)
-
-    def nest(self, read, *arguments):
-        self.depth += 1
-        if self.depth > YAML_DEPTH:
-            self.fail("values nested deeper than %d levels" % YAML_DEPTH)
-        node = read(*arguments)
-        self.depth -= 1
-        return node
 
     def read_list(self, column):
         first, entries = self.row + 1, []
@@ -3035,7 +3030,7 @@ class YamlReader:
             return self.read_quoted()
         if first in "[{":
             self.at += 1
-            return self.nest(self.read_flow_map if first == "{" else self.read_flow_list)
+            return self.read_flow_map() if first == "{" else self.read_flow_list()
         pattern = YAML_ALIAS if first == "*" else YAML_FLOW_PLAIN
         match = pattern.match(self.lines[row], self.at)
         if not match:
@@ -3126,7 +3121,7 @@ NODE_KEYS = NETWORK_KEYS + (
     ClusterKey("password", STRING, "password", "password"),
     ClusterKey("password_script", STRING, "password_script", "password_script"),
     ClusterKey("mac", MAC, "device_mac", "device_mac", PLUG_METHODS),
-    ClusterKey("outlet", STRING, "plug", "fence_plug"),
+    ClusterKey("outlet", STRING, "plug", "fence_plug", ("kasa", "tasmota", "esphome", "agent")),
     ClusterKey("switch_name", STRING, "switch_name", "switch_name", ("esphome",)),
     ClusterKey("ssl", BOOLEAN, "ssl", FENCE_OPTIONS, HTTP_METHODS),
     ClusterKey("ssl_insecure", BOOLEAN, "ssl_insecure", FENCE_OPTIONS, HTTP_METHODS),
@@ -3165,7 +3160,10 @@ OUTLET_KEYS = ("outlet", "switch_name", "power_off_url")
 NODE_NAME = re.compile("[A-Za-z0-9][A-Za-z0-9._-]{0,200}")
 AGENT_NAME = re.compile("fence_(?!kasa$|http$|check$)[A-Za-z0-9_-]+")
 # Parameters that follow from other keys, or would undo what makes the configuration safe.
-RESERVED_OPTION = re.compile("action|method|nodename|port|pcmk_(host|delay)_.*|pcmk_[a-z]+_action"
+# SAFETY: with version=1 or help=1, fence agents end an off with success and switch nothing.
+# Test: test_options_cannot_make_an_agent_lie_or_lead_to_another_device
+RESERVED_OPTION = re.compile("action|method|nodename|plug|port|port_as_ip|missing_as_off|version"
+                             "|help|delay|pcmk_(host|delay)_.*|pcmk_[a-z]+_action"
                              "|pcmk_(off|on|reboot)_timeout")
 # Fence agents cut blanks at the end of a value and a pair of quotes around it.
 MANGLED_VALUE = re.compile('".*"|.* ')
@@ -3301,8 +3299,10 @@ class ClusterReader:
             return tuple(self.read_value(ClusterKey(row.name), entry) for entry in node.value)
         members = {}
         for name, entry in node.value.items():
-            if not NODE_NAME.fullmatch(name):
-                self.error((self.file, entry.line), "%s: %s is no name" % (row.name, quote(name)))
+            is_taken = row.name == "client_ips" and network_key(name) in ("management", "storage")
+            if is_taken or not NODE_NAME.fullmatch(name):
+                self.error((self.file, entry.line), "%s: %s cannot be a name" % (
+                    row.name, quote(name)))
             members[name] = self.read_value(ClusterKey(row.name, kind, name), entry)
         return {name: text for name, text in members.items() if text}
 
@@ -3342,6 +3342,8 @@ def render_cluster_value(row, text):
     if row.kind == PORT and not (YAML_INTEGER.fullmatch(text) and 1 <= int(text) <= 65535):
         raise UsageError("%s is not a port number (1 to 65535)" % quote(text))
     if row.kind == WHOLE_SECONDS:
+        if parse_seconds(text) % 1:
+            raise UsageError("%s are no whole seconds" % quote(text))
         return "%d" % parse_seconds(text)
     own = PARAMS_BY_NAME.get(row.power)
     if own:
@@ -3387,8 +3389,7 @@ def fence_delay(cluster, node):
 def off_timeout(cluster, node):
     """Return the seconds that Pacemaker gives the power device of a node for one action."""
     # A delay comes on top: before 2.1.6, Pacemaker's own timers do not count it.
-    given = int(node.values.get("off_timeout", "0"))
-    return given or OFF_TIMEOUT_SECONDS + fence_delay(cluster, node)
+    return int(node.values.get("off_timeout", OFF_TIMEOUT_SECONDS + fence_delay(cluster, node)))
 
 def power_limits(cluster, node):
     """Return the time limits (name: text) of a plug's agent that differ from its defaults."""
@@ -3420,9 +3421,16 @@ def check_nodes(cluster, reader):
                         "anywhere until a person confirms that it is down" % node.name)
         if node.name.startswith("verify-") and node.name[7:] in names:
             reader.error(here, "its device would have the name of the verifier of " + node.name[7:])
-        for name in node.method.required:
+        needed = set(node.method.required)
+        if node.method is not NO_DEVICE and is_verified(cluster):
+            needed.add("ip")  # fence_check asks the device too
+        if node.method.name == "http" and node.values.get("power_on") == "1":
+            needed.add("power_on_url")
+        for name in needed:
             if name not in node.values:
                 reader.error(here, "%s has no %s (method %s)" % (node.name, name, node.method.name))
+        if {"outlet", "switch_name"} <= set(node.values):
+            reader.error(node.places["outlet"], "outlet and switch_name both name the switch")
         if node.method.name == "ipmi" and not {"password", "password_script"} & set(node.values):
             reader.error(here, "%s has neither password nor password_script" % node.name)
         for row in NODE_KEYS:
@@ -3437,11 +3445,14 @@ def check_nodes(cluster, reader):
 
 def check_parameters(cluster, reader):
     """What cannot be passed to an agent, and what should not."""
-    taken = {row.power for row in NODE_KEYS}
     for node in nodes_with_device(cluster):
         is_plug = node.method.name in PLUG_METHODS
+        taken = {name for row in NODE_KEYS if row.power and (is_plug or not row.methods)
+                 for name in (row.power,) + PARAMS_BY_NAME[row.power].aliases}
+        taken.update(name for name, _ in node.method.fixed if is_plug)
         for name, text in node.values.get("options", {}).items():
-            wrong = ("is set by other keys" if name in taken or RESERVED_OPTION.fullmatch(name)
+            plain = name.replace("-", "_")  # agents take either
+            wrong = ("is set by other keys" if plain in taken or RESERVED_OPTION.fullmatch(plain)
                      else "is unknown to %s%s" % (node.method.agent, suggest(name, PARAMS_BY_NAME))
                      if is_plug and name not in PARAMS_BY_NAME
                      else "holds a comma, or more than ASCII" if max(text) > "~" or "," in text
@@ -3459,7 +3470,7 @@ def check_parameters(cluster, reader):
 
 def check_addresses(cluster, reader):
     """Own addresses are single, devices are nobody's own address, outlets belong to one node."""
-    owners, devices = {}, {}
+    owners, devices = {}, {}  # devices: {address: [(node, port, outlet)]}
     for node in cluster.nodes:
         for address in node.networks.values():
             if owners.setdefault(address, node) is not node:
@@ -3472,12 +3483,13 @@ def check_addresses(cluster, reader):
                 node.name, owners[address].name if owners[address] is not node
                 else "the node itself, which would have to fence itself"))
         outlet = "".join(node.values.get(key, "") for key in OUTLET_KEYS)
-        others = devices.setdefault((address, node.values.get("port")), {})
-        if address and others and (outlet in others or not outlet or "" in others):
-            other = others.get(outlet, next(iter(others.values())))
-            reader.error(node.places["ip"], "%s and %s are on the same outlet of %s, or one names "
-                         "none" % (other, node.name, address))
-        others.setdefault(outlet, node.name)
+        port = node.values.get("port", "")
+        for other, other_port, other_outlet in devices.setdefault(address, []) if address else ():
+            if ((port == other_port or not port or not other_port)
+                    and (outlet == other_outlet or not outlet or not other_outlet)):
+                reader.error(node.places["ip"], "%s and %s are on the same outlet of %s, or one "
+                             "names none" % (other, node.name, address))
+        devices.setdefault(address, []).append((node.name, port, outlet))
 
 def check_timeouts(cluster, reader):
     """What Pacemaker gives must be longer than what the agents' own limits add up to."""
@@ -3486,8 +3498,15 @@ def check_timeouts(cluster, reader):
         given, place = off_timeout(cluster, node), node.places.get("off_timeout", node.places[""])
         if "off_timeout" in node.values and given <= verifying:
             reader.error(place, "off_timeout: %d s, verifying may take %d s" % (given, verifying))
-        needed = fence_delay(cluster, node) + agent_seconds(power_limits(cluster, node))
-        if node.method.name in PLUG_METHODS and given <= needed:
+        limits, needed = power_limits(cluster, node), fence_delay(cluster, node)
+        if node.method.name in PLUG_METHODS:
+            needed += agent_seconds(limits)
+            try:
+                build_settings(dict(node.values.get("options", {}), **limits), PARAMS,
+                               {"ipport": "1"})
+            except UsageError as error:
+                reader.error(node.places.get("options", place), "options: %s" % error)
+        if given <= needed:
             reader.error(place, "off_timeout: %d s, the agent may take %d s" % (given, needed))
 
 def check_networks(cluster, reader):
@@ -3496,6 +3515,11 @@ def check_networks(cluster, reader):
             if not networks_named(cluster, name):
                 reader.error(cluster.places[key], "%s: no node has a network %s%s" % (
                     key, quote(name), suggest(name, cluster.networks.values())))
+    for network in {network for name in cluster.values["stonith_direct_networks"]
+                    for network in networks_named(cluster, name)}:
+        if sum(network in node.networks for node in cluster.nodes) > 2:
+            reader.error(cluster.places["stonith_direct_networks"], "more than two nodes are in %s:"
+                         " one cable has two ends" % quote(network))
     for node in nodes_with_device(cluster) if is_verified(cluster) else ():
         if not find_verifiers(cluster, node) or not node.networks:
             reader.error(node.places[""], "nobody could verify the death of %s: %s" % (
@@ -3505,14 +3529,14 @@ def check_networks(cluster, reader):
 
 def check_race(cluster, reader):
     delays = [fence_delay(cluster, node) for node in nodes_with_device(cluster)]
+    place = cluster.places["stonith_nodes"]
     if sum(delays) and not any("delay" in node.values for node in cluster.nodes):
-        reader.warn(cluster.places["stonith_nodes"], "two nodes without quorum device and without "
-                    "delay could fence each other at once: fencing %s waits %d s, so that it "
-                    "survives (delay: on either node says otherwise)"
-                    % (cluster.nodes[0].name, delays[0]))
-    elif len(cluster.nodes) == 2 and len(delays) == 2 and delays[0] == delays[1] > 0:
-        reader.warn(cluster.nodes[1].places["delay"], "the same delay on both nodes does not keep "
-                    "them from fencing each other at once")
+        reader.warn(place, "two nodes without quorum device and delay could fence each other at "
+                    "once: fencing %s waits %d s, so that it survives (delay: on either node says "
+                    "otherwise)" % (cluster.nodes[0].name, delays[0]))
+    elif (len(cluster.nodes) == 2 == len(delays) and delays[0] == delays[1]
+          and cluster.values["stonith_quorum_device"] == "0"):
+        reader.warn(place, "with the same delay both nodes could fence each other at once")
 
 CLUSTER_CHECKS = (
     check_nodes, check_parameters, check_addresses, check_timeouts, check_networks, check_race)
@@ -3574,6 +3598,8 @@ def build_power_device(cluster, node):
         options["pcmk_host_map"] = "%s:%s" % (node.name, outlet)
     else:
         options["pcmk_host_list"] = node.name
+        if outlet:  # else agents get the node's name beside it, and take whichever comes last
+            options["pcmk_host_argument"] = "none"
     for action in ("off", "on", "reboot"):
         options["pcmk_%s_timeout" % action] = str(off_timeout(cluster, node))
     if node.values.get("power_on", str(int(node.method.comes_back))) == "0":
@@ -3613,7 +3639,7 @@ def build_targets(cluster, node):
     able, witnesses = find_verifiers(cluster, node), []
     for network in (network for network in node.networks if network not in direct):
         found = [address for name, address in cluster.values["stonith_witness_ips"].items()
-                 if network in networks_named(cluster, name)]
+                 if network in networks_named(cluster, name) and address != node.networks[network]]
         found += [other.networks[network] for other in cluster.nodes if other is not node
                   and network in other.networks and able != [other]][:MAX_NODE_WITNESSES]
         found += [node.values["ip"]] if network == "mgmt" and "ip" in node.values else []
@@ -3707,6 +3733,11 @@ prepare() {
             fail "level 1 of $node is not of this tool's making"
         fi
     done
+    find_values "//fencing-level[@index!='1' and not(contains(@devices, 'fence-verify-'))]" \
+        fencing-level target
+    for node in $found; do # it is tried when the verifier of level 1 says that the node lives
+        echo "warning: $node has another level, which is believed without a verifier" >&2
+    done
     # Nodes that the cluster file does not know are kept from verifying: nobody knows what they see.
     find_values //nodes/node node uname
     for node in $found; do
@@ -3720,14 +3751,16 @@ prepare() {
 finish() {
     pcs -f "$copy" stonith level verify
     for state in before after; do # sorted: what was made when does not matter
-        CIB_file=$work/$state.xml cibadmin --query --scope configuration | sort >"$work/$state"
+        copy=$work/$state.xml query --query --scope configuration
+        sort "$work/answer" >"$work/$state"
     done
     if cmp -s "$work/before" "$work/after"; then
         echo "Nothing to change." >&2
         return
     fi
     diff -U 0 "$work/before" "$work/after" |
-        sed 's/\(name="\(passw[a-z]*\|fence_pass\|fence_options\)" value="\)[^"]*/\1***/'
+        sed 's/\(name="[^"]*\(pass[a-z]*\|secret\|key\|token\|community\|_kg\|_url\|'\
+'fence_options\)" value="\)[^"]*/\1***/'
     if [ "$dry_run" = yes ]; then
         echo "Nothing has been changed: this is what would be." >&2
     elif [ -n "$file" ]; then
@@ -3781,9 +3814,10 @@ def wrap_words(words):
     return lines
 
 def render_crmsh(configuration, source):
-    """Return lines for `crm configure load update`, which removes nothing."""
+    """Return lines for `crm configure load update`, which removes nothing but levels."""
     # In fencing_topology a comma means the same level, and a blank the next one.
-    lines = render_banner(source, "Fencing, for: crm configure load update FILE")
+    lines = render_banner(source, "Fencing, for: crm configure load update FILE") + [
+        "# fencing_topology replaces ALL fencing levels of the cluster, those of others too."]
     for device in configuration.primitives:
         words = ["primitive %s stonith:%s params" % (device.id, device.agent)]
         for name, value in device.options.items():
@@ -3891,8 +3925,9 @@ CHECK_OPTIONS = (
     HOST_VARS_OPTION, (("--json",), {"action": "store_true", "help": "for machines"}))
 GENERATE_OPTIONS = (
     (("words",), {
-        "nargs": "+", "metavar": "CLUSTER", "help": "cluster file; or: nftables NODE [CLUSTER], a "
-        "firewall for one node; or: ansible [CLUSTER], a playbook that installs and runs all"}),
+        "nargs": "*", "metavar": "CLUSTER", "help": "cluster file (%s); or: nftables NODE "
+        "[CLUSTER], a firewall for one node; or: ansible [CLUSTER], a playbook that installs and "
+        "runs all" % CLUSTER_FILE}),
     HOST_VARS_OPTION,
     (("--format",), {"choices": RENDERERS, "default": "pcs",
                      "help": "what the configuration is for (default: a script for pcs)"}),
@@ -3926,7 +3961,7 @@ def cmd_check_config(options, system):
 def cmd_gen_config(options, system):
     """Write the fencing configuration of a cluster: a script for pcs, or what --format says."""
     words = list(options.words)
-    what = words.pop(0) if words[0] in ("nftables", "ansible") else options.format
+    what = words.pop(0) if words[:1] in (["nftables"], ["ansible"]) else options.format
     node = words.pop(0) if words and what == "nftables" else ""
     path = words.pop(0) if words else CLUSTER_FILE
     if words:
@@ -3991,8 +4026,7 @@ def render_plugin_parameters(agent):
 
 # SECTION 15: SIMULATOR ============================================================================
 # Virtual plugs on real sockets, with faults to order, and the demo that shows them. Used by no
-# agent. A virtual device keeps apart what its relay reports and what its contact does. Firmware and
-# faults that only tests need are in tests/virtual.py.
+# agent. A virtual device keeps apart what its relay reports and what its contact does.
 
 FAULTS = {
     "ignore": "acknowledges every command and switches nothing",
@@ -4110,20 +4144,14 @@ class VirtualKasa(VirtualDevice):
 
     def _system_get_sysinfo(self, arguments, chosen):
         is_strip = len(self.outlets) > 1
-        info = {
-            "sw_ver": "1.0.21 Build 210524 Rel.161309", "hw_ver": "1.0", "deviceId": self.device_id,
-            "model": "HS300(US)" if is_strip else "KP115(EU)", "mic_type": "IOT.SMARTPLUGSWITCH",
-            "feature": "TIM:ENE" if self.metered else "TIM", "rssi": -53, "mac": self.mac,
-            "led_off": 0, "err_code": 0}
-        children = []
-        for outlet in reversed(self.outlets):
-            state = int(outlet.relay)
-            children.append({"id": self._child_id(outlet), "alias": outlet.alias, "state": state,
-                             "on_time": 7 * state, "next_action": {"type": -1}})
+        info = {"deviceId": self.device_id, "mac": self.mac, "mic_type": "IOT.SMARTPLUGSWITCH",
+                "model": "HS300(US)" if is_strip else "KP115(EU)", "err_code": 0,
+                "feature": "TIM:ENE" if self.metered else "TIM"}
+        children = [{"id": self._child_id(outlet), "alias": outlet.alias,
+                     "state": int(outlet.relay)} for outlet in reversed(self.outlets)]
         if is_strip:
             return dict(info, alias="virtual strip", child_num=len(children), children=children)
-        only = children[0]
-        return dict(info, alias=only["alias"], relay_state=only["state"], on_time=only["on_time"])
+        return dict(info, alias=children[0]["alias"], relay_state=children[0]["state"])
 
     def _child_id(self, outlet):
         return "%s%02d" % (self.device_id, outlet.number - 1)

@@ -84,7 +84,7 @@ class Yaml(CheckedFile):
                 ("a: x\n# c\n  y", 3, "behind a comment"), ("a: 'x' y", 1, "behind the end"),
                 ("a: \x07", 1, "control character"), ("a: x\u2028b: 2", 1, "foreign line break"),
                 ("%YAML 1.1\n---\na: 1", 1, ""), ("a: [1,\n---\n2]", 1, "not closed"),
-                ("a: " + "[" * 60 + "]" * 60, 1, "nested deeper"), ("[1]", 1, "not a map"),
+                ("a: " + "[" * 2000, 1, "nested too deep"), ("[1]", 1, "not a map"),
                 ('{"a": 1,}', 1, "not JSON"), ('{"a": NaN}', 1, "not JSON")):
             with self.subTest(text):
                 self.assert_mistake(text, line, words)
@@ -153,7 +153,11 @@ class Mistakes(CheckedFile):
                 ("10.20.20.202", "plug-b", 12, "not an IP address"),
                 ("10.20.20.202", "127.0.0.1", 12, "not the address of one machine"),
                 ("10.20.20.202", "10.20.20.101", 12, "same outlet"),
+                ("method: kasa\n    ip: 10.20.20.202", "method: kasa\n    ip: 10.20.20.101\n"
+                 "    port: 623", 12, "same outlet"),
                 ("mgmt_ip: 10.20.20.2", "mgmt_ip: 10.20.20.1", 10, "the same address"),
+                ("delay: 5", "client_ips: {mgmt: 10.1.1.1}", 9, "cannot be a name"),
+                ("delay: 5", "client_ips: {Storage: 10.1.1.1}", 9, "cannot be a name"),
                 ("10.20.20.202", "10.20.20.202\n    mac: 11:22:33:44:55:56", 13, "quotes"),
                 ("10.20.20.202", "10.20.20.202\n    mac: '11:22'", 13, "not a MAC"),
                 ("10.20.20.202", "10.20.20.202\n    port: 70000", 13, "not a port"),
@@ -161,6 +165,13 @@ class Mistakes(CheckedFile):
                 ("10.20.20.202", "10.20.20.202\n    power_meter: maybe", 13, "none of auto"),
                 ("10.20.20.202", "10.20.20.202\n    off_timeout: 40", 13, "may take 45 s"),
                 ("10.20.20.202", "10.20.20.202\n    off_timeout: abc", 13, "not a time"),
+                ("10.20.20.202", "10.20.20.202\n    off_timeout: 0", 13, "may take 45 s"),
+                ("10.20.20.202", "10.20.20.202\n    off_timeout: 90500ms", 13, "no whole seconds"),
+                ("delay: 5", "delay: 500ms", 9, "no whole seconds"),
+                ("delay: 5", "delay: 70\n    off_timeout: 60", 10, "the agent may take 70"),
+                (".202", ".202\n    options: {power_timeout: 0}", 13, "more than 0"),
+                (".202", ".202\n    options: {power_wait: 40}", 13, "leave no look"),
+                (".202", ".202\n    options: {inet4_only: 1, inet6_only: 1}", 13, "exclude"),
                 (".202", ".202\n    options: {power_timeout: 90}", 10, "the agent may take 105 s"),
                 (".202", ".202\n    options: {ip: 1.1.1.1}", 13, "set by other keys"),
                 (".202", ".202\n    options: {pcmk_host_list: x}", 13, "set by other keys"),
@@ -170,6 +181,13 @@ class Mistakes(CheckedFile):
                 ("10.20.20.202", '10.20.20.202\n    password: "a\\nb"', 13, "line break"),
                 ("10.20.20.202", "10.20.20.202\n    password: 'é&'", 13, "Pacemaker 2.1"),
                 ("10.20.20.202", "10.20.20.202\n    client_ips: [a]", 13, "must be a map"),
+                ("method: kasa", "method: http\n    outlet: 2", 12, "no meaning"),
+                ("delay: 5", "outlet: 2", 9, "no meaning"),
+                ("method: kasa", "method: http\n    power_on: true", 10, "no power_on_url"),
+                ("method: kasa", "method: esphome\n    switch_name: a\n    outlet: b", 13, "both"),
+                ("method: kasa\n    ip: 10.20.20.202", "agent: fence_aws", 10, "has no ip"),
+                ("stonith_nodes:\n", "stonith_direct_networks: [storage]\nstonith_nodes:\n  c: "
+                 "{method: none, storage_ip: 10.10.10.3}\n", 1, "two ends"),
                 ("user: admin", "user: '\"admin\"'", 5, "fence agents cut"),
                 ("user: admin", "user: 'admin '", 5, "fence agents cut"),
                 ("    storage_ip: 10.10.10.1\n", "", 9, "no other node is in all its networks"),
@@ -186,6 +204,19 @@ class Mistakes(CheckedFile):
                 self.assertEqual(GOOD.count(old), 1)
                 self.assert_mistake(GOOD.replace(old, new), line, words)
 
+    def test_options_cannot_make_an_agent_lie_or_lead_to_another_device(self):
+        for name in ("version", "help", "missing_as_off", "missing-as-off", "port_as_ip", "delay",
+                     "ipaddr", "login", "passwd", "ip", "plug", "pcmk_off_action"):
+            text = GOOD.replace("user: admin", "user: admin\n    options: {%s: 1}" % name)
+            with self.subTest(name):
+                self.assert_mistake(text, 6, "set by other keys")
+        text = GOOD.replace("method: kasa", "method: tasmota\n    options: {device: esphome}")
+        self.assert_mistake(text, 12, "set by other keys")
+
+    def test_an_agent_of_any_name_may_use_tls(self):
+        text = GOOD.replace("method: ipmi", "agent: fence_redfish\n    options: {ssl_insecure: 1}")
+        self.assert_good(text)
+
     def test_all_mistakes_are_reported_at_once(self):
         text = GOOD.replace("kasa", "kassa").replace("20.101", "x").replace("delay", "dely")
         self.assertGreaterEqual(len(messages(text)), 3)
@@ -195,6 +226,7 @@ class Mistakes(CheckedFile):
                 ("password_script: /etc/bmc.sh", "password: CHANGEME", "CHANGEME"),
                 ("    delay: 5\n", "", "fencing storage-a waits 10 s"),
                 ("ip: 10.10.10.2\n", "ip: 10.10.10.2\n    delay: 5\n", "same delay"),
+                ("delay: 5", "delay: 0", "same delay"),
                 ("ip: 10.10.10.2\n", "ip: 10.10.10.2\n  c: {method: none}\n", "c has no fence")):
             with self.subTest(new):
                 text = GOOD.replace(old, new)

@@ -156,6 +156,7 @@ class Decisions(unittest.TestCase):
         self.assertEqual((options["pcmk_host_map"], options.get("plug")), ("a:3", None))
         options = device(configure(two_nodes(", outlet: 'b: 2'")), "fence-a").options
         self.assertEqual((options["plug"], options["pcmk_host_list"]), ("b: 2", "a"))
+        self.assertEqual(options["pcmk_host_argument"], "none")
         verifier = device(configure(two_nodes(", outlet: 3")), "fence-verify-a").options
         self.assertEqual(verifier["fence_plug"], "3")
 
@@ -186,6 +187,11 @@ class Decisions(unittest.TestCase):
         options = device(configure(two_nodes() + third), "fence-verify-a").options
         self.assertEqual(options["witness_ips"], "mgmt=10.0.0.2,mgmt=10.0.0.3,mgmt=10.0.0.11,"
                          "storage=10.1.0.2,storage=10.1.0.3")
+
+    def test_a_node_is_no_witness_of_its_own_death(self):
+        configuration = configure(two_nodes(top="stonith_witness_ips: {storage: 10.1.0.1}\n"))
+        options = device(configuration, "fence-verify-a").options
+        self.assertEqual(options["witness_ips"], "mgmt=10.0.0.11")
 
     def test_a_direct_network_has_no_witness(self):
         top = "stonith_direct_networks: [Storage]\nstonith_witness_ips: {storage: 10.1.0.254}\n"
@@ -249,6 +255,22 @@ class Commands(unittest.TestCase):
         with open(path) as handle:
             self.assertIn("level add 1 storage-b fence-storage-b fence-verify-storage-b\n",
                           handle.read())
+
+    def test_only_a_file_is_replaced_and_a_link_stays_one(self):
+        place = tempfile.mkdtemp()
+        pipe, link = os.path.join(place, "pipe"), os.path.join(place, "link")
+        os.mkfifo(pipe)
+        result = self.run_command(os.path.join(CLUSTERS, "mixed.yml"), "-o", pipe)
+        self.assertEqual((result.code, stat.S_ISFIFO(os.stat(pipe).st_mode)), (1, True))
+        self.assertIn("it is no file", result.err)
+        os.symlink("target", link)
+        self.assertEqual(self.run_command(os.path.join(CLUSTERS, "mixed.yml"), "-o", link).code, 0)
+        self.assertEqual(sorted(os.listdir(place)), ["link", "pipe", "target"])
+        self.assertTrue(os.path.islink(link))
+
+    def test_without_a_file_it_reads_the_one_in_etc(self):
+        result = self.run_command()
+        self.assertTrue(result.code == 0 or "read /etc/fencetool/cluster.yml" in result.err)
 
     def test_a_file_with_mistakes_writes_nothing(self):
         place = tempfile.mkdtemp()

@@ -304,6 +304,11 @@ class Convergence(PcsTest):
         self.assertEqual((result.code, read(cib)), (1, before))
         self.assertIn("level 1 of storage-a", result.err)
 
+    def test_another_level_without_a_verifier_is_told(self):
+        result = self.configure(self.file("script.sh"), self.configured(), "--dry-run")
+        self.assertIn("warning: storage-a has another level, which is believed", result.err)
+        self.assertNotIn("storage-b has another level", result.err)
+
     def test_dry_run_shows_the_changes_without_secrets_and_makes_none(self):
         cib = self.write_cib("cluster.xml", self.nodes)
         before = read(cib)
@@ -313,6 +318,20 @@ class Convergence(PcsTest):
         self.assertIn('name="password" value="***"', result.out)
         self.assertNotIn("geheim", result.out + result.err)
         self.assertEqual(read(cib), before)
+
+    def test_what_is_shown_holds_no_secret_of_any_agent(self):
+        text = """
+stonith_nodes:
+  storage-a: {agent: fence_apc_snmp, ip: 10.20.20.201, mgmt_ip: 10.20.20.1,
+              options: {snmp_priv_passwd: geheim1, community: geheim2}}
+  storage-b: {method: http, ip: 10.20.20.202, mgmt_ip: 10.20.20.2, status_on_regex: up,
+              status_url: "/?password=geheim3", power_off_url: "/off?password=geheim4",
+              status_off_regex: down, password_script: /etc/shown.sh}
+"""
+        cib = self.write_cib("cluster.xml", self.nodes)
+        result = self.configure(self.script(text), cib, "--dry-run")
+        self.assertNotIn("geheim", result.out + result.err)
+        self.assertIn("/etc/shown.sh", result.out)
 
     def test_a_failure_at_any_command_leaves_the_cib_byte_for_byte(self):
         text = read(self.script(TWO_NODES)).decode("utf-8")
@@ -335,6 +354,19 @@ class Convergence(PcsTest):
             # Half a script may succeed with nothing.
             self.assertTrue(code != 0 or number == len(results) - 1, broken[number][-300:])
             self.assertTrue(unchanged, broken[number][-300:])
+
+    def test_two_configurations_that_cannot_be_read_are_not_taken_for_equal(self):
+        cib = self.write_cib("cluster.xml", self.nodes)
+        place = tempfile.mkdtemp(dir=self.place)
+        with open(os.path.join(place, "cibadmin"), "w") as handle:
+            handle.write('#!/bin/sh\ncase "$*" in *--scope*) exit 1 ;; esac\n'
+                         'exec /usr/sbin/cibadmin "$@"\n')
+        os.chmod(handle.name, 0o755)
+        command, own = self.lab.command(["sh", self.script(TWO_NODES), "--cib", cib])
+        result = support.run(command, environment={"PATH": place + ":" + own["PATH"]})
+        self.assertEqual(result.code, 1)
+        self.assertNotIn("Nothing to change.", result.err)
+        self.assertIn("Nothing has been changed.", result.err)
 
     def test_a_node_name_that_the_cluster_does_not_have_changes_nothing(self):
         cib = self.write_cib("cluster.xml", self.nodes)

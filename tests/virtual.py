@@ -143,10 +143,12 @@ class Kasa(Faulty, fencetool.VirtualKasa):
 
     def _system_get_sysinfo(self, arguments, chosen):
         info = super()._system_get_sysinfo(arguments, chosen)
-        if self.fault == "wrong_type":
-            for members in [info] + info.get("children", []):
-                for name in {"state", "relay_state"} & set(members):
-                    members[name] = bool(members[name])
+        info.update(sw_ver="1.0.21 Build 210524 Rel.161309", hw_ver="1.0", rssi=-53, led_off=0)
+        for members in info.get("children", [info]):
+            name = "relay_state" if members is info else "state"
+            members.update(on_time=7 * members[name], next_action={"type": -1})
+            if self.fault == "wrong_type":
+                members[name] = bool(members[name])
         return info
 
     def _emeter_get_realtime(self, arguments, chosen):
