@@ -3473,9 +3473,10 @@ def check_addresses(cluster, reader):
     owners, devices = {}, {}  # devices: {address: [(node, port, outlet)]}
     for node in cluster.nodes:
         for address in node.networks.values():
-            if owners.setdefault(address, node) is not node:
+            if address in owners:
                 reader.error(node.places[""], "%s and %s have the same address %s"
                              % (owners[address].name, node.name, address))
+            owners[address] = node
     for node in nodes_with_device(cluster):
         address = node.values.get("ip")
         if address in owners:
@@ -3524,8 +3525,7 @@ def check_networks(cluster, reader):
         if not find_verifiers(cluster, node) or not node.networks:
             reader.error(node.places[""], "nobody could verify the death of %s: %s" % (
                 node.name, "no other node is in all its networks (%s)" % ", ".join(node.networks)
-                if node.networks else "it has no mgmt_ip, storage_ip or client_ips (--host-vars "
-                "DIR; or stonith_fence_verify: false)"))
+                if node.networks else "it has no mgmt_ip, storage_ip or client_ips (--host-vars)"))
 
 def check_race(cluster, reader):
     delays = [fence_delay(cluster, node) for node in nodes_with_device(cluster)]
@@ -3746,6 +3746,9 @@ prepare() {
             echo "warning: node $node is not in the cluster file: it gets no fence device" >&2
         fi
     done
+    for node in $known_nodes; do
+        is_among "$node" $found || echo "warning: the cluster has no node $node" >&2
+    done
 }
 
 finish() {
@@ -3926,8 +3929,7 @@ CHECK_OPTIONS = (
 GENERATE_OPTIONS = (
     (("words",), {
         "nargs": "*", "metavar": "CLUSTER", "help": "cluster file (%s); or: nftables NODE "
-        "[CLUSTER], a firewall for one node; or: ansible [CLUSTER], a playbook that installs and "
-        "runs all" % CLUSTER_FILE}),
+        "[CLUSTER], a firewall; or: ansible [CLUSTER], a playbook for all" % CLUSTER_FILE}),
     HOST_VARS_OPTION,
     (("--format",), {"choices": RENDERERS, "default": "pcs",
                      "help": "what the configuration is for (default: a script for pcs)"}),
@@ -3944,7 +3946,7 @@ def load_cluster(path, host_vars, system):
             found.append((os.path.splitext(name)[0], place))
     return read_cluster(path, system.read_file(path), [
         (node, file, system.read_file(file)) for node, file in found
-        if os.path.splitext(file)[1] in (".yml", ".yaml", ".json")])
+        if re.fullmatch(r"(?!\.).*\.(yml|yaml|json)|[^.]*[^.~]", os.path.basename(file))])
 
 def cmd_check_config(options, system):
     """Report every mistake in a cluster file, with its line; exit code 1 if there is one."""
@@ -4040,7 +4042,6 @@ class VirtualDevice:
     # options: values for the attributes of the class, in the classes below too. on_power(number,
     # powered) is called when a contact changes. requests: every request that came, decoded.
     # commands: how many of them were to switch.
-
     agent = ""  # that this device is for
     mac = "CC:32:E5:00:00:01"
     metered = False
@@ -4117,7 +4118,6 @@ KASA_REFUSAL = {"err_code": -1, "err_msg": "module not support"}
 class VirtualKasa(VirtualDevice):
     """A Kasa plug, or a strip when it has several aliases."""
     # The list of outlets is reversed, as real firmware keeps no order.
-
     agent = "fence_kasa"
     device_id = "8006" + "0A" * 18
 
@@ -4182,7 +4182,6 @@ PORTAL_PAGE = ("<!DOCTYPE html><html><title>Sign in: Wi-Fi ON or OFF</title><for
 class VirtualHttp(VirtualDevice):
     """A web server; subclasses answer in their dialect."""
     # requests: (method, path, header fields by their lower-case names).
-
     agent = "fence_http"
     password = ""  # of the user admin
     challenge = 'Basic realm="Login Required"'
@@ -4292,7 +4291,6 @@ ESPHOME_PAGES = VirtualPages(
 
 class VirtualSwitch(VirtualHttp):
     """A switch of whatever make, by its pages."""
-
     pages = SHELLY_PAGES
 
     def respond(self, method, path, fields):

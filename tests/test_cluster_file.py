@@ -2,6 +2,7 @@
 import json
 import os
 import re
+import tempfile
 import unittest
 
 import fencetool
@@ -156,6 +157,7 @@ class Mistakes(CheckedFile):
                 ("method: kasa\n    ip: 10.20.20.202", "method: kasa\n    ip: 10.20.20.101\n"
                  "    port: 623", 12, "same outlet"),
                 ("mgmt_ip: 10.20.20.2", "mgmt_ip: 10.20.20.1", 10, "the same address"),
+                ("storage_ip: 10.10.10.1", "storage_ip: 10.20.20.1", 2, "the same address"),
                 ("delay: 5", "client_ips: {mgmt: 10.1.1.1}", 9, "cannot be a name"),
                 ("delay: 5", "client_ips: {Storage: 10.1.1.1}", 9, "cannot be a name"),
                 ("10.20.20.202", "10.20.20.202\n    mac: 11:22:33:44:55:56", 13, "quotes"),
@@ -246,6 +248,16 @@ class Commands(unittest.TestCase):
         self.assertEqual(bad.code, 1)
         self.assertRegex(bad.out, r"group_vars\.yml:\d+: nobody could verify the death of storage")
         self.assertRegex(bad.out, "2 mistakes, 1 warnings\n$")
+
+    def test_host_vars_are_the_files_that_ansible_reads(self):
+        place = tempfile.mkdtemp()
+        for name, text in (("storage-a", "x"), ("storage-b.yml~", "y: ["), (".keep", "z")):
+            with open(os.path.join(place, name), "w") as handle:
+                handle.write(text)
+        result = support.fencetool("check-config", os.path.join(CLUSTERS, "three_nodes.yml"),
+                                   "--host-vars", place)
+        self.assertIn("/storage-a:1: not a map", result.out)
+        self.assertIn(" 1 mistakes, ", result.out)
 
     def test_check_config_speaks_json_for_good_and_bad_files(self):
         for name, code in (("three_nodes.yml", 0), ("group_vars.yml", 1)):

@@ -376,6 +376,13 @@ stonith_nodes:
         self.assertEqual((result.code, read(cib)), (1, before))
         self.assertIn("'storage-x' does not appear to exist", result.err)
 
+    def test_a_node_without_device_that_the_cluster_does_not_have_is_told(self):
+        text = TWO_NODES + "  quorun: {method: none, mgmt_ip: 10.20.20.9}\n"
+        result = self.configure(self.script(text, "none"), self.configured(), "--dry-run")
+        self.assertIn("warning: the cluster has no node quorun\n", result.err)
+        self.assertIn("warning: node quorum is not in the cluster file", result.err)
+        self.assertNotIn("no node storage", result.err)
+
     def test_a_rehearsal_needs_a_file_that_exists(self):
         result = self.run_in_lab("sh", self.script(TWO_NODES), "--cib", self.file("nowhere.xml"))
         self.assertEqual(result.code, 1)
