@@ -133,7 +133,8 @@ class AsInTheGuide(Scenario):
 
 
 # A failure needs no more than these seconds; a sound plug answers in a tenth of one.
-SHORT = {"login_timeout": 2, "shell_timeout": 2, "power_timeout": 4, "pcmk_off_retries": 1}
+SHORT = {"login_timeout": 2, "shell_timeout": 2, "power_timeout": 4, "pcmk_off_retries": 1,
+         "pcmk_reboot_retries": 1}
 SHORT_CHECK = {"login_timeout": 2, "shell_timeout": 2, "power_timeout": 5}
 
 # Ways in which storage-b lives on although its plug was commanded: what is wrong, and the reason
@@ -167,8 +168,9 @@ class WithPlugs(Scenario):
         """Wait until a round that starts from now on has failed for this reason."""
         before = self.kasa.commands
         self.cluster.wait_for(lambda: self.kasa.commands > before, WAIT_S, "off is commanded")
-        fenced.Watch(self.cluster).wait_for(reason)
-        fenced.Watch(self.cluster).wait_for(FAILED % "storage-b")
+        watch = fenced.Watch(self.cluster)
+        watch.wait_for(reason)
+        watch.wait_for(FAILED % "storage-b")
 
     def assert_nothing_moved(self, holder):
         self.assertEqual([holder], self.cluster.holders(fenced.WRITER))
@@ -230,8 +232,9 @@ class WithPlugs(Scenario):
         self.assert_nothing_moved("storage-b")
         self.cluster.network.set_link("plugs", "management", False)
         checker.link("storage", up=True)
-        fenced.Watch(self.cluster).wait_for("10.20.20.202")
-        fenced.Watch(self.cluster).wait_for(FAILED % "storage-b")
+        watch = fenced.Watch(self.cluster)
+        watch.wait_for(r"fence_kasa.*(Failed|storage-b).*10\.20\.20\.202")
+        watch.wait_for(FAILED % "storage-b")
         self.assert_nothing_moved("storage-b")
         self.assert_failure_is_shown("storage-b")
         self.cluster.network.set_link("plugs", "management", True)
@@ -246,23 +249,32 @@ class WithPlugs(Scenario):
         self.fence("storage-b", "quorum")
         self.assertEqual(1, self.watch.count("Remapped 'off' targeting storage-b complete"))
 
-    def test_of_two_storage_nodes_that_lost_each_other_one_is_fenced(self):
+    def test_a_storage_node_cut_off_from_the_others_is_fenced(self):
         holder = self.cluster.wait_for_holder()
-        for one_way in (False, True):
-            with self.subTest(one_way=one_way):
+        for title, lost, one_way in (("both ways", holder, False), ("one way", OTHER[holder], True)):
+            with self.subTest(title):
                 self.watch = fenced.Watch(self.cluster)
-                self.cluster.partition([[holder], [OTHER[holder]]], one_way=one_way)
-                self.watch.wait_for("Remapped 'off' targeting storage-. complete")
+                self.cluster.partition([[lost], [OTHER[lost], "quorum"]], one_way=one_way)
+                self.watch.wait_for("Remapped 'off' targeting %s complete" % lost)
+                self.cluster.wait_for_holder([OTHER[lost]])
                 self.cluster.heal()
                 self.cluster.wait_until_online(seconds=WAIT_S)
-                holder = self.cluster.wait_for_holder()
-                self.assertEqual([], self.cluster.overlapping_writers())
                 self.assertEqual(1, self.watch.count("Remapped 'off' targeting .* complete"))
+
+    def test_storage_nodes_that_lost_only_each_other_never_both_hold_the_resource(self):
+        # corosync forms a new membership every few seconds then, and nobody may ever get far enough
+        # to fence: what matters is that no second holder comes of it, nor after it.
+        holder = self.cluster.wait_for_holder()
+        self.cluster.partition([[holder], [OTHER[holder]]])
+        self.cluster.wait_for(lambda: self.watch.count("Quorum (still )?lost|Remapped 'off'") > 2,
+                              WAIT_S, "the split has its effect")
+        self.assertEqual([], self.cluster.overlapping_writers())
+        self.cluster.make_whole()
 
     def test_a_split_without_the_third_vote_stops_the_resource_and_fences_nobody(self):
         self.cluster.plugs["tasmota"].cable(number=0, node="quorum")
         self.cluster["quorum"].cut_power()
-        self.watch.wait_for("Remapped 'off' targeting quorum complete")
+        self.watch.wait_for("Operation 'reboot' targeting quorum .*: OK")
         self.cluster.wait_for_holder()
         self.cluster.partition([["storage-a"], ["storage-b"]])
         self.cluster.wait_for(lambda: not self.cluster.writes(), WAIT_S, "nobody writes")
