@@ -238,6 +238,18 @@ class FencedCluster(harness.Cluster):
 
     def make_whole(self):
         """Mend everything, give power to all, and wait until the writer runs."""
+        self.mend()
+        for node in self.nodes.values():
+            if node.frozen:
+                node.cut_power()
+        self._settle()
+        for node in self.nodes.values():
+            node.power_on()
+        self.wait_until_online()
+        self.wait_for_holder()
+
+    def mend(self):
+        """Put sound plugs, cables, links and filters everywhere; nodes are left as they are."""
         self.heal()
         self.network.set_link("plugs", "management", True)
         for name, plug in self.plugs.items():
@@ -245,16 +257,9 @@ class FencedCluster(harness.Cluster):
                 plug.cable(number=number, node=node)
             plug.replace()
         for node in self.nodes.values():
-            if node.frozen:
-                node.cut_power()
             for network in node.addresses:
                 self.network.set_link(node.name, network, True)
             node.filter_icmp(False)
-        self._settle()
-        for node in self.nodes.values():
-            node.power_on()
-        self.wait_until_online()
-        self.wait_for_holder()
 
     def _settle(self):
         """Wait until no fence is under way: it would cut the power of a node that comes back.

@@ -88,6 +88,8 @@ DIALECTS = {name: type("Wired" + virtual.__name__, (Wired, virtual), {})
             for name, virtual in (("kasa", fencetool.VirtualKasa),
                                   ("tasmota", fencetool.VirtualTasmota),
                                   ("esphome", fencetool.VirtualEsphome))}
+PORTS = {"kasa": fencetool.KASA_PORT, "tasmota": fencetool.HTTP_PORT,
+         "esphome": fencetool.HTTP_PORT}
 
 
 class OrderServer(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
@@ -113,7 +115,7 @@ def main(argv):
     for name, plug in json.loads(plugs).items():
         device = DIALECTS[plug["dialect"]](**plug["options"])
         device.wire(plug["feeds"], power_socket)
-        device.start(plug["address"], device.default_port)
+        device.start(plug["address"], PORTS[plug["dialect"]])
         server.devices[name] = device
     print("ready", flush=True)
     server.serve_forever()

@@ -251,8 +251,8 @@ class WithPlugs(Scenario):
 
     def test_a_storage_node_cut_off_from_the_others_is_fenced(self):
         holder = self.cluster.wait_for_holder()
-        for title, lost, one_way in (("both ways", holder, False), ("one way", OTHER[holder], True)):
-            with self.subTest(title):
+        for lost, one_way in ((holder, False), (OTHER[holder], True)):
+            with self.subTest(one_way=one_way):
                 self.watch = fenced.Watch(self.cluster)
                 self.cluster.partition([[lost], [OTHER[lost], "quorum"]], one_way=one_way)
                 self.watch.wait_for("Remapped 'off' targeting %s complete" % lost)
