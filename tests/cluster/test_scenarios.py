@@ -326,7 +326,8 @@ class AgentsOfDifferentAge(Scenario):
                 self.assertRegex(self.watch.log(), "%s pacemaker-fenced .*Operation 'off' .*"
                                  "targeting %s using %s%s returned 0" % (
                                      OTHER[target], target, device, target))
-        self.assertNotIn("quorum", self.cluster.started_devices().values())
+        self.cluster.wait_for(lambda: "quorum" not in self.cluster.started_devices().values(),
+                              WAIT_S, "no device runs on the node without agents")
 
 
 class LossyPlugs(Scenario):
