@@ -19,8 +19,8 @@ a false success corrupts data, which nobody can.
 Sections; each uses only those above it (tests/test_layout.py proves it):
    1 ABOUT          2 CONSTANTS      3 ERRORS         4 VALUES
    5 PARAMETERS     6 WIRE FORMATS   7 SYSTEM         8 DEVICES
-   9 PROBES        10 FENCING       11 AGENTS        14 COMMANDS
-  15 SIMULATOR     16 ENTRY
+   9 PROBES        10 FENCING       11 AGENTS        12 CLUSTER FILE
+  13 GENERATORS    14 COMMANDS      15 SIMULATOR     16 ENTRY
 
 Exit codes of an agent: 0 done and confirmed (status: ON), 2 only for a status of OFF (fence_check:
 proven dead), 1 anything else, usage errors included. Subcommands for people: 0 good, 1 bad, 2 usage
@@ -62,6 +62,7 @@ HTTPS_PORT = 443
 KASA_FIRST_KEY = 171
 MAX_REPLY_BYTES = 65536   # the largest honest replies are event streams of big ESPHome devices
 MAX_STDIN_BYTES = 1048576
+MAX_FILE_BYTES = 4194304
 MAX_SHOWN_CHARACTERS = 80  # of a foreign reply in an error message
 
 UNTIL_DEADLINE = -1        # tries without a limit of their own
@@ -93,6 +94,14 @@ class FenceError(Exception):
 
 class UsageError(FenceError):
     """The caller's parameters cannot work; nothing has been sent to any device."""
+
+
+class SyntaxMistake(UsageError):
+    """A place in a file that cannot be read, or only by guessing."""
+
+    def __init__(self, line, text):
+        super().__init__(text)
+        self.line = line
 
 
 class Unreachable(FenceError):
@@ -1497,6 +1506,41 @@ class System:
                 return data.decode("utf-8", "surrogateescape")
             data += piece
         raise UsageError("more than %d bytes of parameters on stdin" % MAX_STDIN_BYTES)
+
+    def read_file(self, path):
+        """Return the bytes of a file that a person named."""
+        try:
+            with open(path, "rb") as handle:
+                data = handle.read(MAX_FILE_BYTES + 1)
+        except OSError as error:
+            raise UsageError("cannot read %s: %s" % (path, error.strerror)) from error
+        if len(data) > MAX_FILE_BYTES:
+            raise UsageError("%s has more than %d bytes" % (path, MAX_FILE_BYTES))
+        return data
+
+    def list_directory(self, path):
+        try:
+            return sorted(os.listdir(path))
+        except OSError as error:
+            raise UsageError("cannot read %s: %s" % (path, error.strerror)) from error
+
+    def write_script(self, path, text):
+        """Put text into a file that only its owner may read and run; it is there whole or not."""
+        import tempfile
+        try:
+            handle, new_path = tempfile.mkstemp(dir=os.path.dirname(path) or ".")
+            try:
+                with open(handle, "wb") as file:
+                    file.write(text.encode("utf-8"))
+                    os.fchmod(handle, 0o700)
+                    file.flush()
+                    os.fsync(handle)
+                os.rename(new_path, path)
+            except OSError:
+                os.unlink(new_path)
+                raise
+        except OSError as error:
+            raise FenceError("cannot write %s: %s" % (path, error.strerror)) from error
 
     def resolve(self, host, port, family, deadline):
         """Return [(family, socket address)] of a host, at most one address a family.
@@ -3148,9 +3192,1343 @@ def run_device_action(agent, name, settings, system):
 
 
 # ==================================================================================================
+# SECTION 12: CLUSTER FILE
+# Turns cluster.yml (the part of YAML that such files use) or JSON into a Cluster, and reports every
+# mistake with its line. Pure: it is given texts. It never guesses: what two readers of YAML might
+# take in two ways is a mistake that names the construct. tests/fuzz_cluster_file.py compares it
+# with PyYAML.
+# ==================================================================================================
+# kind: MAP ({key: YamlNode}), LIST, PLAIN (a scalar without quotes) or TEXT. foreign: the construct
+# that is not read, like a tag; values that nobody needs may hold one.
+YamlNode = collections.namedtuple("YamlNode", "kind value line foreign")
+MAP, LIST, PLAIN, TEXT = "map", "list", "plain", "text"
+
+YAML_DEPTH = 40
+YAML_CHARACTERS = re.compile("[\t\x20-\x7e\xa0-\u2027\u202a-\ud7ff\ue000-\ufefe\uff00-\ufffd"
+                             "\U00010000-\U0010ffff]*")
+YAML_MARK = re.compile(r"(---|\.\.\.)( |$)")
+YAML_QUOTED = {"'": re.compile(r"'((?:[^']|'')*)'"),
+               '"': re.compile(r'"((?:[^"\\]|\\.)*)"', re.DOTALL)}
+YAML_ESCAPE = re.compile(r"\\(?:x([0-9A-Fa-f]{2})|u([0-9A-Fa-f]{4})|(.))", re.DOTALL)
+YAML_ESCAPES = {"\\": "\\", '"': '"', "/": "/", "n": "\n", "t": "\t", " ": " ", "\n": ""}
+YAML_PROPERTY = re.compile(r"(!!?[A-Za-z][A-Za-z0-9_/.:]*|&[A-Za-z0-9_-]+)(?: +|$)")
+YAML_ALIAS = re.compile(r"\*[A-Za-z0-9_-]+")
+# Inside brackets a plain scalar may hold a colon only between two characters, and no "?".
+YAML_FLOW_PLAIN = re.compile(r"(?:[^\t ,\[\]{}#&*!|>'\"%@`?:-]|-(?=[A-Za-z0-9.]))"
+                             r"(?:[^\t ,\[\]{}#?:]|:(?=[^\t ,\[\]{}#?:])| +(?=[^\t ,\[\]{}#?:]))*")
+YAML_INDICATORS = ",[]{}#&*!|>'\"%@`"
+YAML_NULLS = ("", "~", "null", "Null", "NULL")
+YAML_WORDS = {word: str(number) for number, words in enumerate((
+    "no No NO false False FALSE off Off OFF", "yes Yes YES true True TRUE on On ON"))
+    for word in words.split()}
+# Plain scalars that are no text, or not in all versions of YAML; integers are the same in all.
+YAML_INTEGER = re.compile("0|-?[1-9][0-9]*")
+YAML_AMBIGUOUS = re.compile(
+    r"[-+]?[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?|[-+]?0(b[01_]+|o[0-7_]+|x[0-9A-F_]+)"
+    r"|[-+]?(\.[0-9_]+|[0-9][0-9_]*(\.[0-9_]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|nan)"
+    r"|[0-9]{4}-[0-9]{1,2}-[0-9]{1,2}([Tt ].*)?|[yn=]|<<", re.IGNORECASE)
+
+
+class YamlReader:
+    """Reads one file; every method leaves self.row (in brackets also self.at) behind what it read.
+
+    Raises SyntaxMistake at the first construct that it does not know.
+    """
+
+    def __init__(self, text):
+        self.is_json = text.lstrip(" \t\r\n")[:1] in ("{", "[")
+        if self.is_json:
+            check_json(text)
+            text = text.replace("\t", " ")  # strict JSON has tabs between its words only
+        self.lines = [line[:-1] if line.endswith("\r") else line for line in text.split("\n")]
+        self.row = self.at = self.depth = 0
+        for row, line in enumerate(self.lines):
+            if not YAML_CHARACTERS.fullmatch(line):
+                self.fail("a control character or a foreign line break", row)
+
+    def fail(self, text, row=None):
+        raise SyntaxMistake((self.row if row is None else row) + 1, text)
+
+    def read_documents(self):
+        """Return the maps of all documents in the file."""
+        documents = []
+        while True:
+            if self.next_indent() >= 0:
+                root = self.read_block(0)
+                if root.kind != MAP or root.foreign or self.next_indent() >= 0:
+                    self.fail("not a map of keys (name: value)", min(self.row, root.line - 1))
+                documents.append(root)
+            if self.row == len(self.lines):
+                return documents
+            if not re.fullmatch("--- *(?: #.*)?", self.lines[self.row]):
+                self.fail("a document mark with a value behind it, or the mark of an end")
+            self.row += 1
+
+    def next_indent(self):
+        """Go to the next line with content; return its indentation, -1 at a document's end."""
+        while self.row < len(self.lines):
+            line = self.lines[self.row]
+            text = line.lstrip(" ")
+            if text.startswith("\t"):
+                self.fail("a tab in the indentation")
+            if text and text[0] != "#":
+                return -1 if YAML_MARK.match(line) else len(line) - len(text)
+            self.row += 1
+        return -1
+
+    def read_block(self, least, list_at=None):
+        """Read the value that begins on the next line, indented by `least`, else it is empty.
+
+        list_at: the indentation of the value's key, where a list may stand too.
+        """
+        row, indent = self.row, self.next_indent()
+        is_list = indent >= 0 and is_list_entry(self.lines[self.row][indent:])
+        if indent < least and not (is_list and indent == list_at):
+            return YamlNode(PLAIN, "", row + 1, "")
+        if is_list:
+            return self.nest(self.read_list, indent)
+        if self.split_key(self.lines[self.row][indent:]):
+            return self.nest(self.read_map, indent)
+        return self.read_value(indent, least - 1)
+
+    def nest(self, read, *arguments):
+        self.depth += 1
+        if self.depth > YAML_DEPTH:
+            self.fail("values nested deeper than %d levels" % YAML_DEPTH)
+        node = read(*arguments)
+        self.depth -= 1
+        return node
+
+    def read_list(self, column):
+        first, entries = self.row + 1, []
+        while self.next_indent() == column and is_list_entry(self.lines[self.row][column:]):
+            row, line = self.row, self.lines[self.row]
+            # With the dash blanked, the entry is a block of its own that may begin on this line.
+            self.lines[row] = line[:column] + " " + line[column + 1:]
+            entries.append(self.read_block(column + 1)._replace(line=row + 1))
+        if self.next_indent() > column:
+            self.fail("indentation that fits neither this list nor its entries")
+        return YamlNode(LIST, entries, first, "")
+
+    def read_map(self, column):
+        first, members, foreign = self.row + 1, {}, ""
+        while self.next_indent() == column:
+            row = self.row
+            found = self.split_key(self.lines[row][column:])
+            if not found or found[0] in members:
+                self.fail("a key that comes twice" if found else "this is no key (name: value)")
+            foreign = foreign or ("the merge key" if found[0] == "<<" else "")
+            text = self.lines[row][column + found[1]:].lstrip(" ")
+            if not text or text[0] == "#":
+                self.row += 1
+                node = self.read_block(column + 1, column)
+            else:
+                node = self.read_value(len(self.lines[row]) - len(text), column, column)
+            members[found[0]] = node._replace(line=row + 1)
+        if self.next_indent() > column:
+            self.fail("indentation that fits no key above it")
+        return YamlNode(MAP, members, first, foreign)
+
+    def split_key(self, text):
+        """Return (key, length up to behind its colon) of "key: ...", else None."""
+        if text[0] in YAML_QUOTED:
+            match = YAML_QUOTED[text[0]].match(text)
+            colon = match and re.compile(" *:(?= |$)").match(text, match.end())
+            return (self.unquote(match.group(0)), colon.end()) if colon else None
+        if re.match("[?:]( |$)", text):
+            self.fail("a complex key (? or : at the start of a line)")
+        match = re.match("(.*?) *:(?= |$)", text)
+        if (not match or text[0] in YAML_INDICATORS or is_list_entry(text)
+                or " #" in match.group(0)):
+            return None
+        return self.cut_plain(match.group(1)), match.end()
+
+    def read_value(self, at, parent, list_at=None):
+        """Read the value at this place; lines indented by more than `parent` may continue it."""
+        row, foreign, line = self.row, "", self.lines[self.row]
+        match = YAML_PROPERTY.match(line, at)
+        while match and match.group(1)[0] not in foreign:
+            foreign, at = foreign + match.group(1), match.end()
+            match = YAML_PROPERTY.match(line, at)
+        text = line[at:]
+        if foreign and (not text or text[0] == "#"):
+            self.row += 1
+            node = self.read_block(parent + 1, list_at)
+        elif text[0] in "|>":
+            node = self.read_block_scalar(text, parent)
+        elif text[0] in "'\"[{*" and not (foreign and text[0] == "*"):
+            self.at = at
+            node = self.read_flow()
+            if not re.fullmatch(" *| +#.*", self.lines[self.row][self.at:]):
+                self.fail("something behind the end of a value")
+            self.row += 1
+        else:
+            node = self.read_plain(text, parent)
+        return node._replace(line=row + 1, foreign=foreign or node.foreign)
+
+    def read_plain(self, text, parent):
+        """Read a scalar without quotes; of several lines it is foreign."""
+        if text[0] in YAML_INDICATORS or re.match("[-?:]( |$)", text):
+            self.fail("%s at the start of a value (put the value in quotes)" % quote(text[0]))
+        value, foreign, last = self.cut_plain(text), "", self.row
+        self.row += 1
+        while self.next_indent() > parent:
+            if " #" in text or "".join(self.lines[last + 1:self.row]).strip(" "):
+                self.fail("a value that goes on behind a comment")
+            text, foreign, last = self.lines[self.row], "a value over several lines", self.row
+            self.cut_plain(text)
+            self.row += 1
+        return YamlNode(PLAIN, value, last + 1, foreign)
+
+    def cut_plain(self, text):
+        text = re.split(" +#", text)[0].rstrip(" ")
+        if "\t" in text or re.search(":( |$)", text):
+            self.fail("a tab, or a colon with a blank, inside a value (put the value in quotes)")
+        return text
+
+    def read_block_scalar(self, header, parent):
+        """Read a | or > scalar; only one line without its line break can be a value that counts."""
+        match = re.fullmatch(r"[|>]([+-]?)(?: +#.*| *)", header)
+        if not match:
+            self.fail("a block scalar with an indentation indicator")
+        rows, indent = [], None
+        self.row += 1
+        for line in self.lines[self.row:]:
+            width = len(line) - len(line.lstrip(" "))
+            if width < len(line):
+                if indent is None:
+                    indent = max(width, parent + 1)
+                if width < indent:
+                    break
+            if indent is None and width > parent + 1 or YAML_MARK.match(line):
+                self.fail("a block scalar that begins with blanks, or goes on to a document mark")
+            rows.append("" if indent is None else line[indent:])
+        self.row += len(rows)
+        text = "\n".join(rows).rstrip("\n")
+        foreign = "" if match.group(1) == "-" and "\n" not in text else (
+            "a block scalar with a line break (|- and one line have none)")
+        return YamlNode(TEXT, text, self.row, foreign)
+
+    def read_quoted(self):
+        pattern = YAML_QUOTED[self.lines[self.row][self.at]]
+        match = pattern.match(self.lines[self.row], self.at)
+        if match:
+            self.at = match.end()
+            return YamlNode(TEXT, self.unquote(match.group(0)), self.row + 1, "")
+        rest = [self.lines[self.row][self.at:]] + self.lines[self.row + 1:]
+        match = pattern.match("\n".join(rest))
+        rows = match.group(0).split("\n") if match else []
+        if not match or any(map(YAML_MARK.match, rows[1:])):
+            self.fail("a quote that is not closed")
+        self.unquote(match.group(0))
+        self.row, self.at = self.row + len(rows) - 1, len(rows[-1])
+        return YamlNode(TEXT, "", self.row + 1, "a quoted value over several lines")
+
+    def unquote(self, token):
+        """Return the text of a quoted scalar."""
+        if self.is_json or token[0] == "'":
+            return json.loads(token) if self.is_json else token[1:-1].replace("''", "'")
+
+        def replace(match):
+            digits = match.group(1) or match.group(2)
+            if digits and not 0xd800 <= int(digits, 16) <= 0xdfff:
+                return chr(int(digits, 16))
+            if match.group(3) not in YAML_ESCAPES:
+                self.fail("the escape %s in double quotes" % quote(match.group(0)))
+            return YAML_ESCAPES[match.group(3)]
+        return YAML_ESCAPE.sub(replace, token[1:-1])
+
+    def read_flow(self):
+        """Read what stands at self.at: brackets with all inside, a quoted or a plain scalar."""
+        first, row = self.next_in_flow(), self.row
+        if first in YAML_QUOTED:
+            return self.read_quoted()
+        if first in "[{":
+            self.at += 1
+            return self.nest(self.read_flow_map if first == "{" else self.read_flow_list)
+        pattern = YAML_ALIAS if first == "*" else YAML_FLOW_PLAIN
+        match = pattern.match(self.lines[row], self.at)
+        if not match:
+            self.fail("%s inside brackets (put the value in quotes)" % quote(first))
+        self.at = match.end()
+        return YamlNode(PLAIN, match.group(0), row + 1, "an alias (*)" if first == "*" else "")
+
+    def next_in_flow(self):
+        """Go to the next character inside brackets; return it."""
+        while True:
+            line = self.lines[self.row]
+            rest = line[self.at:].lstrip(" ")
+            self.at = len(line) - len(rest)
+            if rest and not (rest[0] == "#" and (self.at == 0 or line[self.at - 1] == " ")):
+                return rest[0]
+            if self.row + 1 == len(self.lines) or YAML_MARK.match(self.lines[self.row + 1]):
+                self.fail("a bracket or brace that is not closed")
+            self.row, self.at = self.row + 1, 0
+
+    def read_flow_list(self):
+        first, entries = self.row + 1, []
+        while self.next_in_flow() != "]":
+            entries.append(self.read_flow())
+            self.end_flow_entry("]")
+        self.at += 1
+        return YamlNode(LIST, entries, first, "")
+
+    def read_flow_map(self):
+        first, members = self.row + 1, {}
+        while self.next_in_flow() != "}":
+            row = self.row
+            if self.next_in_flow() in "[{*":
+                self.fail("brackets as a key (a Jinja expression must stand in quotes)")
+            key = self.read_flow()
+            if self.next_in_flow() != ":" or self.row != row or key.value in members:
+                self.fail("a key without a value, or twice, inside braces", row)
+            self.at += 1
+            members[key.value] = YamlNode(PLAIN, "", row + 1, "")
+            if self.next_in_flow() not in ",}":
+                members[key.value] = self.read_flow()._replace(line=row + 1)
+            self.end_flow_entry("}")
+        self.at += 1
+        return YamlNode(MAP, members, first, "the merge key" if "<<" in members else "")
+
+    def end_flow_entry(self, bracket):
+        if self.next_in_flow() == ",":
+            self.at += 1
+        elif self.next_in_flow() != bracket:
+            self.fail("%s where a comma or %s belongs" % (quote(self.next_in_flow()), bracket))
+
+
+def is_list_entry(text):
+    return text == "-" or text.startswith("- ")
+
+
+def check_json(text):
+    """Raise SyntaxMistake unless the text is strict JSON."""
+    def refuse(name):
+        raise ValueError("%s is no number" % name)
+    try:
+        json.loads(text, parse_constant=refuse)
+    except (ValueError, RecursionError) as error:
+        raise SyntaxMistake(getattr(error, "lineno", 1), "not JSON: %s" % error) from None
+
+
+# What a key of the cluster file holds, beside the kinds of PARAMETERS; what those are written as.
+ADDRESS, PORT, WHOLE_SECONDS = "address", "port", "whole seconds"
+NAMES, NAMED_ADDRESSES, OPTIONS = "a list [a, b]", "a map {name: address}", "a map {name: value}"
+
+# power: the parameter of the power agent; verify: that of fence_check, or FENCE_OPTIONS, through
+# which the power agent's goes. methods: those that have the key, () for all.
+ClusterKey = collections.namedtuple("ClusterKey", "name kind power verify methods")
+ClusterKey.__new__.__defaults__ = (STRING, "", "", ())
+FENCE_OPTIONS = "fence_options"
+HTTP_METHODS = ("tasmota", "esphome", "http")
+PLUG_METHODS = ("kasa",) + HTTP_METHODS
+CLUSTER_DEFAULTS = {
+    "stonith_fence_verify": "1", "stonith_verify_wait": "10", "stonith_quorum_device": "0",
+    "stonith_direct_networks": (), "stonith_witness_ips": {}}
+CLUSTER_KEYS = (
+    ClusterKey("stonith_nodes", MAP),
+    ClusterKey("stonith_fence_verify", BOOLEAN),
+    ClusterKey("stonith_verify_wait", WHOLE_SECONDS),
+    ClusterKey("stonith_quorum_device", BOOLEAN),
+    ClusterKey("stonith_direct_networks", NAMES),
+    ClusterKey("stonith_witness_ips", NAMED_ADDRESSES),
+)
+NETWORK_KEYS = (
+    ClusterKey("mgmt_ip", ADDRESS),
+    ClusterKey("storage_ip", ADDRESS),
+    ClusterKey("client_ips", NAMED_ADDRESSES),
+)
+NODE_KEYS = NETWORK_KEYS + (
+    ClusterKey("method"),
+    ClusterKey("agent"),
+    ClusterKey("ip", ADDRESS, "ip", "fence_ip"),
+    ClusterKey("port", PORT, "ipport", "fence_ipport"),
+    ClusterKey("user", STRING, "username", "fence_user"),
+    ClusterKey("password", STRING, "password", "password"),
+    ClusterKey("password_script", STRING, "password_script", "password_script"),
+    ClusterKey("mac", MAC, "device_mac", "device_mac", PLUG_METHODS),
+    ClusterKey("outlet", STRING, "plug", "fence_plug"),
+    ClusterKey("switch_name", STRING, "switch_name", "switch_name", ("esphome",)),
+    ClusterKey("ssl", BOOLEAN, "ssl", FENCE_OPTIONS, HTTP_METHODS),
+    ClusterKey("ssl_insecure", BOOLEAN, "ssl_insecure", FENCE_OPTIONS, HTTP_METHODS),
+    ClusterKey("power_on_url", STRING, "power_on_url", "", ("http",)),
+    ClusterKey("power_off_url", STRING, "power_off_url", "", ("http",)),
+    ClusterKey("status_url", STRING, "status_url", "status_url", ("http",)),
+    ClusterKey("status_on_regex", STRING, "status_on_regex", "status_on_regex", ("http",)),
+    ClusterKey("status_off_regex", STRING, "status_off_regex", "status_off_regex", ("http",)),
+    ClusterKey("http_method", STRING, "http_method", "", ("http",)),
+    ClusterKey("power_meter", STRING, "power_meter", "power_meter", PLUG_METHODS),
+    ClusterKey("power_on", BOOLEAN),
+    ClusterKey("delay", WHOLE_SECONDS),
+    ClusterKey("off_timeout", WHOLE_SECONDS),
+    ClusterKey("options", OPTIONS),
+)
+
+# agent "": the node names it. comes_back: whether a fenced node is powered on again by default.
+Method = collections.namedtuple("Method", "name agent fixed required comes_back")
+METHODS = {method.name: method for method in (
+    Method("ipmi", "fence_ipmilan", (("lanplus", "1"),), ("ip", "user"), True),
+    Method("kasa", "fence_kasa", (), ("ip",), False),
+    Method("tasmota", "fence_http", (("device", "tasmota"),), ("ip",), False),
+    Method("esphome", "fence_http", (("device", "esphome"),), ("ip",), False),
+    Method("http", "fence_http", (), ("ip", "power_off_url", "status_url", "status_on_regex",
+                                      "status_off_regex"), False),
+    Method("agent", "", (), ("agent",), True),
+    Method("none", "", (), (), False),
+)}
+NO_DEVICE = METHODS["none"]
+OFF_TIMEOUT_SECONDS = 60   # that Pacemaker gives a power device, unless off_timeout says another
+VERIFY_SPARE_SECONDS = 45  # that Pacemaker gives a verifier beyond the agent's own limit
+LOOK_SECONDS = 20          # that fence_check may need after verify_wait
+SPARE_SECONDS = 5          # between the limit of one of our power agents and off_timeout
+RACE_DELAY_SECONDS = 10    # head start in a fence race: slow plugs take seconds to obey
+TIME_LIMITS = ("login_timeout", "shell_timeout", "power_timeout")
+NODE_NAME = re.compile("[A-Za-z0-9][A-Za-z0-9._-]{0,200}")
+AGENT_NAME = re.compile("fence_(?!kasa$|http$|check$)[A-Za-z0-9_-]+")
+# Parameters that follow from other keys, or would undo what makes the configuration safe.
+RESERVED_OPTION = re.compile("action|method|nodename|port|pcmk_(host|delay)_.*|pcmk_[a-z]+_action"
+                             "|pcmk_(off|on|reboot)_timeout")
+# Fence agents cut blanks at the end of a value and a pair of quotes around it.
+MANGLED_VALUE = re.compile('".*"|.* ')
+# Pacemaker 2.1.5 writes these characters without their escapes, and loses them (cibadmin shows).
+DAMAGED_VALUE = re.compile("[^\x00-\x7f].*[&<>\"']")
+
+Mistake = collections.namedtuple("Mistake", "file line is_warning text")
+# values and places: {key: value} and {key: (file, line)} of the stonith_ keys. networks: {how a
+# network's name is compared: its name}.
+Cluster = collections.namedtuple("Cluster", "nodes values places networks")
+# values and places: the same of the node's keys that are given; networks: {name: own address}.
+ClusterNode = collections.namedtuple("ClusterNode", "name method values places networks")
+
+
+def read_cluster(file, data, host_files=()):
+    """Return (Cluster, [Mistake]); the Cluster is None when a mistake is more than a warning.
+
+    data: the bytes of the file; host_files: (node, file, data) of --host-vars.
+    """
+    reader = ClusterReader()
+    members = reader.read_file(file, data)
+    hosts = [(node, host_file, reader.read_file(host_file, host_data))
+             for node, host_file, host_data in host_files]
+    cluster = None if reader.mistakes else reader.read_top(file, members, hosts)
+    for check in CLUSTER_CHECKS if cluster else ():
+        check(cluster, reader)
+    mistakes = sorted(set(reader.mistakes))
+    return None if any(not mistake.is_warning for mistake in mistakes) else cluster, mistakes
+
+
+def render_mistake(mistake):
+    return "%s:%d: %s%s" % (mistake.file, mistake.line, "warning: " if mistake.is_warning else "",
+                            mistake.text)
+
+
+class ClusterReader:
+    """Turns YamlNodes into values by their rows, and collects what is wrong with them."""
+
+    def __init__(self):
+        self.mistakes = []
+        self.file = ""
+
+    def error(self, place, text):
+        self.mistakes.append(Mistake(place[0], place[1], False, text))
+
+    def warn(self, place, text):
+        self.mistakes.append(Mistake(place[0], place[1], True, text))
+
+    def read_file(self, file, data):
+        """Return {key: YamlNode} of all documents in a file."""
+        members = {}
+        try:
+            for document in YamlReader(data.decode("utf-8-sig")).read_documents():
+                for key in set(members) & set(document.value):
+                    self.error((file, document.value[key].line), "a key that comes twice")
+                members.update(document.value)
+        except UnicodeDecodeError as error:
+            self.error((file, data.count(b"\n", 0, error.start) + 1), "a byte that is not UTF-8")
+        except SyntaxMistake as mistake:
+            self.error((file, mistake.line), str(mistake))
+        return members
+
+    def read_top(self, file, members, hosts):
+        self.file = file
+        entries = members.get("stonith_nodes", YamlNode(PLAIN, "", 1, ""))
+        if entries.kind != MAP or entries.foreign:
+            self.error((file, entries.line), "stonith_nodes must be a map of the nodes and their "
+                       "fence devices, without %s" % (entries.foreign or "which nothing is done"))
+            return None
+        own = {key: node for key, node in members.items() if key.startswith("stonith_")}
+        values = dict(CLUSTER_DEFAULTS, **self.read_keys(own, CLUSTER_KEYS))
+        nodes = {name: self.read_node(name, entry) for name, entry in entries.value.items()}
+        for name, host_file, host_members in hosts:
+            self.file = host_file
+            self.add_host(nodes, name, host_members)
+        for node in nodes.values():
+            node.networks.update([(name, node.values[key]) for name, key in (
+                ("mgmt", "mgmt_ip"), ("storage", "storage_ip")) if key in node.values])
+            node.networks.update(node.values.get("client_ips", {}))
+        networks = {network_key(network): network
+                    for node in nodes.values() for network in node.networks}
+        places = {key: (file, node.line) for key, node in members.items()}
+        return Cluster(tuple(nodes.values()), values, places, networks)
+
+    def read_node(self, name, entry):
+        place = (self.file, entry.line)
+        if not NODE_NAME.fullmatch(name) or name in YAML_WORDS:
+            self.error(place, "%s cannot be the name of a node" % quote(name))
+        if entry.kind != MAP or entry.foreign:
+            self.error(place, "%s must be a map of keys (method: ...)" % quote(name))
+            return ClusterNode(name, NO_DEVICE, {}, {"": place}, {})
+        values = self.read_keys(entry.value, NODE_KEYS)
+        places = {key: (self.file, node.line) for key, node in entry.value.items()}
+        places[""] = place
+        method = values.get("method", "agent" if "agent" in values else "")
+        if method not in METHODS or ("agent" in values) != (method == "agent"):
+            self.error(places.get("method", place), "%s has %s%s (one of %s; or agent: fence_xyz)"
+                       % (name, "the method " + quote(method) if method else "no method",
+                          suggest(method, METHODS), ", ".join(METHODS)))
+        return ClusterNode(name, METHODS.get(method, NO_DEVICE), values, places, {})
+
+    def add_host(self, nodes, name, members):
+        """Add the networks of a host_vars file; a host that has some is a node of the cluster."""
+        networks = {row.name: members[row.name] for row in NETWORK_KEYS if row.name in members}
+        if networks and name not in nodes:
+            without_device = {"method": YamlNode(TEXT, NO_DEVICE.name, 1, "")}
+            nodes[name] = self.read_node(name, YamlNode(MAP, without_device, 1, ""))
+        for key, value in self.read_keys(networks, NETWORK_KEYS).items():
+            place = (self.file, networks[key].line)
+            nodes[name].places.setdefault(key, place)
+            if nodes[name].values.setdefault(key, value) != value:
+                self.error(place, "%s is another one in %s:%d" % ((key,) + nodes[name].places[key]))
+
+    def read_keys(self, members, rows):
+        """Return {key: value} of what the members hold; an empty value counts as not given."""
+        values, names = {}, [row.name for row in rows]
+        for key, node in members.items():
+            if key not in names:
+                self.error((self.file, node.line), "unknown key %s%s" % (quote(key),
+                                                                         suggest(key, names)))
+            elif rows[names.index(key)].kind != MAP:
+                values[key] = self.read_value(rows[names.index(key)], node)
+        return {key: value for key, value in values.items() if value}
+
+    def read_value(self, row, node):
+        """Return the text of a scalar, a tuple of texts, or {name: text}; empty after a mistake."""
+        try:
+            if row.kind not in (NAMES, NAMED_ADDRESSES, OPTIONS):
+                return read_scalar(row, node)
+            if node.kind == PLAIN and node.value in YAML_NULLS and not node.foreign:
+                return ""
+            if node.kind != (LIST if row.kind == NAMES else MAP) or node.foreign:
+                raise UsageError("must be %s, and holds %s"
+                                 % (row.kind, node.foreign or "a " + node.kind))
+        except UsageError as error:
+            self.error((self.file, node.line), "%s: %s" % (row.name, error))
+            return ""
+        kind = ADDRESS if row.kind == NAMED_ADDRESSES else STRING
+        if row.kind == NAMES:
+            return tuple(self.read_value(ClusterKey(row.name), entry) for entry in node.value)
+        members = {}
+        for name, entry in node.value.items():
+            if not NODE_NAME.fullmatch(name):
+                self.error((self.file, entry.line), "%s: %s is no name" % (row.name, quote(name)))
+            members[name] = self.read_value(ClusterKey(row.name, kind, name), entry)
+        return {name: text for name, text in members.items() if text}
+
+
+def suggest(word, known):
+    import difflib
+    near = difflib.get_close_matches(word, known, 1)
+    return ", did you mean %s?" % near[0] if near else ""
+
+
+def read_scalar(row, node):
+    """Return the text of one value as it is handed on; raise UsageError with what is wrong."""
+    text = node.value
+    if node.foreign or node.kind in (MAP, LIST):
+        raise UsageError("holds %s, where one value belongs" % (node.foreign or "a " + node.kind))
+    if node.kind == PLAIN:
+        if text in YAML_NULLS:
+            return ""
+        if text in YAML_WORDS and row.kind == BOOLEAN:
+            return YAML_WORDS[text]
+        if text in YAML_WORDS or (YAML_AMBIGUOUS.fullmatch(text)
+                                  and not YAML_INTEGER.fullmatch(text)):
+            raise UsageError("%s is no text in YAML, but yes or no, a number or a date: put it in "
+                             "quotes" % quote(text))
+    if re.search(r"\{[{%#]", text):
+        raise UsageError("holds a Jinja expression, which only Ansible can fill in")
+    if "\t" in text or not YAML_CHARACTERS.fullmatch(text):
+        raise UsageError("holds a line break or a control character, and Pacemaker passes its "
+                         "parameters as lines")
+    if DAMAGED_VALUE.search(text):
+        raise UsageError("has one of & < > \" ' behind a letter beyond ASCII, and Pacemaker 2.1 "
+                         "damages such a value (use other letters, or password_script)")
+    return render_cluster_value(row, text) if text else ""
+
+
+def render_cluster_value(row, text):
+    if row.kind == ADDRESS:
+        return render_ip(text)
+    if row.kind == BOOLEAN:
+        return str(int(parse_boolean(text)))
+    if row.kind == MAC:
+        return render_mac(parse_mac(text))
+    if row.kind == PORT and not (YAML_INTEGER.fullmatch(text) and 1 <= int(text) <= 65535):
+        raise UsageError("%s is not a port number (1 to 65535)" % quote(text))
+    if row.kind == WHOLE_SECONDS:
+        return "%d" % parse_seconds(text)
+    own = PARAMS_BY_NAME.get(row.power)
+    if own:
+        PARSERS[own.kind](text)
+        if own.choices and text not in own.choices:
+            raise UsageError("%s is none of %s" % (quote(text), ", ".join(own.choices)))
+    return text
+
+
+def render_ip(text):
+    """Return an IP address in its usual form; raise UsageError for anything else.
+
+    No names: whoever answers for them is the wrong one to ask when the network is at its worst.
+    """
+    family = socket.AF_INET6 if ":" in text else socket.AF_INET
+    try:
+        packed = socket.inet_pton(family, text)
+    except (OSError, ValueError):
+        raise UsageError("%s is not an IP address (names are not looked up)"
+                         % quote(text)) from None
+    usual = socket.inet_ntop(family, packed)
+    if re.match(r"(0|127|22[4-9]|2[345]\d)\.|::1?$|ff", usual):
+        raise UsageError("%s is not the address of one machine in a network" % quote(text))
+    return usual
+
+
+def networks_named(cluster, name):
+    """Return the networks that a name in the file means: "client" is all but mgmt and storage."""
+    if network_key(name) in cluster.networks:
+        return [cluster.networks[network_key(name)]]
+    others = sorted(set(cluster.networks.values()) - {"mgmt", "storage"})
+    return others if name.lower() == "client" else []
+
+
+def is_verified(cluster):
+    return cluster.values["stonith_fence_verify"] == "1"
+
+
+def nodes_with_device(cluster):
+    return [node for node in cluster.nodes if node.method is not NO_DEVICE]
+
+
+def find_verifiers(cluster, node):
+    """Return the nodes that may verify that this one is dead: they see all its networks."""
+    return [other for other in cluster.nodes
+            if other is not node and node.networks.keys() <= other.networks.keys()]
+
+
+def fence_delay(cluster, node):
+    """Return the seconds that fencing this node waits; two nodes that race need a winner."""
+    races = len(cluster.nodes) == 2 == len(nodes_with_device(cluster))
+    if (races and cluster.values["stonith_quorum_device"] == "0"
+            and not any("delay" in other.values for other in cluster.nodes)):
+        return RACE_DELAY_SECONDS if node is cluster.nodes[0] else 0
+    return int(node.values.get("delay", "0"))
+
+
+def off_timeout(cluster, node):
+    """Return the seconds that Pacemaker gives the power device of a node for one action.
+
+    A delay comes on top: before 2.1.6, Pacemaker's own timers do not count it.
+    """
+    given = int(node.values.get("off_timeout", "0"))
+    return given or OFF_TIMEOUT_SECONDS + fence_delay(cluster, node)
+
+
+def power_limits(cluster, node):
+    """Return the time limits (name: text) of a plug's agent that differ from its defaults.
+
+    What off_timeout adds is time for the device to confirm.
+    """
+    options = node.values.get("options", {})
+    limits = {name: options[name] for name in TIME_LIMITS if name in options}
+    if "off_timeout" in node.values and "power_timeout" not in limits:
+        others = agent_seconds(dict(limits, power_timeout="0")) + SPARE_SECONDS
+        limits["power_timeout"] = "%d" % max(
+            1, off_timeout(cluster, node) - fence_delay(cluster, node) - others)
+    return limits
+
+
+def verify_limits(cluster):
+    """Return the same of fence_check."""
+    needed = int(cluster.values["stonith_verify_wait"]) + LOOK_SECONDS
+    enough = parse_seconds(PARAMS_BY_NAME["power_timeout"].default)
+    return {"power_timeout": str(needed)} if needed > enough else {}
+
+
+def agent_seconds(limits):
+    """Return how long an action of our agents may take with these limits (name: text)."""
+    return sum(parse_seconds(limits.get(name, PARAMS_BY_NAME[name].default))
+               for name in TIME_LIMITS)
+
+
+def check_nodes(cluster, reader):
+    names = {node.name for node in cluster.nodes}
+    for node in cluster.nodes:
+        here = node.places[""]
+        if node.method is NO_DEVICE:
+            reader.warn(here, "%s has no fence device: when it fails, nothing is recovered "
+                        "anywhere until a person confirms that it is down" % node.name)
+        if node.name.startswith("verify-") and node.name[7:] in names:
+            reader.error(here, "the device of %s and the verifier of %s would have one name"
+                         % (node.name, node.name[7:]))
+        for name in node.method.required:
+            if name not in node.values:
+                reader.error(here, "%s has no %s (method %s)" % (node.name, name, node.method.name))
+        if node.method.name == "ipmi" and not {"password", "password_script"} & set(node.values):
+            reader.error(here, "%s has neither password nor password_script" % node.name)
+        for row in NODE_KEYS:
+            if row.name in node.values and row.methods and node.method.name not in row.methods:
+                reader.error(node.places[row.name], "%s has no meaning for method %s"
+                             % (row.name, node.method.name))
+        if not AGENT_NAME.fullmatch(node.values.get("agent", "fence_x")):
+            reader.error(node.places["agent"], "%s is no fence agent, or one that has a method"
+                         % quote(node.values["agent"]))
+    if len(cluster.nodes) < 2 or not nodes_with_device(cluster):
+        reader.error(cluster.places["stonith_nodes"], "nobody could fence anybody: one node, or no "
+                     "device")
+
+
+def check_parameters(cluster, reader):
+    """What cannot be passed to an agent, and what should not."""
+    taken = {row.power for row in NODE_KEYS}
+    for node in nodes_with_device(cluster):
+        is_plug = node.method.name in PLUG_METHODS
+        for name, text in node.values.get("options", {}).items():
+            wrong = ("is set by other keys" if name in taken or RESERVED_OPTION.fullmatch(name)
+                     else "is unknown to %s%s" % (node.method.agent, suggest(name, PARAMS_BY_NAME))
+                     if is_plug and name not in PARAMS_BY_NAME
+                     else "holds a comma, or more than ASCII" if max(text) > "~" or "," in text
+                     else "")
+            if wrong:
+                reader.error(node.places["options"], "options: %s %s" % (quote(name), wrong))
+        for key, text in node.values.items():
+            if not is_plug and isinstance(text, str) and MANGLED_VALUE.fullmatch(text):
+                reader.error(node.places[key], "%s: fence agents cut a blank at the end, and "
+                             "quotes around a value (use password_script)" % key)
+        if "password" in node.values and "password_script" not in node.values:
+            changeme = "; and it is CHANGEME" if "CHANGEME" in node.values["password"] else ""
+            reader.warn(node.places["password"], "pcs, the CIB and its backups will show this "
+                        "password to root on every node (password_script: PROGRAM)" + changeme)
+
+
+def check_addresses(cluster, reader):
+    """Own addresses are single, devices are nobody's own address, outlets belong to one node."""
+    owners, devices = {}, {}
+    for node in cluster.nodes:
+        for address in node.networks.values():
+            if owners.setdefault(address, node) is not node:
+                reader.error(node.places[""], "%s and %s have the same address %s"
+                             % (owners[address].name, node.name, address))
+    for node in nodes_with_device(cluster):
+        address = node.values.get("ip")
+        if address in owners:
+            reader.error(node.places["ip"], "the fence device of %s has the address of %s" % (
+                node.name, owners[address].name if owners[address] is not node
+                else "the node itself, which would have to fence itself"))
+        outlet = "".join(node.values.get(key, "")
+                         for key in ("outlet", "switch_name", "power_off_url"))
+        others = devices.setdefault((address, node.values.get("port")), {})
+        if address and others and (outlet in others or not outlet or "" in others):
+            other = others.get(outlet, next(iter(others.values())))
+            reader.error(node.places["ip"], "%s and %s are on the same outlet of %s, or one names "
+                         "none" % (other, node.name, address))
+        others.setdefault(outlet, node.name)
+
+
+def check_timeouts(cluster, reader):
+    """What Pacemaker gives must be longer than what the agents' own limits add up to."""
+    verifying = agent_seconds(verify_limits(cluster)) if is_verified(cluster) else 0
+    for node in nodes_with_device(cluster):
+        given, place = off_timeout(cluster, node), node.places.get("off_timeout", node.places[""])
+        if "off_timeout" in node.values and given <= verifying:
+            reader.error(place, "off_timeout: %d s are not enough to verify: stonith_verify_wait "
+                         "and the look at device and networks may take %d s" % (given, verifying))
+        needed = fence_delay(cluster, node) + agent_seconds(power_limits(cluster, node))
+        if node.method.name in PLUG_METHODS and given <= needed:
+            reader.error(place, "off_timeout: %d s are not enough: delay and agent may take %d s"
+                         % (given, needed))
+
+
+def check_networks(cluster, reader):
+    for key in ("stonith_direct_networks", "stonith_witness_ips"):
+        for name in cluster.values[key]:
+            if not networks_named(cluster, name):
+                reader.error(cluster.places[key], "%s: no node has a network %s%s" % (
+                    key, quote(name), suggest(name, cluster.networks.values())))
+    for node in nodes_with_device(cluster) if is_verified(cluster) else ():
+        if not find_verifiers(cluster, node) or not node.networks:
+            reader.error(node.places[""], "nobody could verify the death of %s: %s" % (
+                node.name, "no other node is in all its networks (%s)" % ", ".join(node.networks)
+                if node.networks else "it has no mgmt_ip, storage_ip or client_ips (--host-vars "
+                "DIR; or stonith_fence_verify: false)"))
+
+
+def check_race(cluster, reader):
+    delays = [fence_delay(cluster, node) for node in nodes_with_device(cluster)]
+    if sum(delays) and not any("delay" in node.values for node in cluster.nodes):
+        reader.warn(cluster.places["stonith_nodes"], "two nodes without quorum device and without "
+                    "delay could fence each other at once: fencing %s waits %d s, so that it "
+                    "survives (delay: on either node says otherwise)"
+                    % (cluster.nodes[0].name, delays[0]))
+    elif len(cluster.nodes) == 2 and len(delays) == 2 and delays[0] == delays[1] > 0:
+        reader.warn(cluster.nodes[1].places["delay"], "the same delay on both nodes does not keep "
+                    "them from fencing each other at once")
+
+
+CLUSTER_CHECKS = (check_nodes, check_parameters, check_addresses, check_timeouts, check_networks,
+                  check_race)
+
+
+# ==================================================================================================
+# SECTION 13: GENERATORS
+# From a Cluster to one Configuration, what the cluster should hold, and from that to a script for
+# pcs, to crmsh, CIB XML, nftables and Ansible. Pure.
+# ==================================================================================================
+# A fence device: options {name: value}, and its monitor's interval in seconds.
+Primitive = collections.namedtuple("Primitive", "id agent options interval")
+# devices: ids of the primitives of level 1 of a node, in the order of their execution.
+Level = collections.namedtuple("Level", "node devices")
+# nodes: names of the nodes that must not run a device.
+Ban = collections.namedtuple("Ban", "device nodes is_verifier")
+Configuration = collections.namedtuple("Configuration", "nodes primitives levels bans properties")
+
+# Marks in the CIB what this tool made: a meta attribute, which pcs, crmsh and Pacemaker keep and no
+# agent sees. Names alone would not do: a person may call a device like we do.
+OWNER = ("managed-by", "fencetool")
+MONITOR_TIMEOUT_SECONDS = 40  # more than login_timeout and two times shell_timeout
+MAX_NODE_WITNESSES = 3
+
+
+def build_configuration(cluster):
+    primitives, levels, bans = [], [], []
+    for node in nodes_with_device(cluster):
+        devices = [build_power_device(cluster, node)]
+        # Allowed everywhere else: the power-on after a reboot must not depend on which node is DC.
+        bans.append(Ban(devices[0].id, (node.name,), False))
+        if is_verified(cluster):
+            # SAFETY: last in the level, so that it looks at what the power device has done.
+            # Test: test_the_verifier_is_the_last_device_of_its_level
+            devices.append(build_verifier(cluster, node))
+            able = {other.name for other in find_verifiers(cluster, node)}
+            bans.append(Ban(devices[1].id, tuple(other.name for other in cluster.nodes
+                                                 if other.name not in able), True))
+        primitives += devices
+        levels.append(Level(node.name, tuple(device.id for device in devices)))
+    longest = max(int(device.options["pcmk_off_timeout"]) for device in primitives)
+    return Configuration(
+        tuple(node.name for node in cluster.nodes), tuple(primitives), tuple(levels), tuple(bans),
+        (("stonith-enabled", "true"), ("stonith-timeout", "%ds" % longest)))
+
+
+def collect_options(node, column):
+    """Return {parameter: value} from the node's keys, by a column of NODE_KEYS."""
+    options = {getattr(row, column): node.values[row.name] for row in NODE_KEYS
+               if getattr(row, column) and row.name in node.values}
+    if "password_script" in options:
+        options.pop("password", None)
+    return options
+
+
+def build_power_device(cluster, node):
+    options = dict(node.method.fixed, **collect_options(node, "power"))
+    options.update(node.values.get("options", {}))
+    if node.method.name in PLUG_METHODS:
+        options.update(power_limits(cluster, node))
+    outlet = options.get("plug", "")
+    if re.fullmatch("[A-Za-z0-9._-]+", outlet):  # what pcmk_host_map can hold
+        del options["plug"]
+        options["pcmk_host_map"] = "%s:%s" % (node.name, outlet)
+    else:
+        options["pcmk_host_list"] = node.name
+    for action in ("off", "on", "reboot"):
+        options["pcmk_%s_timeout" % action] = str(off_timeout(cluster, node))
+    if node.values.get("power_on", str(int(node.method.comes_back))) == "0":
+        options["pcmk_reboot_action"] = "off"
+    if fence_delay(cluster, node):
+        options["pcmk_delay_base"] = str(fence_delay(cluster, node))
+    return Primitive("fence-" + node.name, node.values.get("agent", node.method.agent), options, 60)
+
+
+def build_verifier(cluster, node):
+    """Return the fence_check device that proves the death of a node.
+
+    SAFETY: without pcmk_reboot_action. Outside of its level it is asked for a reboot, and refuses;
+    asked for an off instead it could be believed alone.
+    Test: test_a_verifier_is_never_asked_for_an_off_outside_of_its_level
+    """
+    options = collect_options(node, "verify")
+    more = {row.power: node.values[row.name] for row in NODE_KEYS
+            if row.verify == FENCE_OPTIONS and row.name in node.values}
+    more.update(item for item in node.values.get("options", {}).items()
+                if item[0][:5] != "pcmk_" and item[0] not in AGENTS["fence_check"].params)
+    options[FENCE_OPTIONS] = ",".join("%s=%s" % item for item in more.items())
+    options.update(build_targets(cluster, node), **verify_limits(cluster))
+    timeout = node.values.get("off_timeout") or "%d" % (
+        agent_seconds(verify_limits(cluster)) + VERIFY_SPARE_SECONDS)
+    options.update(
+        fence_method=node.values.get("agent", node.method.name), pcmk_host_list=node.name,
+        verify_wait=cluster.values["stonith_verify_wait"], pcmk_off_timeout=timeout,
+        pcmk_off_retries="1")  # a second try would only repeat the wait
+    return Primitive("fence-verify-" + node.name, "fence_check",
+                     {name: value for name, value in options.items() if value}, 300)
+
+
+def build_targets(cluster, node):
+    """Return the parameters of fence_check that say where a node would show life.
+
+    Another node is a witness only where a third one may be the verifier: nobody's own address
+    proves a path. The fence device is one for the management network; fence_check leaves out what
+    it would not reach in the same way.
+    """
+    direct = {network for name in cluster.values["stonith_direct_networks"]
+              for network in networks_named(cluster, name)} & set(node.networks)
+    able, witnesses = find_verifiers(cluster, node), []
+    for network in (network for network in node.networks if network not in direct):
+        found = [address for name, address in cluster.values["stonith_witness_ips"].items()
+                 if network in networks_named(cluster, name)]
+        found += [other.networks[network] for other in cluster.nodes if other is not node
+                  and network in other.networks and able != [other]][:MAX_NODE_WITNESSES]
+        found += [node.values["ip"]] if network == "mgmt" and "ip" in node.values else []
+        witnesses += ["%s=%s" % (network, address) for address in dict.fromkeys(found)]
+    others = ["%s=%s" % item for item in node.networks.items()
+              if item[0] not in ("mgmt", "storage")]
+    return {"target_mgmt_ip": node.networks.get("mgmt", ""),
+            "target_storage_ip": node.networks.get("storage", ""), "target_ips": ",".join(others),
+            "witness_ips": ",".join(witnesses), "direct_networks": ",".join(sorted(direct))}
+
+
+# The script for pcs. All is in functions that the last lines call: half a script does nothing.
+PCS_HEAD = r"""#!/bin/sh
+# Run it as root on one node of the cluster, and again after every change of the cluster file. It
+# works on a copy of the cluster's configuration and hands that in as one change at the end: when
+# anything fails, the cluster keeps what it has, and it is at no moment without its fencing.
+#   --dry-run   show what would change, and change nothing
+#   --cib FILE  work on a CIB in a file instead of the cluster's: a rehearsal
+#   --adopt     take over devices of the same names that somebody else has made
+
+# Values stand in single quotes on purpose; lists of ids and nodes hold no blanks.
+# shellcheck disable=SC1003,SC2013,SC2016,SC2046,SC2086
+set -eu
+set -f
+umask 077
+export LC_ALL=C.UTF-8
+
+fail() {
+    printf '%s: %s\nNothing has been changed.\n' "$0" "$*" >&2
+    exit 1
+}
+
+# look_up XPATH: put what it finds in the copy into $found; to find nothing is no error.
+look_up() {
+    code=0
+    CIB_file=$copy cibadmin --query --xpath "$1" >"$found" 2>"$work/problem" || code=$?
+    if [ "$code" -eq 105 ]; then
+        : >"$found"
+    elif [ "$code" -ne 0 ]; then
+        fail "$(cat "$work/problem")"
+    fi
+}
+
+# list ATTRIBUTE ELEMENT: its values in the elements of $found.
+list() {
+    sed -n "s/^ *<$2 \(.* \)*$1=\"\([^\"]*\)\".*/\2/p" "$found"
+}
+
+# discard XPATH: take what it finds out of the copy.
+discard() {
+    look_up "$1"
+    if [ -s "$found" ]; then
+        CIB_file=$copy cibadmin --delete-all --force --xpath "$1"
+    fi
+}
+
+# discard_device ID: with the constraints on it, which cannot be without it.
+discard_device() {
+    discard "//rsc_location[@rsc='$1']"
+    discard "//primitive[@id='$1']"
+}
+
+# is_among WORD WORD...: whether the first is one of the others.
+is_among() {
+    word=$1
+    shift
+    case " $* " in *" $word "*) ;; *) return 1 ;; esac
+}
+
+# has_option NAME OPTION=VALUE...: whether one of the options has this name.
+has_option() {
+    name=$1
+    shift
+    for option in "$@"; do
+        case $option in "$name="*) return ;; esac
+    done
+    return 1
+}
+
+# device ID AGENT INTERVAL OPTION=VALUE...: create a device, or bring it to exactly these options.
+device() {
+    id=$1 agent=$2 interval=$3
+    shift 3
+    devices="$devices $id"
+    look_up "//primitive[@id='$id']"
+    if [ -s "$found" ] && [ "$adopt" = no ] && ! is_among "$id" $ours; then
+        fail "$id is not of this tool's making: rename it, or give --adopt"
+    fi
+    if [ "$(list type primitive)" != "$agent" ]; then
+        if [ -s "$found" ]; then discard_device "$id"; fi
+        pcs -f "$copy" stonith create "$id" "$agent" "$@" \
+            op monitor interval="$interval" timeout="$timeout" meta "$mark"
+        return
+    fi
+    look_up "//primitive[@id='$id']/instance_attributes/nvpair"
+    for present in $(list name nvpair); do
+        # An empty value removes the option.
+        if ! has_option "$present" "$@"; then set -- "$@" "$present="; fi
+    done
+    look_up "//primitive[@id='$id']/operations/op[@interval='$interval' and @timeout='$timeout']"
+    if [ ! -s "$found" ]; then set -- "$@" op monitor interval="$interval" timeout="$timeout"; fi
+    pcs -f "$copy" stonith update "$id" "$@" meta "$mark"
+}
+
+# bans ID NODE...: keep a device off these nodes, and off no others.
+bans() {
+    id=$1
+    shift
+    look_up "//rsc_location[@rsc='$id' and @score='-INFINITY']"
+    present=$(list node rsc_location)
+    for node in $present; do
+        if ! is_among "$node" "$@"; then
+            discard "//rsc_location[@id='location-$id-$node--INFINITY']"
+        fi
+    done
+    # pcs moves a constraint that is there already to the end: only those that are not.
+    for node in "$@"; do
+        shift
+        if ! is_among "$node" $present; then set -- "$@" "$node"; fi
+    done
+    if [ $# -gt 0 ]; then pcs -f "$copy" constraint location "$id" avoids "$@"; fi
+}
+
+# level NODE ID...: these devices fence the node, in this order, and all of them must succeed.
+level() {
+    target=$1
+    shift
+    look_up "//fencing-level[@target='$target' and @index='1']"
+    case $(list devices fencing-level) in
+    "$(printf '%s,' "$@" | sed 's/,$//')") return ;;
+    "" | "fence-$target" | "fence-$target,fence-verify-$target") ;;
+    *) fail "level 1 of $target is not of this tool's making" ;;
+    esac
+    discard "//fencing-level[@target='$target' and @index='1']"
+    pcs -f "$copy" stonith level add 1 "$target" "$@"
+}
+
+# show FILE: a configuration without the values of secrets.
+show() {
+    CIB_file=$1 cibadmin --query --scope configuration |
+        sed 's/\(name="\(passw[a-z]*\|fence_pass\|fence_options\)" value="\)[^"]*/\1***/'
+}
+
+prepare() {
+    file="" dry_run=no adopt=no devices="" strangers=""
+    while [ $# -gt 0 ]; do
+        case $1 in
+        --dry-run) dry_run=yes ;;
+        --adopt) adopt=yes ;;
+        --cib) file=${2:?--cib needs a file} && shift ;;
+        *)
+            sed -n '/^# Run it/,/^$/s/^# //p' "$0" >&2
+            exit 2
+            ;;
+        esac
+        shift
+    done
+    work=$(mktemp -d)
+    trap 'rm -rf "$work"' EXIT
+    trap 'exit 1' HUP INT TERM
+    copy=$work/after.xml found=$work/found
+    if [ -z "$file" ]; then
+        pcs cluster cib "$work/before.xml"
+    else
+        cp "$file" "$work/before.xml"
+    fi
+    cp "$work/before.xml" "$copy"
+    look_up "//primitive[meta_attributes/nvpair[@name='${mark%=*}' and @value='${mark#*=}']]"
+    ours=$(list id primitive)
+    # Nodes that the cluster file does not know are kept from verifying: nobody knows what they see.
+    look_up "//nodes/node"
+    for node in $(list uname node); do
+        if ! is_among "$node" $known_nodes; then
+            strangers="$strangers $node"
+            echo "warning: node $node is not in the cluster file: it gets no fence device" >&2
+        fi
+    done
+}
+
+finish() {
+    for id in $ours; do
+        if is_among "$id" $devices; then continue; fi
+        discard "//fencing-level[@devices='$id' or @devices='$id,fence-verify-${id#fence-}']"
+        discard_device "$id"
+    done
+    pcs -f "$copy" stonith level verify
+    if crm_diff --no-version --original "$work/before.xml" --new "$copy" >"$work/diff"; then
+        echo "Nothing to change." >&2
+        return
+    fi
+    show "$work/before.xml" >"$work/before"
+    show "$copy" >"$work/after"
+    diff -u "$work/before" "$work/after" || [ $? -eq 1 ]
+    if [ "$dry_run" = yes ]; then
+        echo "Nothing has been changed: this is what would be." >&2
+    elif [ -n "$file" ]; then
+        cp "$copy" "$file.new"
+        mv "$file.new" "$file"
+    else
+        pcs cluster cib-push "$copy" diff-against="$work/before.xml"
+    fi
+}
+"""
+
+
+def render_pcs(configuration, source):
+    lines = PCS_HEAD.split("\n")
+    lines[1:1] = render_banner(source, "configure-stonith.sh")
+    lines += ["mark=%s=%s" % OWNER, "timeout=%ds" % MONITOR_TIMEOUT_SECONDS,
+              "known_nodes='%s'" % " ".join(configuration.nodes), "", "configure() {"]
+    for device in configuration.primitives:
+        lines += wrap_words(["device", device.id, device.agent, "%ds" % device.interval] + [
+            render_sh("%s=%s" % option) for option in device.options.items()])
+    for ban in configuration.bans:
+        strangers = ("$strangers",) if ban.is_verifier else ()
+        lines += wrap_words(("bans", ban.device) + ban.nodes + strangers)
+    for level in configuration.levels:
+        lines += wrap_words(("level", level.node) + level.devices)
+    lines += wrap_words(['pcs -f "$copy" property set'] + [
+        "%s=%s" % item for item in configuration.properties])
+    return "\n".join(lines + ["}", "", 'prepare "$@"', "configure", "finish", ""])
+
+
+def render_banner(source, what):
+    return ["# %s, made by fencetool %s from %s." % (what, __version__, one_line(source)),
+            "# It may hold passwords: mode 0700, and not into a repository."]
+
+
+def render_sh(text):
+    """Return text as one word of a shell command."""
+    safe = re.fullmatch("[A-Za-z0-9_./:=,@%+-]+", text)
+    return text if safe else "'%s'" % text.replace("'", r"'\''")
+
+
+def wrap_words(words):
+    """Return shell words as the lines of one indented command."""
+    lines = ["   "]
+    for word in words:
+        if len(lines[-1]) + len(word) > 95:
+            lines[-1] += " \\"
+            lines.append("       ")
+        lines[-1] += " " + word
+    return lines
+
+
+def render_crmsh(configuration, source):
+    """Return lines for `crm configure load update`, which removes nothing that has become too much.
+
+    In fencing_topology a comma means the same level, and a blank the next one.
+    """
+    lines = render_banner(source, "Fencing, for: crm configure load update FILE")
+    for device in configuration.primitives:
+        words = ["primitive %s stonith:%s params" % (device.id, device.agent)]
+        for name, value in device.options.items():
+            if max(value) > "~" or re.search(r'\\(["\\]|$)', value):
+                raise FenceError("crmsh 4.4 cannot store %s of %s: more than ASCII, or a backslash "
+                                 "at its end or before a quote (use --format pcs or cib)"
+                                 % (name, device.id))
+            words.append('%s="%s"' % (name, re.sub(r'(["\\])', r"\\\1", value)))
+        words.append("op monitor interval=%ds timeout=%ds meta %s=%s" % (
+            (device.interval, MONITOR_TIMEOUT_SECONDS) + OWNER))
+        lines += [" ".join(words)]
+    lines += ["location %s %s -inf: %s" % (ban_id(ban, node), ban.device, node)
+              for ban in configuration.bans for node in ban.nodes]
+    lines += [" ".join(["fencing_topology"] + ["%s: %s" % (level.node, ",".join(level.devices))
+                                               for level in configuration.levels])]
+    lines += [" ".join(["property"] + ["%s=%s" % item for item in configuration.properties])]
+    return "\n".join(lines + [""])
+
+
+def ban_id(ban, node):
+    return "location-%s-%s--INFINITY" % (ban.device, node)  # as pcs names it
+
+
+def render_cib(configuration, source):
+    """Return the configuration as a CIB, with the ids that pcs gives."""
+    nvpair = '<nvpair id="%s-%s" name="%s" value="%s"/>'
+
+    def pairs(set_id, items):
+        return "".join(nvpair % (set_id, name, name, escape_xml(value)) for name, value in items)
+    lines = ['<cib validate-with="pacemaker-3.0" admin_epoch="0" epoch="1" num_updates="0">',
+             "<configuration>", '<crm_config><cluster_property_set id="cib-bootstrap-options">',
+             pairs("cib-bootstrap-options", configuration.properties),
+             "</cluster_property_set></crm_config>", "<nodes/>", "<resources>"]
+    for device in configuration.primitives:
+        lines += ['<primitive id="%s" class="stonith" type="%s">' % (device.id, device.agent)]
+        for kind, items in (("instance_attributes", device.options.items()),
+                            ("meta_attributes", [OWNER])):
+            set_id = "%s-%s" % (device.id, kind)
+            lines += ['<%s id="%s">%s</%s>' % (kind, set_id, pairs(set_id, items), kind)]
+        lines += ['<operations><op id="%s-monitor-interval-%ds" interval="%ds" name="monitor" '
+                  'timeout="%ds"/></operations>' % (device.id, device.interval, device.interval,
+                                                   MONITOR_TIMEOUT_SECONDS), "</primitive>"]
+    lines += ["</resources>", "<constraints>"]
+    lines += ['<rsc_location id="%s" node="%s" rsc="%s" score="-INFINITY"/>'
+              % (ban_id(ban, node), node, ban.device)
+              for ban in configuration.bans for node in ban.nodes]
+    lines += ["</constraints>", "<fencing-topology>"]
+    lines += ['<fencing-level id="fl-%s-1" index="1" target="%s" devices="%s"/>'
+              % (level.node, level.node, ",".join(level.devices)) for level in configuration.levels]
+    return "\n".join(lines + ["</fencing-topology>", "</configuration>", "<status/>", "</cib>", ""])
+
+
+def render_nftables(cluster, name, source):
+    """Return a table for one node: it reaches the fence devices of the others and not its own."""
+    own = {node.values.get("ip") for node in cluster.nodes if node.name == name} - {None}
+    others = {node.values.get("ip") for node in cluster.nodes if node.name != name} - {None}
+    lines = render_banner(source, "Firewall of %s, for: nft -f FILE" % name)[:1] + [
+        "# It closes the node's own fence device, unless that switches other nodes too. What",
+        "# another table drops stays dropped.",
+        "table inet fence_guard", "delete table inet fence_guard",
+        "table inet fence_guard {", "    chain out {",
+        "        type filter hook output priority -10; policy accept;"]
+    for addresses, verdict in ((own - others, "reject"), (others, "accept")):
+        lines += ["        ip%s daddr %s counter %s" % ("6" if ":" in address else "", address,
+                                                       verdict) for address in sorted(addresses)]
+    return "\n".join(lines + ["    }", "}", ""])
+
+
+ANSIBLE_PLAY = """
+- name: Fencing with fencetool
+  hosts: %s
+  become: true
+  tasks:
+    - name: Install fencetool
+      ansible.builtin.copy: {src: fencetool.py, dest: /usr/sbin/fencetool, mode: "0755"}
+    - name: Link its fence agents
+      ansible.builtin.file: {src: fencetool, dest: "/usr/sbin/{{ item }}", state: link}
+      loop: %s
+    - name: Copy the fencing configuration to one node
+      ansible.builtin.copy: {src: configure-stonith.sh, dest: /root/, mode: "0700"}
+      run_once: true
+    - name: Configure the fencing of the cluster
+      ansible.builtin.command: /root/configure-stonith.sh
+      register: configured
+      changed_when: "'Nothing to change.' not in configured.stderr"
+      run_once: true
+"""
+
+
+def render_ansible(cluster, source):
+    """Return a playbook that installs this tool on all nodes and runs the script on the first."""
+    return "\n".join(render_banner(source, "Playbook")[:1] + [
+        "# Beside it: fencetool.py, and configure-stonith.sh (gen-config -o configure-stonith.sh)."
+    ]) + ANSIBLE_PLAY % (json.dumps(",".join(node.name for node in cluster.nodes)),
+                         json.dumps(sorted(AGENTS)))
+
+
+# ==================================================================================================
 # SECTION 14: COMMANDS
 # What people call: one cmd_ function a subcommand; it returns the exit code.
 # ==================================================================================================
+# The options of a subcommand: what argparse's add_argument takes.
+CLUSTER_EXTENSIONS = (".yml", ".yaml", ".json")
+HOST_VARS_OPTION = (("--host-vars",), {
+    "metavar": "DIR", "help": "directory of NODE.yml files with mgmt_ip, storage_ip and client_ips "
+    "(Ansible's host_vars)"})
+CHECK_OPTIONS = (
+    (("cluster",), {"nargs": "?", "default": CLUSTER_FILE, "help": "cluster file (%(default)s)"}),
+    HOST_VARS_OPTION,
+    (("--json",), {"action": "store_true", "help": "for machines"}),
+)
+GENERATE_OPTIONS = (
+    (("words",), {
+        "nargs": "+", "metavar": "CLUSTER", "help": "cluster file; or: nftables NODE [CLUSTER], a "
+        "firewall for one node; or: ansible [CLUSTER], a playbook that installs and runs all"}),
+    HOST_VARS_OPTION,
+    (("--format",), {"choices": ("pcs", "crmsh", "cib"), "default": "pcs",
+                     "help": "what the configuration is for (default: a script for pcs)"}),
+    (("-o", "--output"), {"metavar": "FILE", "help": "write there, mode 0700, not to stdout"}),
+)
+
+
+def load_cluster(path, host_vars, system):
+    """Return (Cluster or None, [Mistake]) of a cluster file and a directory of host_vars."""
+    found = []
+    for name in system.list_directory(host_vars) if host_vars else ():
+        place = os.path.join(host_vars, name)
+        if os.path.isdir(place):
+            found += [(name, os.path.join(place, part)) for part in system.list_directory(place)]
+        else:
+            found.append((os.path.splitext(name)[0], place))
+    return read_cluster(path, system.read_file(path), [
+        (node, file, system.read_file(file)) for node, file in found
+        if os.path.splitext(file)[1] in CLUSTER_EXTENSIONS])
+
+
+def cmd_check_config(options, system):
+    """Report every mistake in a cluster file, with its line; exit code 1 if there is one."""
+    cluster, mistakes = load_cluster(options.cluster, options.host_vars, system)
+    if options.json:
+        shown = {"good": bool(cluster), "mistakes": [mistake._asdict() for mistake in mistakes]}
+        system.write(json.dumps(shown, indent=2))
+    else:
+        errors = sum(not mistake.is_warning for mistake in mistakes)
+        system.write("\n".join([render_mistake(mistake) for mistake in mistakes] + [
+            "%s: %d mistakes, %d warnings" % (options.cluster, errors, len(mistakes) - errors)]))
+    return EXIT_GOOD if cluster else EXIT_BAD
+
+
+def cmd_gen_config(options, system):
+    """Write the fencing configuration of a cluster: a script for pcs, or what --format says."""
+    words, what, node = list(options.words), options.format, ""
+    if words[0] in ("nftables", "ansible"):
+        what = words.pop(0)
+    if what == "nftables":
+        node = words.pop(0) if words else ""
+    path = words.pop(0) if words else CLUSTER_FILE
+    if words:
+        raise UsageError("%s is one word too many (see gen-config --help)" % quote(words[0]))
+    cluster, mistakes = load_cluster(path, options.host_vars, system)
+    for mistake in mistakes:
+        system.tell(render_mistake(mistake))
+    if not cluster:
+        raise FenceError("nothing was written: mend the mistakes in %s first" % path)
+    text = render_for(what, cluster, node, path)
+    if options.output:
+        system.write_script(options.output, text)
+    else:
+        system.write(text.rstrip("\n"))
+    return EXIT_GOOD
+
+
+def render_for(what, cluster, node, source):
+    if what == "ansible":
+        return render_ansible(cluster, source)
+    if what == "nftables":
+        names = [other.name for other in cluster.nodes]
+        if node not in names:
+            raise UsageError("no node %s (there are: %s)" % (quote(node), ", ".join(names)))
+        return render_nftables(cluster, node, source)
+    render = {"pcs": render_pcs, "crmsh": render_crmsh, "cib": render_cib}[what]
+    return render(build_configuration(cluster), source)
+
+
 def cmd_agents(arguments, system):
     """Print the names of the fence agents in this file: install.sh makes a link for each."""
     system.write("\n".join(AGENTS))
@@ -3810,11 +5188,15 @@ def run_demo_step(number, step, device, system):
 # SECTION 16: ENTRY
 # From the name and the arguments that the program was started with to one exit code.
 # ==================================================================================================
-Command = collections.namedtuple("Command", "run help")
+Command = collections.namedtuple("Command", "run help options")
 
 COMMANDS = {
-    "demo": Command(cmd_demo, "fence virtual nodes on this machine, to see how it works"),
-    "agents": Command(cmd_agents, "print the names of the fence agents in this file"),
+    "demo": Command(cmd_demo, "fence virtual nodes on this machine, to see how it works", ()),
+    "check-config": Command(cmd_check_config, "report every mistake in a cluster file",
+                            CHECK_OPTIONS),
+    "gen-config": Command(cmd_gen_config, "write the fencing configuration of a cluster file",
+                          GENERATE_OPTIONS),
+    "agents": Command(cmd_agents, "print the names of the fence agents in this file", ()),
 }
 
 
@@ -3858,7 +5240,7 @@ def find_check_parameters(node, values, system):
     """Return the fence_check parameters of a node: from the cluster file, else from the cluster."""
     path = values.get("config", CLUSTER_FILE)
     if "config" in values or os.path.exists(path):
-        return read_check_parameters(path, node)
+        return read_check_parameters(path, node, system)
     code, out, err = system.run(
         ["cibadmin", "--query", "--local", "--xpath", "//primitive[@type='fence_check']"], "",
         system.deadline(10))
@@ -3868,9 +5250,17 @@ def find_check_parameters(node, values, system):
     return parse_check_parameters(out, node)
 
 
-def read_check_parameters(path, node):
+def read_check_parameters(path, name, system):
     """Return the fence_check parameters of a node from a cluster file, by their names."""
-    raise UsageError("%s: this version has no reader for cluster files" % path)
+    cluster, mistakes = load_cluster(path, "", system)
+    if not cluster:
+        raise UsageError(render_mistake(next(
+            mistake for mistake in mistakes if not mistake.is_warning)))
+    for node in nodes_with_device(cluster):
+        if node.name == name:
+            return {option: value for option, value in build_verifier(cluster, node).options.items()
+                    if not option.startswith("pcmk_")}
+    raise UsageError("%s has no fence device for %s" % (path, quote(name)))
 
 
 def parse_check_parameters(text, node):
@@ -3912,7 +5302,10 @@ def run_command(arguments, system):
     parser.add_argument("--version", action="version", version="fencetool " + __version__)
     subparsers = parser.add_subparsers(dest="command", metavar="SUBCOMMAND")
     for name, command in COMMANDS.items():
-        subparsers.add_parser(name, help=command.help, description=command.run.__doc__)
+        subparser = subparsers.add_parser(name, help=command.help, allow_abbrev=False,
+                                          description=command.run.__doc__)
+        for names, settings in command.options:
+            subparser.add_argument(*names, **settings)
     try:
         options = parser.parse_args(arguments)
     except SystemExit as stop:

@@ -14,6 +14,9 @@ SCRIPT = os.path.join(ROOT, "fencetool.py")
 SHORT_LIMITS = {"login_timeout": "1", "shell_timeout": "1", "power_timeout": "3",
                 "stonith_status_sleep": "200ms"}
 
+# For what must succeed: it ends early, and a loaded machine may be slow.
+PATIENT_LIMITS = {"login_timeout": "10", "shell_timeout": "20", "power_timeout": "40"}
+
 Result = collections.namedtuple("Result", "code out err seconds")
 
 

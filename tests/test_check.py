@@ -304,7 +304,8 @@ class ClusterParametersTest(unittest.TestCase):
 
     def test_a_cluster_file_that_is_named_is_the_only_source(self):
         with self.assertRaises(fencetool.UsageError):
-            fencetool.find_check_parameters("storage-b", {"config": "/nonexistent"}, None)
+            fencetool.find_check_parameters("storage-b", {"config": "/nonexistent"},
+                                            fencetool.System("test"))
 
 
 class WrongTimesTest(unittest.TestCase):

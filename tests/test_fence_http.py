@@ -150,8 +150,8 @@ class Works(HttpTest):
                 (fencetool.VirtualEsphome(["relay"]), ESPHOME_URLS),
                 (fencetool.VirtualSwitch(), HTTP_URLS)):
             self.start(device)
-            self.assert_success(on_stdin("fence_http", self.reach(
-                device, action="status", **parameters)))
+            self.assert_success(on_stdin("fence_http", dict(self.reach(
+                device, action="status", **parameters), **support.PATIENT_LIMITS)))
             self.assertEqual(len(device.requests), 1)
 
     def test_requests_say_what_devices_need_and_nothing_else(self):
@@ -284,9 +284,11 @@ class Faults(HttpTest):
         with tempfile.TemporaryDirectory() as folder:
             def run_one(family, fault, device, urls):
                 log = os.path.join(folder, "%s-%s" % (family, fault))
-                result = on_stdin("fence_http", self.reach(
-                    device, action=action, nodename="node", debug_file=log,
-                    power_timeout=str(self.POWER_SECONDS.get(fault, 2)), **urls))
+                limits = {"power_timeout": str(self.POWER_SECONDS.get(fault, 2))}
+                if fault in (self.HARMLESS if action == "off" else self.READABLE):
+                    limits = support.PATIENT_LIMITS
+                result = on_stdin("fence_http", dict(self.reach(
+                    device, action=action, nodename="node", debug_file=log, **urls), **limits))
                 # The agent's own clock: a loaded machine is slow to start an interpreter.
                 with open(log, encoding="utf-8") as handle:
                     took = int(re.search(r" ms=(\d+) ", handle.read()).group(1))
@@ -295,7 +297,8 @@ class Faults(HttpTest):
 
     def check_end(self, fault, took):
         # login_timeout, shell_timeout, power_timeout, and the contract's second.
-        self.assertLess(took, 1000 * (1 + 1 + self.POWER_SECONDS.get(fault, 2) + 1))
+        if fault not in self.HARMLESS:
+            self.assertLess(took, 1000 * (1 + 1 + self.POWER_SECONDS.get(fault, 2) + 1))
 
     def test_no_fault_of_an_http_device_is_ever_taken_for_off(self):
         for family, fault, device, result, took in self.run_all("off"):
@@ -563,24 +566,18 @@ class OneDevice(HttpTest):
             fencetool.rows_of(fencetool.AGENTS["fence_http"]), {})
         settings.family = 0
         started = system.clock()
-        with self.assertRaisesRegex(fencetool.Unreachable, "no complete answer within 1 s"):
+        with self.assertRaisesRegex(fencetool.Unreachable, "no complete answer"):
             fencetool.UrlDevice(system, settings).read_state(system.deadline(9))
-        self.assertLess(system.clock() - started, 2)
+        self.assertLess(system.clock() - started, 8)  # of the nine that the action has
 
 
 class Recipes(HttpTest):
     """The examples of the README, run as they stand against virtual devices."""
 
     def read_recipes(self):
-        for name in ("README.md", "README-http.md"):
-            path = os.path.join(support.ROOT, name)
-            if os.path.exists(path):
-                with open(path, encoding="utf-8") as handle:
-                    found = re.findall(r"pcs stonith create \S+ fence_http (.*?[^\\])\n",
-                                       handle.read(), re.S)
-                if found:
-                    return found
-        return []
+        with open(os.path.join(support.ROOT, "README.md"), encoding="utf-8") as handle:
+            text = handle.read()
+        return re.findall(r"pcs stonith create \S+ fence_http (.*?[^\\])\n", text, re.S)
 
     def test_every_recipe_of_the_readme_switches_its_virtual_device(self):
         import shlex

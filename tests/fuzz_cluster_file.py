@@ -1,0 +1,210 @@
+"""Mutated cluster files against PyYAML: what the reader accepts must mean the same to both.
+
+    python tests/fuzz_cluster_file.py --rounds 20000 --seed 1
+
+Needs PyYAML, so it is no part of `python3 -m unittest`. Prints its figures; exits 1 on a traceback
+or on a value that the two read differently.
+"""
+import argparse
+import collections
+import glob
+import os
+import random
+import sys
+import time
+import traceback
+
+import yaml
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+sys.path.insert(0, ROOT)
+import fencetool  # noqa: E402
+
+FIXTURES = os.path.join(ROOT, "tests", "fixtures", "clusters")
+PIECES = list("\t\r #:,-?[]{}&*!|>'\"%@`\\/~=<.0189aeony_$é\u0085\u00a0\u2028\ufeff\x00\x07") + [
+    ": ", " #", "- ", "? ", ": |\n", ": >-\n", "---\n", "...\n", "--- ", "\n", "\n\n", "\r\n", "  ",
+    "<<: *a\n", "&a ", "*a", "!vault |\n", "!!str ", "{{ x }}", "'{{ x }}'", "yes", "no", "~",
+    "null",
+    "010", "0x1F", "1:30", "1e3", "10.5", ".inf", "2020-01-01", '"\\x41"', '"\\ud83d"', "''", '""',
+    "[]", "{}", "[a, b]", "{a: b}", "'a\n  b'", "stonith_nodes:\n", "%YAML 1.1\n", "a: b: c", "\\n"]
+# A value of which only the place is compared: the reader says itself that it does not read it.
+FOREIGN = object()
+
+
+def mutate(text, chance):
+    for _ in range(chance.choice((1, 1, 1, 2, 3, 5))):
+        text = chance.choice(MUTATIONS)(text, chance)
+    return text
+
+
+def insert_piece(text, chance):
+    place = chance.randrange(len(text) + 1)
+    return text[:place] + chance.choice(PIECES) + text[place:]
+
+
+def replace_piece(text, chance):
+    place = chance.randrange(len(text) + 1)
+    return text[:place] + chance.choice(PIECES) + text[place + chance.choice((1, 1, 2, 5)):]
+
+
+def delete_part(text, chance):
+    place = chance.randrange(len(text) + 1)
+    return text[:place] + text[place + chance.choice((1, 1, 1, 2, 4, 20)):]
+
+
+def change_indentation(text, chance):
+    lines = text.split("\n")
+    row = chance.randrange(len(lines))
+    lines[row] = (lines[row][chance.choice((1, 2)):] if chance.random() < 0.5
+                  else " " * chance.choice((1, 2, 4)) + lines[row])
+    return "\n".join(lines)
+
+
+def move_line(text, chance):
+    lines = text.split("\n")
+    line = lines[chance.randrange(len(lines))] if chance.random() < 0.3 else lines.pop(
+        chance.randrange(len(lines)))
+    lines.insert(chance.randrange(len(lines) + 1), line)
+    return "\n".join(lines)
+
+
+def replace_value(text, chance):
+    lines = text.split("\n")
+    rows = [row for row, line in enumerate(lines) if ":" in line]
+    if rows:
+        row = chance.choice(rows)
+        lines[row] = lines[row].split(":")[0] + ": " + chance.choice(PIECES)
+    return "\n".join(lines)
+
+
+def cut_end(text, chance):
+    return text[:chance.randrange(len(text) + 1)]
+
+
+MUTATIONS = (insert_piece, replace_piece, delete_part, change_indentation, move_line, replace_value,
+             replace_value, cut_end)
+
+
+def describe_ours(node):
+    """Return a fencetool.YamlNode as comparable data."""
+    if node.foreign:
+        return FOREIGN
+    if node.kind == fencetool.MAP:
+        return {key: describe_ours(value) for key, value in node.value.items()}
+    if node.kind == fencetool.LIST:
+        return [describe_ours(value) for value in node.value]
+    return node.kind == fencetool.PLAIN, node.value
+
+
+def describe_theirs(node):
+    """Return a PyYAML node as comparable data."""
+    if isinstance(node, yaml.MappingNode):
+        return {key.value: describe_theirs(value) for key, value in node.value}
+    if isinstance(node, yaml.SequenceNode):
+        return [describe_theirs(value) for value in node.value]
+    return node.style is None, node.value
+
+
+def difference(ours, theirs, path="document"):
+    """Return where two descriptions differ, or ""."""
+    if ours is FOREIGN:
+        return ""
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        if sorted(ours) != sorted(theirs):
+            return "%s: keys %s, %s" % (path, sorted(ours), sorted(theirs))
+        parts = [difference(ours[key], theirs[key], "%s.%s" % (path, key)) for key in ours]
+    elif isinstance(ours, list) and isinstance(theirs, list):
+        if len(ours) != len(theirs):
+            return "%s: %d entries, %d" % (path, len(ours), len(theirs))
+        parts = [difference(one, other, "%s[]" % path) for one, other in zip(ours, theirs)]
+    else:
+        return "" if ours == theirs else "%s: %r, %r" % (path, ours, theirs)
+    return next(filter(None, parts), "")
+
+
+def read_theirs(text):
+    documents = [describe_theirs(node) for node in yaml.compose_all(text, Loader=yaml.SafeLoader)
+                 if node is not None]
+    return [document for document in documents if document != (True, "")]
+
+
+def check_scalars(node):
+    """Return where a plain scalar would be taken for text and is none to PyYAML, or ""."""
+    if node.foreign or node.kind == fencetool.TEXT:
+        return ""
+    if node.kind in (fencetool.MAP, fencetool.LIST):
+        values = node.value.values() if node.kind == fencetool.MAP else node.value
+        return next(filter(None, map(check_scalars, values)), "")
+    try:
+        text = fencetool.read_scalar(fencetool.ClusterKey("x"), node)
+    except fencetool.UsageError:
+        return ""
+    theirs = yaml.safe_load("- " + node.value)[0]
+    same = text == ("" if theirs is None else str(theirs))
+    return "" if same else "scalar %r: %r, %r" % (node.value, text, theirs)
+
+
+def compare(text):
+    """Return (what became of the file, what went wrong or "")."""
+    try:
+        documents = fencetool.YamlReader(text).read_documents()
+    except fencetool.SyntaxMistake as mistake:
+        inside = 1 <= mistake.line <= text.count("\n") + 1
+        return "refused", "" if inside else "line %d is not in the file" % mistake.line
+    ours = [describe_ours(document) for document in documents]
+    try:
+        theirs = read_theirs(text)
+    except yaml.composer.ComposerError:
+        return "accepted", ""  # an alias to nothing, which the reader leaves alone
+    except yaml.YAMLError as error:
+        return "accepted", "PyYAML refuses it: %s" % " ".join(str(error).split())
+    wrong = "" if len(ours) == len(theirs) else "%d documents, %d" % (len(ours), len(theirs))
+    return "accepted", wrong or difference(ours, theirs) or next(
+        filter(None, map(check_scalars, documents)), "")
+
+
+def read_corpus():
+    texts = []
+    for path in sorted(glob.glob(os.path.join(FIXTURES, "*.yml"))
+                       + glob.glob(os.path.join(FIXTURES, "*", "*.yml"))):
+        with open(path, encoding="utf-8") as handle:
+            texts.append(handle.read())
+    return texts
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--rounds", type=int, default=20000)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--seconds", type=float, default=60, help="end after this time")
+    parser.add_argument("--show", type=int, default=5, help="failures to show")
+    options = parser.parse_args()
+    chance = random.Random(options.seed)
+    corpus, started = read_corpus(), time.monotonic()
+    counts, failures = collections.Counter(), []
+    for _ in range(options.rounds):
+        text = mutate(chance.choice(corpus), chance)
+        try:
+            fate, wrong = compare(text)
+            cluster, _ = fencetool.read_cluster("mutated.yml", text.encode("utf-8"))
+            if cluster:
+                counts["good clusters"] += 1
+                fencetool.render_pcs(fencetool.build_configuration(cluster), "mutated.yml")
+        except Exception:
+            fate, wrong = "crashed", traceback.format_exc()
+        counts[fate] += 1
+        if wrong:
+            failures.append((text, wrong))
+        if time.monotonic() - started > options.seconds:
+            break
+    for text, wrong in failures[:options.show]:
+        print("=" * 80, text, "-" * 80, wrong, sep="\n")
+    fates = ", ".join("%d %s" % (count, fate) for fate, count in sorted(counts.items()))
+    rounds = sum(counts[fate] for fate in ("accepted", "refused", "crashed"))
+    print("seed %d: %d rounds in %.1f s: %s, %d failures" % (
+        options.seed, rounds, time.monotonic() - started, fates, len(failures)))
+    return 1 if failures or not counts["accepted"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,242 @@
+"""Reading cluster files: what is accepted means one thing, and every mistake has its line."""
+import json
+import os
+import re
+import unittest
+
+import fencetool
+from tests import support
+
+CLUSTERS = os.path.join(support.ROOT, "tests", "fixtures", "clusters")
+GOOD = """\
+stonith_nodes:
+  storage-a:
+    method: ipmi
+    ip: 10.20.20.101
+    user: admin
+    password_script: /etc/bmc.sh
+    mgmt_ip: 10.20.20.1
+    storage_ip: 10.10.10.1
+    delay: 5
+  storage-b:
+    method: kasa
+    ip: 10.20.20.202
+    mgmt_ip: 10.20.20.2
+    storage_ip: 10.10.10.2
+"""
+
+
+def read(text, hosts=()):
+    return fencetool.read_cluster("c.yml", text.encode("utf-8"), hosts)
+
+
+def messages(text, hosts=(), warnings=False):
+    """Return "line: text" of the mistakes in a file."""
+    return ["%d: %s" % (mistake.line, mistake.text) for mistake in read(text, hosts)[1]
+            if mistake.is_warning == warnings]
+
+
+class CheckedFile(unittest.TestCase):
+    def assert_mistake(self, text, line, words, **options):
+        found = messages(text, **options)
+        self.assertTrue(any(message.startswith("%d: " % line) and words in message
+                            for message in found), "%s\nnot in %s" % (words, found))
+
+    def assert_good(self, text):
+        self.assertEqual(messages(text), [])
+        return read(text)[0]
+
+
+class Yaml(CheckedFile):
+    def value(self, text):
+        """Return the scalar that `text` means as the value of a key, foreign constructs in <>."""
+        node = fencetool.YamlReader("key: " + text).read_documents()[0].value["key"]
+        return "<%s>" % node.foreign if node.foreign else node.value
+
+    def test_scalars(self):
+        for text, expected in (
+                ("plain text", "plain text"), ("a#b  # comment", "a#b"),
+                ("http://x/y?z", "http://x/y?z"), ("'it''s # no comment'", "it's # no comment"),
+                ('"a\\tb\\u00fc\\x41"', "a\tb\u00fcA"),
+                ("'x' # comment", "x"), ("|-\n  one line", "one line"), (">-\n  # text", "# text"),
+                ("|-\n ", ""),
+                ("-x", "-x"), ("::1", "::1"), ("a:b", "a:b"), ("", ""), ("# comment", "")):
+            self.assertEqual(self.value(text), expected, text)
+
+    def test_what_is_not_read_is_named(self):
+        for text, construct in (
+                ("!vault |\n  $ANSIBLE", "!vault"), ("&a x", "&a"), ("one\n  two", "several lines"),
+                ('"one\n  two"', "several lines"), ("|\n  one\n  two", "line break"),
+                (">\n  text", "line break"), ("!a &b x", "!a&b")):
+            self.assertIn(construct, self.value(text), text)
+
+    def test_what_could_mean_two_things_is_refused_with_its_line(self):
+        for text, line, words in (
+                ("a: b: c", 1, "colon with a blank"), ("a: 1\na: 2", 2, "twice"),
+                ("a: 1\n  b: 2", 2, "colon with a blank"), ("a:\n  b: 1\n c: 2", 3, "fits no key"),
+                ("a: 1\n\tb: 2", 2, "tab"), ("a: x\ty", 1, "tab"), ("? a\n: b", 1, "complex key"),
+                ("a: - b", 1, "'-' at the start"), ("a: @b", 1, "'@' at the start"),
+                ("a: \"x", 1, "not closed"), ("a: [1, 2", 1, "not closed"),
+                ("a: {b}", 1, "without a value"), ("a: {{ b }}", 1, "Jinja"),
+                ('a: "\\q"', 1, "escape"), ('a: "\\ud800"', 1, "escape"),
+                ("a: 1\n--- b", 2, "document mark"), ("a: 1\n...\nb: 2", 2, "document mark"),
+                ("a: |2\n   x", 1, "indentation indicator"), ("- a", 1, "not a map"),
+                ("a: x\n# c\n  y", 3, "behind a comment"), ("a: 'x' y", 1, "behind the end"),
+                ("a: \x07", 1, "control character"), ("a: x\u2028b: 2", 1, "foreign line break"),
+                ("%YAML 1.1\n---\na: 1", 1, ""), ("a: [1,\n---\n2]", 1, "not closed"),
+                ("a: " + "[" * 60 + "]" * 60, 1, "nested deeper"), ("[1]", 1, "not a map"),
+                ('{"a": 1,}', 1, "not JSON"), ('{"a": NaN}', 1, "not JSON")):
+            with self.subTest(text):
+                self.assert_mistake(text, line, words)
+
+    def test_numbers_dates_and_truth_values_are_no_text_without_quotes(self):
+        row = fencetool.ClusterKey("x")
+        for text in ("010", "0x1F", "0b1", "1_000", "1e3", "1.5", ".5", "1:30", "11:22:33:44:55:56",
+                     "yes", "Off", "y", "2024-01-01", ".inf", "+1", "=", "<<"):
+            node = fencetool.YamlReader("x: " + text).read_documents()[0].value["x"]
+            with self.assertRaises(fencetool.UsageError, msg=text):
+                fencetool.read_scalar(row, node)
+            quoted = fencetool.YamlReader("x: '%s'" % text).read_documents()[0].value["x"]
+            self.assertEqual(fencetool.read_scalar(row, quoted), text)
+        for text, expected in (("12345", "12345"), ("10.20.20.1", "10.20.20.1"), ("~", ""),
+                               ("0", "0"),
+                               ("null", ""), ("CC:32:E5:00:00:01", "CC:32:E5:00:00:01")):
+            node = fencetool.YamlReader("x: " + text).read_documents()[0].value["x"]
+            self.assertEqual(fencetool.read_scalar(row, node), expected)
+
+    def test_a_whole_group_vars_file_reads_as_it_stands(self):
+        with open(os.path.join(CLUSTERS, "group_vars.yml"), encoding="utf-8") as handle:
+            text = handle.read()
+        hosts = []
+        for name in ("storage-a", "storage-b", "quorum"):
+            with open(os.path.join(CLUSTERS, "host_vars", name + ".yml"), "rb") as handle:
+                hosts.append((name, name + ".yml", handle.read()))
+        cluster, mistakes = read(text, hosts)
+        self.assertEqual([node.name for node in cluster.nodes],
+                         ["storage-a", "storage-b", "quorum"])
+        self.assertEqual(cluster.nodes[1].networks, {
+            "mgmt": "10.20.20.2", "storage": "10.10.10.2", "enduser": "10.30.30.2",
+            "hypervisor": "10.40.40.2"})
+        self.assertEqual(len(mistakes), 1)
+        self.assertIn("quorum has no fence device", mistakes[0].text)
+
+    def test_json_means_the_same_as_yaml(self):
+        from_yaml = fencetool.read_cluster("c", GOOD.encode())[0]
+        data = {"stonith_nodes": {node.name: node.values for node in from_yaml.nodes}}
+        cluster, mistakes = fencetool.read_cluster("c", json.dumps(data, indent=1).encode())
+        self.assertEqual(mistakes, [])
+        self.assertEqual([(node.name, node.values) for node in cluster.nodes],
+                         [(node.name, node.values) for node in from_yaml.nodes])
+
+    def test_bytes_that_are_not_utf_8_have_a_line_too(self):
+        _, mistakes = fencetool.read_cluster("c", b"a: 1\nb: \xff\n")
+        self.assertEqual((mistakes[0].line, mistakes[0].text), (2, "a byte that is not UTF-8"))
+
+
+class Mistakes(CheckedFile):
+    def test_the_good_file_has_none(self):
+        self.assertEqual(read(GOOD)[1], [])
+
+    def test_each_mistake_is_reported_with_its_line(self):
+        for old, new, line, words in (
+                ("method: kasa", "method: kassa", 11, "did you mean kasa?"),
+                ("method: kasa", "methd: kasa", 11, "did you mean method?"),
+                ("    method: kasa\n", "", 10, "has no method"),
+                ("method: kasa", "agent: fence_check", 11, "no fence agent"),
+                ("method: kasa", "agent: fence_kasa", 11, "no fence agent"),
+                ("    ip: 10.20.20.202\n", "", 10, "has no ip"),
+                ("    user: admin\n", "", 2, "has no user"),
+                ("    password_script: /etc/bmc.sh\n", "", 2, "neither password nor"),
+                ("10.20.20.202", "10.20.20.2", 12, "fence itself"),
+                ("10.20.20.202", "10.20.20.1", 12, "has the address of storage-a"),
+                ("10.20.20.202", "10.20.20.256", 12, "not an IP address"),
+                ("10.20.20.202", "plug-b", 12, "not an IP address"),
+                ("10.20.20.202", "127.0.0.1", 12, "not the address of one machine"),
+                ("10.20.20.202", "10.20.20.101", 12, "same outlet"),
+                ("mgmt_ip: 10.20.20.2", "mgmt_ip: 10.20.20.1", 10, "the same address"),
+                ("10.20.20.202", "10.20.20.202\n    mac: 11:22:33:44:55:56", 13, "quotes"),
+                ("10.20.20.202", "10.20.20.202\n    mac: '11:22'", 13, "not a MAC"),
+                ("10.20.20.202", "10.20.20.202\n    port: 70000", 13, "not a port"),
+                ("10.20.20.202", "10.20.20.202\n    switch_name: x", 13, "no meaning"),
+                ("10.20.20.202", "10.20.20.202\n    power_meter: maybe", 13, "none of auto"),
+                ("10.20.20.202", "10.20.20.202\n    off_timeout: 40", 13, "not enough to verify"),
+                ("10.20.20.202", "10.20.20.202\n    off_timeout: abc", 13, "not a time"),
+                (".202", ".202\n    options: {power_timeout: 90}", 10, "not enough"),
+                (".202", ".202\n    options: {ip: 1.1.1.1}", 13, "set by other keys"),
+                (".202", ".202\n    options: {pcmk_host_list: x}", 13, "set by other keys"),
+                (".202", ".202\n    options: {speed: 1}", 13, "unknown to fence_kasa"),
+                ("10.20.20.202", "10.20.20.202\n    password: '{{ x }}'", 13, "Jinja"),
+                ("10.20.20.202", "10.20.20.202\n    password: !vault x", 13, "!vault"),
+                ("10.20.20.202", '10.20.20.202\n    password: "a\\nb"', 13, "line break"),
+                ("10.20.20.202", "10.20.20.202\n    password: 'é&'", 13, "Pacemaker 2.1"),
+                ("10.20.20.202", "10.20.20.202\n    client_ips: [a]", 13, "must be a map"),
+                ("user: admin", "user: '\"admin\"'", 5, "fence agents cut"),
+                ("user: admin", "user: 'admin '", 5, "fence agents cut"),
+                ("    storage_ip: 10.10.10.1\n", "", 9, "no other node is in all its networks"),
+                ("stonith_nodes", "stonith_nods", 1, "stonith_nodes must be"),
+                ("stonith_nodes:", "stonith_direct: [x]\nstonith_nodes:", 1, "unknown key"),
+                ("stonith_nodes:", "stonith_direct_networks: [storrage]\nstonith_nodes:", 1,
+                 "did you mean storage?"),
+                ("stonith_nodes:", "stonith_witness_ips: {x: 10.1.1.1}\nstonith_nodes:", 1,
+                 "no node has"),
+                ("storage-b:", "verify-storage-a:", 10, "one name"),
+                ("storage-b:", "no:", 10, "name of a"),
+                ("storage-b:", "'a b':", 10, "cannot be the name of a node")):
+            with self.subTest("%s -> %s" % (old, new)):
+                self.assertEqual(GOOD.count(old), 1)
+                self.assert_mistake(GOOD.replace(old, new), line, words)
+
+    def test_all_mistakes_are_reported_at_once(self):
+        text = GOOD.replace("kasa", "kassa").replace("20.101", "x").replace("delay", "dely")
+        self.assertGreaterEqual(len(messages(text)), 3)
+
+    def test_warnings_leave_the_file_good(self):
+        for old, new, words in (
+                ("password_script: /etc/bmc.sh", "password: CHANGEME", "CHANGEME"),
+                ("    delay: 5\n", "", "fencing storage-a waits 10 s"),
+                ("ip: 10.10.10.2\n", "ip: 10.10.10.2\n    delay: 5\n", "same delay"),
+                ("ip: 10.10.10.2\n", "ip: 10.10.10.2\n  c: {method: none}\n", "c has no fence")):
+            with self.subTest(new):
+                text = GOOD.replace(old, new)
+                self.assert_good(text)
+                self.assertIn(words, " ".join(messages(text, warnings=True)))
+
+    def test_two_addresses_of_a_node_in_two_files_must_agree(self):
+        hosts = [("storage-b", "host_vars/b.yml", b"mgmt_ip: 10.20.20.9\n")]
+        self.assertEqual(messages(GOOD, hosts), ["1: mgmt_ip is another one in c.yml:13"])
+
+
+class Commands(unittest.TestCase):
+    def test_check_config_reports_and_tells_by_its_exit_code(self):
+        good = support.fencetool("check-config", os.path.join(CLUSTERS, "three_nodes.yml"))
+        self.assertEqual((good.code, good.err), (0, ""))
+        bad = support.fencetool("check-config", os.path.join(CLUSTERS, "group_vars.yml"))
+        self.assertEqual(bad.code, 1)
+        self.assertRegex(bad.out, r"group_vars\.yml:\d+: nobody could verify the death of storage")
+        self.assertRegex(bad.out, "2 mistakes, 1 warnings\n$")
+
+    def test_check_config_speaks_json_for_good_and_bad_files(self):
+        for name, code in (("three_nodes.yml", 0), ("group_vars.yml", 1)):
+            result = support.fencetool("check-config", "--json", os.path.join(CLUSTERS, name))
+            self.assertEqual(result.code, code)
+            shown = json.loads(result.out)
+            self.assertEqual(shown["good"], code == 0)
+            self.assertEqual(bool(shown["mistakes"]), code == 1)
+
+    def test_a_file_that_is_not_there_is_a_usage_error(self):
+        result = support.fencetool("check-config", "/nowhere.yml")
+        self.assertEqual(result.code, 2)
+        self.assertIn("cannot read /nowhere.yml", result.err)
+
+    def test_every_key_of_the_file_is_told_in_the_readme(self):
+        with open(os.path.join(support.ROOT, README), encoding="utf-8") as handle:
+            told = set(re.findall(r"^\| `(\w+)`", handle.read(), re.M))
+        keys = {row.name for row in fencetool.CLUSTER_KEYS + fencetool.NODE_KEYS}
+        self.assertEqual(keys - told, set())
+
+
+README = next(name for name in ("README-config.md", "README.md")
+              if os.path.exists(os.path.join(support.ROOT, name)))
+
+if __name__ == "__main__":
+    unittest.main()

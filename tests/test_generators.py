@@ -1,0 +1,292 @@
+"""The configuration that follows from a cluster file: its safety, and its texts."""
+import os
+import re
+import stat
+import subprocess
+import tempfile
+import time
+import unittest
+from xml.etree import ElementTree
+
+import fencetool
+from tests import support
+
+CLUSTERS = os.path.join(support.ROOT, "tests", "fixtures", "clusters")
+
+
+def cluster_of(text):
+    cluster, mistakes = fencetool.read_cluster("c.yml", text.encode("utf-8"))
+    if not cluster:
+        raise AssertionError(mistakes)
+    return cluster
+
+
+def configure(text):
+    return fencetool.build_configuration(cluster_of(text))
+
+
+def load(name):
+    host_vars = os.path.join(CLUSTERS, "host_vars") if name == "group_vars.yml" else None
+    return fencetool.load_cluster(os.path.join(CLUSTERS, name), host_vars,
+                                  fencetool.System("test"))[0]
+
+
+def all_configurations():
+    """Yield (name, Cluster, Configuration) of every good cluster file."""
+    for name in sorted(os.listdir(CLUSTERS)):
+        if "." in name:
+            yield name, load(name), fencetool.build_configuration(load(name))
+
+
+def two_nodes(more_a="", more_b="", top=""):
+    return (top + "stonith_nodes:\n"
+            "  a: {method: kasa, ip: 10.0.0.11, mgmt_ip: 10.0.0.1, storage_ip: 10.1.0.1%s}\n"
+            "  b: {method: ipmi, ip: 10.0.0.12, user: u, password_script: /p, mgmt_ip: 10.0.0.2, "
+            "storage_ip: 10.1.0.2%s}\n" % (more_a, more_b))
+
+
+def device(configuration, name):
+    return next(device for device in configuration.primitives if device.id == name)
+
+
+class Safety(unittest.TestCase):
+    """What must hold for every cluster file."""
+
+    def test_the_verifier_is_the_last_device_of_its_level(self):
+        for name, cluster, configuration in all_configurations():
+            for level in configuration.levels:
+                wanted = ["fence-" + level.node]
+                if fencetool.is_verified(cluster):
+                    wanted.append("fence-verify-" + level.node)
+                self.assertEqual(list(level.devices), wanted, name)
+
+    def test_every_verifier_is_in_a_level(self):
+        for name, _, configuration in all_configurations():
+            in_levels = {device for level in configuration.levels for device in level.devices}
+            self.assertEqual({device.id for device in configuration.primitives}, in_levels, name)
+
+    def test_a_verifier_is_never_asked_for_an_off_outside_of_its_level(self):
+        for name, _, configuration in all_configurations():
+            for verifier in configuration.primitives:
+                if verifier.agent == "fence_check":
+                    self.assertNotIn("pcmk_reboot_action", verifier.options, name)
+                    self.assertEqual(verifier.options["pcmk_off_retries"], "1")
+
+    def test_no_node_runs_its_own_device_and_power_devices_run_on_all_others(self):
+        for name, _, configuration in all_configurations():
+            bans = {ban.device: ban.nodes for ban in configuration.bans}
+            for level in configuration.levels:
+                self.assertEqual(bans["fence-" + level.node], (level.node,), name)
+                self.assertTrue(all(level.node in bans[device] for device in level.devices), name)
+
+    def test_a_verifier_runs_only_where_all_networks_of_its_target_can_be_seen(self):
+        for name, cluster, configuration in all_configurations():
+            nodes = {node.name: node for node in cluster.nodes}
+            for ban in configuration.bans:
+                if ban.is_verifier:
+                    target = nodes[ban.device[len("fence-verify-"):]]
+                    able = [node for node in cluster.nodes if node.name not in ban.nodes]
+                    self.assertTrue(able, name)
+                    for node in able:
+                        self.assertIsNot(node, target)
+                        self.assertLessEqual(set(target.networks), set(node.networks), name)
+
+    def test_pacemaker_gives_every_action_more_time_than_the_agents_own_limits(self):
+        for name, _, configuration in all_configurations():
+            for row in configuration.primitives:
+                if row.agent in ("fence_kasa", "fence_http", "fence_check"):
+                    own = fencetool.agent_seconds(row.options)
+                    given = int(row.options["pcmk_off_timeout"])
+                    delay = int(row.options.get("pcmk_delay_base", "0"))
+                    self.assertGreater(given, own + delay, "%s %s" % (name, row.id))
+
+    def test_no_value_is_empty_and_times_of_pacemaker_are_plain_seconds(self):
+        for name, _, configuration in all_configurations():
+            for row in configuration.primitives:
+                for option, value in row.options.items():
+                    self.assertTrue(value, "%s %s %s" % (name, row.id, option))
+                    if option.startswith("pcmk_") and "timeout" in option + "delay":
+                        self.assertRegex(value, "^[A-Za-z0-9.:_-]+$")
+                    if re.fullmatch("pcmk_.*_timeout|pcmk_delay_base", option):
+                        self.assertRegex(value, "^[0-9]+$")
+
+    def test_our_agents_know_every_parameter_that_they_get(self):
+        for name, _, configuration in all_configurations():
+            for row in configuration.primitives:
+                if row.agent in fencetool.AGENTS:
+                    plain = {option for option in row.options if not option.startswith("pcmk_")}
+                    self.assertEqual(plain - set(fencetool.AGENTS[row.agent].params), set(), name)
+
+
+    def test_our_agents_accept_what_they_get(self):
+        calls = []
+        for _, _, configuration in all_configurations():
+            for row in configuration.primitives:
+                if row.agent in fencetool.AGENTS:
+                    options = {option: value for option, value in row.options.items()
+                               if option != "password_script"}  # its program is not here
+                    options.update(action="validate-all", nodename="node")
+                    calls.append(lambda row=row, options=options: (
+                        row.id, support.on_stdin(row.agent, options)))
+        for name, result in support.at_once(calls, workers=4):
+            self.assertEqual((result.code, result.err), (0, ""), name)
+
+
+class Decisions(unittest.TestCase):
+    def test_plugs_stay_off_and_others_come_back_unless_the_file_says_otherwise(self):
+        for more, stays_off in (("", True), (", power_on: true", False), (", power_on: no", True)):
+            options = device(configure(two_nodes(more)), "fence-a").options
+            self.assertEqual(options.get("pcmk_reboot_action"), "off" if stays_off else None, more)
+        options = device(configure(two_nodes()), "fence-b").options
+        self.assertNotIn("pcmk_reboot_action", options)
+
+    def test_a_race_of_two_nodes_has_a_winner_by_default(self):
+        def delays(text):
+            configuration = configure(text)
+            return [device(configuration, "fence-" + name).options.get("pcmk_delay_base")
+                    for name in "ab"]
+        self.assertEqual(delays(two_nodes()), ["10", None])
+        self.assertEqual(delays(two_nodes("", ", delay: 7")), [None, "7"])
+        self.assertEqual(delays(two_nodes(top="stonith_quorum_device: true\n")), [None, None])
+        third = "  c: {method: none, mgmt_ip: 10.0.0.3}\n"
+        self.assertEqual(delays(two_nodes() + third), [None, None])
+
+    def test_an_outlet_goes_into_the_host_map_or_where_that_cannot_hold_it_into_plug(self):
+        options = device(configure(two_nodes(", outlet: 3")), "fence-a").options
+        self.assertEqual((options["pcmk_host_map"], options.get("plug")), ("a:3", None))
+        options = device(configure(two_nodes(", outlet: 'b: 2'")), "fence-a").options
+        self.assertEqual((options["plug"], options["pcmk_host_list"]), ("b: 2", "a"))
+        verifier = device(configure(two_nodes(", outlet: 3")), "fence-verify-a").options
+        self.assertEqual(verifier["fence_plug"], "3")
+
+    def test_password_script_replaces_the_password(self):
+        configuration = configure(two_nodes("", ", password: secret"))
+        for name in ("fence-b", "fence-verify-b"):
+            self.assertNotIn("password", device(configuration, name).options)
+            self.assertEqual(device(configuration, name).options["password_script"], "/p")
+
+    def test_off_timeout_gives_the_device_more_time_to_confirm(self):
+        configuration = configure(two_nodes(", off_timeout: 120", ", delay: 1"))
+        self.assertEqual(device(configuration, "fence-a").options["power_timeout"], "100")
+        self.assertEqual(device(configuration, "fence-verify-a").options["pcmk_off_timeout"], "120")
+        self.assertIn(("stonith-timeout", "120s"), configuration.properties)
+
+    def test_a_long_wait_gives_the_verifier_more_time(self):
+        configuration = configure(two_nodes(top="stonith_verify_wait: 60\n"))
+        options = device(configuration, "fence-verify-a").options
+        self.assertEqual((options["power_timeout"], options["pcmk_off_timeout"]), ("80", "140"))
+
+    def test_witnesses_are_those_of_the_file_other_nodes_and_the_device(self):
+        top = "stonith_witness_ips: {client: 10.9.0.254, storage: 10.1.0.254}\n"
+        text = two_nodes(", client_ips: {lan: 10.9.0.1}", ", client_ips: {lan: 10.9.0.2}", top)
+        options = device(configure(text), "fence-verify-a").options
+        self.assertEqual(options["witness_ips"],
+                         "mgmt=10.0.0.11,storage=10.1.0.254,lan=10.9.0.254")
+        third = "  c: {method: none, mgmt_ip: 10.0.0.3, storage_ip: 10.1.0.3}\n"
+        options = device(configure(two_nodes() + third), "fence-verify-a").options
+        self.assertEqual(options["witness_ips"], "mgmt=10.0.0.2,mgmt=10.0.0.3,mgmt=10.0.0.11,"
+                         "storage=10.1.0.2,storage=10.1.0.3")
+
+    def test_a_direct_network_has_no_witness(self):
+        top = "stonith_direct_networks: [Storage]\nstonith_witness_ips: {storage: 10.1.0.254}\n"
+        options = device(configure(two_nodes(top=top)), "fence-verify-a").options
+        self.assertEqual(options["direct_networks"], "storage")
+        self.assertEqual(options["witness_ips"], "mgmt=10.0.0.11")
+
+    def test_what_fence_check_has_no_parameter_for_goes_into_fence_options(self):
+        text = two_nodes().replace("kasa", "tasmota").replace("10.0.0.11,", "10.0.0.11, ssl: yes,")
+        options = device(configure(text), "fence-verify-a").options
+        self.assertEqual(options["fence_options"], "ssl=1")
+        options = device(configure(two_nodes("", ", options: {cipher: 17, pcmk_action_limit: 2}")),
+                         "fence-verify-b").options
+        self.assertEqual(options["fence_options"], "cipher=17")
+
+
+class Texts(unittest.TestCase):
+    def test_a_shell_reads_every_quoted_word_as_it_was(self):
+        for text in ("plain", "it's", "$HOME", "`id`", "a\nb", '"', "\\", "", "é 密", "a;b|c&d",
+                     "-n", "~"):
+            shown = subprocess.check_output(["sh", "-c", "printf %s " + fencetool.render_sh(text)])
+            self.assertEqual(shown.decode("utf-8"), text)
+
+    def test_the_cib_is_xml_with_unique_ids(self):
+        for name, _, configuration in all_configurations():
+            tree = ElementTree.fromstring(fencetool.render_cib(configuration, name))
+            ids = [element.get("id") for element in tree.iter() if element.get("id")]
+            self.assertEqual(len(ids), len(set(ids)), name)
+
+    def test_what_crmsh_would_store_wrongly_is_refused(self):
+        for password in ("é", "x\\", '\\"'):
+            text = two_nodes(", password: '%s'" % password)
+            with self.assertRaises(fencetool.FenceError, msg=password):
+                fencetool.render_crmsh(configure(text), "c.yml")
+
+    def test_a_node_reaches_the_devices_of_its_peers_and_not_its_own(self):
+        text = fencetool.render_nftables(load("mixed.yml"), "storage-b", "mixed.yml")
+        self.assertIn("ip daddr 10.20.20.202 counter reject", text)
+        self.assertIn("ip daddr 10.20.20.101 counter accept", text)
+
+    def test_a_strip_that_a_peer_is_on_too_stays_open(self):
+        text = fencetool.render_nftables(load("strip.yml"), "storage-b", "strip.yml")
+        self.assertNotIn("reject", text)
+        self.assertIn("ip daddr 10.20.20.200 counter accept", text)
+
+
+class Commands(unittest.TestCase):
+    def run_command(self, *arguments):
+        return support.fencetool("gen-config", *arguments)
+
+    def test_the_script_is_written_whole_with_mode_0700(self):
+        place = tempfile.mkdtemp()
+        path = os.path.join(place, "configure-stonith.sh")
+        with open(path, "w") as handle:
+            handle.write("old")
+        os.chmod(path, 0o644)
+        result = self.run_command(os.path.join(CLUSTERS, "mixed.yml"), "-o", path)
+        self.assertEqual((result.code, result.out), (0, ""))
+        self.assertEqual(stat.S_IMODE(os.stat(path).st_mode), 0o700)
+        self.assertEqual(os.listdir(place), ["configure-stonith.sh"])
+        with open(path) as handle:
+            self.assertIn("level storage-b fence-storage-b fence-verify-storage-b", handle.read())
+
+    def test_a_file_with_mistakes_writes_nothing(self):
+        place = tempfile.mkdtemp()
+        result = self.run_command(os.path.join(CLUSTERS, "group_vars.yml"), "-o", place + "/x")
+        self.assertEqual((result.code, result.out, os.listdir(place)), (1, "", []))
+        self.assertIn("nobody could verify the death of storage-a", result.err)
+
+    def test_firewall_and_playbook_are_formats_of_their_own(self):
+        path = os.path.join(CLUSTERS, "mixed.yml")
+        self.assertIn("table inet fence_guard", self.run_command("nftables", "storage-a", path).out)
+        self.assertIn("hosts: \"storage-a,storage-b\"", self.run_command("ansible", path).out)
+        wrong = self.run_command("nftables", "storage-c", path)
+        self.assertEqual((wrong.code, wrong.out), (2, ""))
+        self.assertIn("there are: storage-a, storage-b", wrong.err)
+
+    def test_fence_check_takes_the_parameters_of_a_node_from_the_file(self):
+        path = os.path.join(CLUSTERS, "three_nodes.yml")
+        good = support.in_argv("fence_check", {"action": "validate-all", "plug": "storage-b",
+                                               "config": path})
+        self.assertEqual((good.code, good.err), (0, ""))
+        bad = support.in_argv("fence_check", {"action": "validate-all", "plug": "storage-c",
+                                              "config": path})
+        self.assertEqual(bad.code, 1)
+        self.assertIn("no fence device for 'storage-c'", bad.err)
+
+    def test_a_cluster_of_500_nodes_is_printed_as_a_figure(self):
+        lines = ["stonith_nodes:"]
+        for number in range(500):
+            lines.append("  node-%d: {method: kasa, ip: 10.2.%d.%d, mgmt_ip: 10.3.%d.%d, "
+                         "storage_ip: 10.4.%d.%d}" % ((number,) + divmod(number, 250) * 3))
+        with tempfile.NamedTemporaryFile("w", suffix=".yml") as handle:
+            handle.write("\n".join(lines).replace(".0}", ".250}"))
+            handle.flush()
+            started = time.monotonic()
+            result = self.run_command(handle.name)
+            seconds = time.monotonic() - started
+        self.assertIn("level node-499 fence-node-499 fence-verify-node-499", result.out)
+        print("gen-config for 500 nodes: %.2f s" % seconds)
+
+
+if __name__ == "__main__":
+    unittest.main()
