@@ -3,7 +3,6 @@
 import collections
 import os
 import re
-import shutil
 import subprocess
 import sys
 import time
@@ -11,7 +10,6 @@ import xml.etree.ElementTree as ElementTree
 
 from tests.cluster import harness, plugs
 
-HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = plugs.ROOT
 SCRIPT = os.path.join(ROOT, "fencetool.py")
 AGENTS = ("fence_kasa", "fence_http", "fence_check")
@@ -24,7 +22,7 @@ BMC_READY_S = 10
 
 # plugs: as plugs.start_plugs takes them. bmc: {node: address}. config: the cluster file.
 # direct_networks: as of harness.Cluster.
-Layout = collections.namedtuple("Layout", "name plugs bmc config direct_networks")
+Layout = collections.namedtuple("Layout", "plugs bmc config direct_networks")
 
 NETWORKS_OF_NODES = {
     "storage-a": "    mgmt_ip: 10.20.20.1\n    storage_ip: 10.10.10.1\n"
@@ -40,8 +38,8 @@ def cluster_file(devices, direct_networks="storage"):
     lines = ["stonith_fence_verify: true", "stonith_verify_wait: 2",
              "stonith_direct_networks: [%s]" % direct_networks,
              "stonith_witness_ips: {client: 10.30.30.254}", "stonith_nodes:"]
-    for node, device in devices.items():
-        lines += ["  %s:" % node, "    " + device.strip().replace("\n", "\n    "),
+    for node in harness.NODES:
+        lines += ["  %s:" % node, "    " + devices[node].strip().replace("\n", "\n    "),
                   NETWORKS_OF_NODES[node].rstrip()]
     return "\n".join(lines) + "\n"
 
@@ -50,25 +48,28 @@ KASA_STRIP = {"dialect": "kasa", "address": "10.20.20.202", "feeds": {2: "storag
               "options": {"aliases": ["spare", "b", "lamp"], "mac": "CC:32:E5:00:00:01"}}
 TASMOTA = {"dialect": "tasmota", "address": "10.20.20.201", "feeds": {1: "quorum"},
            "options": {"mac": "CC:32:E5:00:00:02", "password": "s3cret"}}
-ESPHOME = {"dialect": "esphome", "address": "10.20.20.101", "feeds": {1: "storage-a"},
+ESPHOME = {"dialect": "esphome", "address": "10.20.20.203", "feeds": {1: "storage-a"},
            "options": {"aliases": ["Relay"], "version": "2026.6"}}
 KASA_LINES = "method: kasa\nip: 10.20.20.202\nmac: CC:32:E5:00:00:01\noutlet: 2\n"
 TASMOTA_LINES = ("method: tasmota\nip: 10.20.20.201\nmac: CC:32:E5:00:00:02\n"
                  "user: admin\npassword: s3cret\npower_on: true\n")
+BMC_LINES = ("method: ipmi\nip: 10.20.20.101\nuser: bmcadmin\npassword: s3cret\n"
+             "options: {cipher: 3}\n")
+ESPHOME_LINES = "method: esphome\nip: 10.20.20.203\nswitch_name: Relay\npower_on: true\n"
 
-# As the guide has it: the storage network is a cable between the storage nodes.
-MIXED = Layout("mixed", {"kasa": KASA_STRIP, "tasmota": TASMOTA}, {"storage-a": "10.20.20.101"},
-               cluster_file(collections.OrderedDict([
-                   ("storage-a", "method: ipmi\nip: 10.20.20.101\nuser: bmcadmin\n"
-                                 "password: s3cret\noptions: {cipher: 3}\n"),
-                   ("storage-b", KASA_LINES), ("quorum", TASMOTA_LINES)])), ("storage",))
+# As the guide has it: the storage network is a cable between the storage nodes. The plug that
+# feeds nobody is there for whoever hangs a node on it.
+MIXED = Layout({"kasa": KASA_STRIP, "tasmota": TASMOTA, "esphome": dict(ESPHOME, feeds={})},
+               {"storage-a": "10.20.20.101"},
+               cluster_file({"storage-a": BMC_LINES, "storage-b": KASA_LINES,
+                             "quorum": TASMOTA_LINES}), ("storage",))
+MIXED_WITH_ESPHOME = cluster_file({"storage-a": BMC_LINES, "storage-b": KASA_LINES,
+                                   "quorum": ESPHOME_LINES})
 # The storage network has a switch, and every node is powered on again after it was fenced.
-PLUGS = Layout("plugs", {"kasa": KASA_STRIP, "tasmota": TASMOTA, "esphome": ESPHOME}, {},
-               cluster_file(collections.OrderedDict([
-                   ("storage-a", "method: esphome\nip: 10.20.20.101\nswitch_name: Relay\n"
-                                 "power_on: true\n"),
-                   ("storage-b", KASA_LINES + "power_on: true\n"),
-                   ("quorum", TASMOTA_LINES)]), direct_networks=""), ())
+PLUGS = Layout({"kasa": KASA_STRIP, "tasmota": TASMOTA, "esphome": ESPHOME}, {},
+               cluster_file({"storage-a": ESPHOME_LINES,
+                             "storage-b": KASA_LINES + "power_on: true\n",
+                             "quorum": TASMOTA_LINES}, direct_networks=""), ())
 
 IPMI_LAN = """\
 name "%(node)s"
@@ -195,7 +196,7 @@ class FencedCluster(harness.Cluster):
         if not self.is_configured:
             return empty
         cib = ElementTree.fromstring(empty)
-        rendered = ElementTree.fromstring(render_config(self.layout, "cib"))
+        rendered = ElementTree.fromstring(self.generate("cib", self.layout.config))
         properties = cib.find(".//cluster_property_set")
         properties.extend(rendered.find(".//cluster_property_set"))
         configuration = cib.find("configuration")
@@ -220,15 +221,24 @@ class FencedCluster(harness.Cluster):
             if self.monitor_s and primitive.get("class") == "stonith":
                 primitive.find("operations/op").set("interval", "%ds" % self.monitor_s)
 
-    def configure(self, node):
-        """Let pcs in a node configure an empty cluster by the script; add the writer."""
+    def generate(self, form, config):
+        """Return what gen-config makes of the text of a cluster file."""
+        path = os.path.join(self.shared_directory, "cluster.yml")
+        harness.write_file(path, config)
+        return harness.run_command(
+            [sys.executable, SCRIPT, "gen-config", "--format", form, path]).stdout
+
+    def configure(self, node, config):
+        """Let pcs in a node do what the script for a cluster file says."""
         script = os.path.join(self.shared_directory, "configure-stonith.sh")
-        harness.write_file(script, render_config(self.layout, "pcs"), 0o700)
-        node.run(["sh", script], timeout_s=SCRIPT_WAIT_S)
+        harness.write_file(script, self.generate("pcs", config), 0o700)
+        node.run([script], timeout_s=SCRIPT_WAIT_S)
+        self.note("configured")
+
+    def add_writer(self, node):
         node.run(["pcs", "resource", "create", WRITER, "ocf:fencetool:heartbeat_writer",
                   "path=" + self.heartbeat_file, "op", "monitor", "interval=5s"])
         node.run(["pcs", "constraint", "location", WRITER, "avoids", "quorum"])
-        self.note("configured")
 
     def set_parameter(self, device, parameter, value):
         self.quorate_node().run(["crm_resource", "--resource", device, "--set-parameter",
@@ -253,9 +263,7 @@ class FencedCluster(harness.Cluster):
         self.heal()
         self.network.set_link("plugs", "management", True)
         for name, plug in self.plugs.items():
-            for number, node in self.layout.plugs[name]["feeds"].items():
-                plug.cable(number=number, node=node)
-            plug.replace()
+            plug.replace(feeds=self.layout.plugs[name]["feeds"])
         for node in self.nodes.values():
             for network in node.addresses:
                 self.network.set_link(node.name, network, True)
@@ -293,6 +301,11 @@ class FencedCluster(harness.Cluster):
         found = self.status().findall(".//resource[@role='Started']")
         return {resource.get("id"): resource.find("node").get("name") for resource in found
                 if resource.get("resource_agent").startswith("stonith:")}
+
+    def wait_for_devices(self):
+        """Wait until every power device and every verifier is started somewhere."""
+        self.wait_for(lambda: len(self.started_devices()) == 2 * len(harness.NODES),
+                      FAILOVER_WAIT_S, "all devices started")
 
     def monitors(self, pattern="outcome=ok"):
         """Return how many monitors of our agents ended so, by what they were run on."""
@@ -369,13 +382,6 @@ class FencedCluster(harness.Cluster):
         return powered
 
 
-def render_config(layout, form):
-    """Return the configuration of a layout, as `gen-config --format` writes it."""
-    extension = {"pcs": "sh", "cib": "xml"}[form]
-    with open(os.path.join(HERE, "generated", "%s.%s" % (layout.name, extension))) as stream:
-        return stream.read()
-
-
 class Watch:
     """What comes into the logs of the nodes after it was made."""
 
@@ -395,9 +401,3 @@ class Watch:
         """Return the first match in what the nodes have logged since."""
         return self.cluster.wait_for(lambda: re.search(pattern, self.log()), seconds,
                                      "log: " + pattern)
-
-
-def required_programs():
-    absent = [name for name in ("ipmi_sim", "fence_ipmilan", "ipmitool")
-              if not shutil.which(name, path=harness.NODE_ENVIRONMENT["PATH"])]
-    return ["missing programs: " + ", ".join(absent)] if absent else []

@@ -29,6 +29,7 @@ import sys
 import tempfile
 import threading
 import time
+import unittest
 import xml.etree.ElementTree as ElementTree
 from xml.sax.saxutils import quoteattr
 
@@ -48,11 +49,12 @@ HOSTS = collections.OrderedDict([
     ("storage-b", {"management": ["10.20.20.2"], "storage": ["10.10.10.2"],
                    "client": ["10.30.30.2"]}),
     ("quorum", {"management": ["10.20.20.3"]}),
-    ("plugs", {"management": ["10.20.20.201", "10.20.20.202", "10.20.20.101"]}),
+    ("plugs", {"management": ["10.20.20.201", "10.20.20.202", "10.20.20.203",
+                              "10.20.20.101"]}),
     ("witness", {"client": ["10.30.30.254"]}),
 ])
 PROGRAMS = ("pacemakerd", "corosync", "pcs", "cibadmin", "crm_mon", "crm_node", "ip", "nft",
-            "mount", "nsenter", "unshare")
+            "mount", "nsenter", "unshare", "ipmi_sim", "ipmitool", "fence_ipmilan")
 CLUSTER_USER = "hacluster"
 
 # What passes between power and kernel, but for a node's first boot. Longer than the others need to
@@ -124,7 +126,24 @@ class NotReached(AssertionError):
     """What a test waited for did not come; the text shows the cluster's state."""
 
 
-# --- Requirements -------------------------------------------------------------------------------
+# --- Whether to run, and whether it can ---------------------------------------------------------
+
+def load_tests(loader, tests, pattern):
+    """Leave out the tests of a module that imports this, unless the cluster is asked for.
+
+    Left out and not skipped: minutes on a real cluster are for whoever asks for them.
+    """
+    return tests if os.environ.get("FENCETOOL_TEST_CLUSTER") == "1" else unittest.TestSuite()
+
+
+def require_cluster():
+    """Skip a module's tests where no cluster can run; with FENCETOOL_TEST_ALL=1 they fail."""
+    reasons = missing_requirements()
+    if reasons and os.environ.get("FENCETOOL_TEST_ALL") == "1":
+        raise AssertionError("no cluster here: " + "; ".join(reasons))
+    if reasons:
+        raise unittest.SkipTest("; ".join(reasons))
+
 
 def missing_requirements():
     """Return the reasons why no cluster can run on this machine, none when it can."""

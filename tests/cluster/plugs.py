@@ -36,8 +36,7 @@ class Wired:
     lost = 0
     ups = False
 
-    def wire(self, feeds, power_socket):
-        self.feeds = {int(number): node for number, node in feeds.items()}
+    def wire(self, power_socket):
         self.power_socket = power_socket
         self.on_power = self.forward
 
@@ -76,8 +75,9 @@ class Wired:
         """Let the next answers come that much later, as a plug that seeks its broker does."""
         self.delay_s, self.delays_left = seconds, answers
 
-    def order_replace(self):
+    def order_replace(self, feeds):
         """Put a sound device in the place of this one: its outlets are on, no node notices."""
+        self.feeds = {int(number): node for number, node in feeds.items()}
         self.fault, self.delays_left, self.lose_every, self.ups = "", 0, 0, False
         self.metered = False
         for outlet in self.outlets:
@@ -114,7 +114,8 @@ def main(argv):
     server.devices = {}
     for name, plug in json.loads(plugs).items():
         device = DIALECTS[plug["dialect"]](**plug["options"])
-        device.wire(plug["feeds"], power_socket)
+        device.wire(power_socket)
+        device.order_replace(plug["feeds"])
         device.start(plug["address"], PORTS[plug["dialect"]])
         server.devices[name] = device
     print("ready", flush=True)

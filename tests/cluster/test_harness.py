@@ -53,16 +53,8 @@ time.sleep(60)
 """
 
 
-def load_tests(loader, tests, pattern):
-    return unittest.TestSuite() if os.environ.get("FENCETOOL_TEST_CLUSTER") == "0" else tests
-
-
-def setUpModule():
-    reasons = harness.missing_requirements()
-    if reasons and os.environ.get("FENCETOOL_TEST_ALL") == "1":
-        raise AssertionError("no cluster here: " + "; ".join(reasons))
-    if reasons:
-        raise unittest.SkipTest("; ".join(reasons))
+load_tests = harness.load_tests
+setUpModule = harness.require_cluster
 
 
 def hears(cluster, sender, receiver, network, seconds=0.3):

@@ -14,16 +14,8 @@ WAIT_S = fenced.FAILOVER_WAIT_S
 FAILED = r"Operation 'reboot' targeting %s .*: (?!OK)"
 
 
-def load_tests(loader, tests, pattern):
-    return unittest.TestSuite() if os.environ.get("FENCETOOL_TEST_CLUSTER") == "0" else tests
-
-
-def setUpModule():
-    reasons = harness.missing_requirements() + fenced.required_programs()
-    if reasons and os.environ.get("FENCETOOL_TEST_ALL") == "1":
-        raise AssertionError("no cluster here: " + "; ".join(reasons))
-    if reasons:
-        raise unittest.SkipTest("; ".join(reasons))
+load_tests = harness.load_tests
+setUpModule = harness.require_cluster
 
 
 class Scenario(unittest.TestCase):
@@ -89,14 +81,14 @@ class AsInTheGuide(Scenario):
     def setUpClass(cls):
         super().setUpClass()
         try:
-            cls.cluster.configure(cls.cluster["storage-a"])
+            cls.cluster.configure(cls.cluster["storage-a"], fenced.MIXED.config)
+            cls.cluster.add_writer(cls.cluster["storage-a"])
         except BaseException:
             cls.cluster.stop()
             raise
 
     def test_every_device_of_the_script_runs_on_another_node_than_its_target(self):
-        self.cluster.wait_for(lambda: len(self.cluster.started_devices()) == 6, WAIT_S,
-                              "all devices started")
+        self.cluster.wait_for_devices()
         for device, node in self.cluster.started_devices().items():
             self.assertFalse(device.endswith(node), device + " runs on " + node)
         shown = self.cluster["quorum"].run(["pcs", "stonith", "status"]).stdout
@@ -104,6 +96,18 @@ class AsInTheGuide(Scenario):
             self.assertRegex(shown, r"fence-%s\s.*Started" % node)
             self.assertIn("Target: %s\n   Level 1 - fence-%s,fence-verify-%s" % (
                 node, node, node), shown)
+
+    def test_a_node_that_moves_to_another_make_of_plug_is_fenced_there(self):
+        self.addCleanup(self.cluster.configure, self.cluster["storage-a"], fenced.MIXED.config)
+        self.cluster.configure(self.cluster["storage-a"], fenced.MIXED_WITH_ESPHOME)
+        self.cluster.wait_for_devices()
+        shown = self.cluster["storage-a"].run(["pcs", "stonith", "config"]).stdout
+        for device in ("fence_ipmilan", "fence_kasa", "device=esphome"):
+            self.assertIn(device, shown)
+        self.cluster.plugs["tasmota"].cable(number=0, node="quorum")
+        self.cluster.plugs["esphome"].cable(number=1, node="quorum")
+        self.fence("quorum", "storage-b")
+        self.cluster.wait_until_online()
 
     def test_a_killed_node_is_fenced_and_verified_and_the_writer_moves(self):
         lost = self.cluster.wait_for_holder()
@@ -338,8 +342,7 @@ class LossyPlugs(Scenario):
         return fenced.FencedCluster(fenced.PLUGS, monitor_s=2)
 
     def test_monitors_do_not_fail(self):
-        self.cluster.wait_for(lambda: len(self.cluster.started_devices()) == 6, WAIT_S,
-                              "all devices started")
+        self.cluster.wait_for_devices()
         before = self.cluster.started_devices()
         for plug in self.cluster.plugs.values():
             plug.set(lose_every=20)
