@@ -35,7 +35,7 @@ NETWORKS_OF_NODES = {
 
 def cluster_file(devices, direct_networks="storage"):
     """Return a cluster file; devices: {node: lines that describe its fence device}."""
-    lines = ["stonith_fence_verify: true", "stonith_verify_wait: 2",
+    lines = ["stonith_fence_verify: true", "stonith_verify_wait: 1",
              "stonith_direct_networks: [%s]" % direct_networks,
              "stonith_witness_ips: {client: 10.30.30.254}", "stonith_nodes:"]
     for node in harness.NODES:
@@ -57,14 +57,17 @@ BMC_LINES = ("method: ipmi\nip: 10.20.20.101\nuser: bmcadmin\npassword: s3cret\n
              "options: {cipher: 3}\n")
 ESPHOME_LINES = "method: esphome\nip: 10.20.20.203\nswitch_name: Relay\npower_on: true\n"
 
-# As the guide has it: the storage network is a cable between the storage nodes. The plug that
-# feeds nobody is there for whoever hangs a node on it.
+# As the guide has it: the storage network is a cable between the storage nodes.
 MIXED = Layout({"kasa": KASA_STRIP, "tasmota": TASMOTA, "esphome": dict(ESPHOME, feeds={})},
                {"storage-a": "10.20.20.101"},
                cluster_file({"storage-a": BMC_LINES, "storage-b": KASA_LINES,
                              "quorum": TASMOTA_LINES}), ("storage",))
-MIXED_WITH_ESPHOME = cluster_file({"storage-a": BMC_LINES, "storage-b": KASA_LINES,
-                                   "quorum": ESPHOME_LINES})
+# The same devices, with the third node on the fourth make.
+REPLUGGED = MIXED._replace(
+    plugs={"kasa": KASA_STRIP, "tasmota": dict(TASMOTA, feeds={}),
+           "esphome": dict(ESPHOME, feeds={1: "quorum"})},
+    config=cluster_file({"storage-a": BMC_LINES, "storage-b": KASA_LINES,
+                         "quorum": ESPHOME_LINES}))
 # The storage network has a switch, and every node is powered on again after it was fenced.
 PLUGS = Layout({"kasa": KASA_STRIP, "tasmota": TASMOTA, "esphome": ESPHOME}, {},
                cluster_file({"storage-a": ESPHOME_LINES,
@@ -216,8 +219,11 @@ class FencedCluster(harness.Cluster):
             device = primitive.get("id")
             attributes = primitive.find("instance_attributes")
             for name, value in self.limits.get(device, {}).items():
-                ElementTree.SubElement(attributes, "nvpair", name=name, value=str(value),
-                                       id="%s-limit-%s" % (device, name))
+                pair = attributes.find("nvpair[@name='%s']" % name)
+                if pair is None:
+                    pair = ElementTree.SubElement(attributes, "nvpair", name=name,
+                                                  id="%s-limit-%s" % (device, name))
+                pair.set("value", str(value))
             if self.monitor_s and primitive.get("class") == "stonith":
                 primitive.find("operations/op").set("interval", "%ds" % self.monitor_s)
 
@@ -228,17 +234,19 @@ class FencedCluster(harness.Cluster):
         return harness.run_command(
             [sys.executable, SCRIPT, "gen-config", "--format", form, path]).stdout
 
-    def configure(self, node, config):
-        """Let pcs in a node do what the script for a cluster file says."""
+    def configure(self, node, layout):
+        """Plug all nodes in as a layout has it, and let pcs do what its script says."""
+        self.layout = layout
+        self.mend()
         script = os.path.join(self.shared_directory, "configure-stonith.sh")
-        harness.write_file(script, self.generate("pcs", config), 0o700)
+        harness.write_file(script, self.generate("pcs", layout.config), 0o700)
         node.run([script], timeout_s=SCRIPT_WAIT_S)
         self.note("configured")
 
     def add_writer(self, node):
-        node.run(["pcs", "resource", "create", WRITER, "ocf:fencetool:heartbeat_writer",
-                  "path=" + self.heartbeat_file, "op", "monitor", "interval=5s"])
-        node.run(["pcs", "constraint", "location", WRITER, "avoids", "quorum"])
+        for scope, text in (("resources", WRITER_XML % self.heartbeat_file),
+                            ("constraints", WRITER_PLACE_XML)):
+            node.run(["cibadmin", "--create", "--scope", scope, "--xml-text", text])
 
     def set_parameter(self, device, parameter, value):
         self.quorate_node().run(["crm_resource", "--resource", device, "--set-parameter",

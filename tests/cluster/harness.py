@@ -57,10 +57,11 @@ PROGRAMS = ("pacemakerd", "corosync", "pcs", "cibadmin", "crm_mon", "crm_node", 
             "mount", "nsenter", "unshare", "ipmi_sim", "ipmitool", "fence_ipmilan")
 CLUSTER_USER = "hacluster"
 
+TOKEN_MS = 1000
 # What passes between power and kernel, but for a node's first boot. Longer than the others need to
-# notice that it was gone (token and consensus, together 3.3 s): a node that is back earlier hears
+# notice that it was gone (token and consensus, together 2.2 s): a node that is back earlier hears
 # of its own fencing, and its pacemaker shuts down for good.
-FIRMWARE_S = 4
+FIRMWARE_S = 3
 READY_WAIT_S = 20
 ONLINE_WAIT_S = 60
 CUT_WAIT_S = 10
@@ -83,6 +84,7 @@ totem {
     crypto_cipher: none
     crypto_hash: none
     token: %(token_ms)d
+    token_coefficient: 0
 }
 nodelist {
 %(nodes)s}
@@ -746,11 +748,10 @@ class Cluster:
     firmware_s: what every boot but the first takes before the node's kernel runs
     """
 
-    def __init__(self, properties=None, direct_networks=("storage",), token_ms=1500,
+    def __init__(self, properties=None, direct_networks=("storage",),
                  firmware_s=FIRMWARE_S):
         self.properties = dict(DEFAULT_PROPERTIES, **(properties or {}))
         self.direct_networks = tuple(direct_networks)
-        self.token_ms = token_ms
         self.firmware_s = firmware_s
         self.nodes = collections.OrderedDict((name, Node(self, name)) for name in NODES)
         self.events = []
@@ -886,7 +887,7 @@ class Cluster:
     def corosync_conf(self):
         nodes = [COROSYNC_NODE % (name, number, HOSTS[name]["management"][0])
                  for number, name in enumerate(NODES, 1)]
-        return COROSYNC_CONF % {"token_ms": self.token_ms, "nodes": "".join(nodes)}
+        return COROSYNC_CONF % {"token_ms": TOKEN_MS, "nodes": "".join(nodes)}
 
     def initial_cib(self):
         return CIB % "".join(
