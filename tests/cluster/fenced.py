@@ -8,7 +8,7 @@ import sys
 import time
 import xml.etree.ElementTree as ElementTree
 
-from tests.cluster import harness, plugs
+from tests.cluster import harness, plugs, power
 
 ROOT = plugs.ROOT
 SCRIPT = os.path.join(ROOT, "fencetool.py")
@@ -99,8 +99,7 @@ mc_enable 0x20
 IPMI_CHASSIS = """\
 #!/bin/sh
 # What ipmi_sim calls: get power, set power 0, set power 1 and others.
-ask() { PYTHONPATH=%(here)s %(python)s -c 'import sys, fence_stub
-print(fence_stub.ask(sys.argv[1], sys.argv[2]))' %(socket)s "$1 %(node)s"; }
+ask() { %(python)s -IS %(client)s %(socket)s "$1 %(node)s"; }
 case "$*" in
 "get power") [ "$(ask state)" = on ] && echo power:1 || echo power:0 ;;
 "set power 0") ask off >/dev/null ;;
@@ -173,8 +172,8 @@ class FencedCluster(harness.Cluster):
     def _start_bmc(self, node, address):
         place = os.path.join(self.directory, "bmc-" + node)
         os.makedirs(os.path.join(place, "state"))
-        values = {"node": node, "address": address, "here": os.path.dirname(plugs.__file__),
-                  "python": sys.executable, "socket": self.power_socket,
+        values = {"node": node, "address": address, "python": sys.executable,
+                  "client": power.__file__, "socket": self.power_socket,
                   "chassis": os.path.join(place, "chassis")}
         harness.write_file(values["chassis"], IPMI_CHASSIS % values, 0o755)
         harness.write_file(os.path.join(place, "lan"), IPMI_LAN % values)
@@ -256,6 +255,7 @@ class FencedCluster(harness.Cluster):
 
     def make_whole(self):
         """Mend everything, give power to all, and wait until the writer runs."""
+        self.heal()
         self.mend()
         for node in self.nodes.values():
             if node.frozen:
@@ -267,8 +267,7 @@ class FencedCluster(harness.Cluster):
         self.wait_for_holder()
 
     def mend(self):
-        """Put sound plugs, cables, links and filters everywhere; nodes are left as they are."""
-        self.heal()
+        """Put sound plugs, cables, links and filters everywhere; nodes and partitions stay."""
         self.network.set_link("plugs", "management", True)
         for name, plug in self.plugs.items():
             plug.replace(feeds=self.layout.plugs[name]["feeds"])

@@ -552,21 +552,11 @@ class Node:
 
     def freeze(self):
         """Stop corosync where it stands; the rest of the node, kernel included, lives on."""
-        self._signal_corosync(signal.SIGSTOP)
+        for pid in self.processes("corosync"):
+            os.kill(pid, signal.SIGSTOP)
         self.frozen = True
         self.cluster.note("%s frozen" % self.name)
 
-    def thaw(self):
-        self._signal_corosync(signal.SIGCONT)
-        self.frozen = False
-        self.cluster.note("%s thawed" % self.name)
-
-    def _signal_corosync(self, sig):
-        pids = self.processes("corosync")
-        if not pids:
-            raise CommandFailed("%s runs no corosync" % self.name)
-        for pid in pids:
-            os.kill(pid, sig)
 
     def processes(self, name):
         """Return the pids, as the machine sees them, of the node's programs of that name."""
@@ -594,9 +584,6 @@ class Node:
     def log(self):
         """Return pacemaker.log, of all boots."""
         return self._read("log", "pacemaker", "pacemaker.log")
-
-    def corosync_log(self):
-        return self._read("log", "corosync", "corosync.log")
 
     def syslog(self):
         """Return what the node's programs sent to syslog, a monotonic time before each line."""

@@ -18,7 +18,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)
 sys.path.insert(0, ROOT)
 
 import fencetool  # noqa: E402
-from tests.cluster import fence_stub  # noqa: E402
+from tests.cluster import power  # noqa: E402
 
 READY_WAIT_S = 10
 
@@ -43,7 +43,7 @@ class Wired:
     def forward(self, number, powered):
         node = self.feeds.get(number)
         if node and not self.ups:
-            fence_stub.ask(self.power_socket, "%s %s" % ("on" if powered else "off", node))
+            power.ask(self.power_socket, "%s %s" % ("on" if powered else "off", node))
 
     def send_answer(self, handle, answer):
         if self.delays_left:
@@ -139,7 +139,7 @@ class Plug:
 
     def order(self, **order):
         client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        client.settimeout(fence_stub.ANSWER_WAIT_S)
+        client.settimeout(power.ANSWER_WAIT_S)
         client.connect(self.path)
         with client, client.makefile("rw") as stream:
             stream.write(json.dumps(dict(order, plug=self.name)) + "\n")
