@@ -113,8 +113,12 @@ num_updates="0">
 </cib>
 """
 CIB_PROPERTY = "      <nvpair id=%s name=%s value=%s/>\n"
-# A node alone waits that long for others before it makes itself the coordinator.
-DEFAULT_PROPERTIES = {"dc-deadtime": "3s"}
+DEFAULT_PROPERTIES = {
+    # A node alone waits that long for others before it makes itself the coordinator.
+    "dc-deadtime": "3s",
+    # The load is that of the machine. On a loaded node Pacemaker does one thing after the other.
+    "load-threshold": "10000%",
+}
 
 Event = collections.namedtuple("Event", "time_s what")
 Tenure = collections.namedtuple("Tenure", "node writer first_s last_s")

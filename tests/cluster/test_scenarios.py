@@ -301,8 +301,9 @@ class WithPlugs(Scenario):
     def test_the_verifier_without_its_level_is_not_believed(self):
         self.cluster.set_level("storage-b", False)
         self.addCleanup(self.cluster.set_level, "storage-b", True)
-        self.cluster.set_parameter("fence-storage-b", "ip", "10.20.20.199")
-        self.addCleanup(self.cluster.set_parameter, "fence-storage-b", "ip", "10.20.20.202")
+        mac = fenced.KASA_STRIP["options"]["mac"]
+        self.cluster.set_parameter("fence-storage-b", "device_mac", "CC:32:E5:00:00:99")
+        self.addCleanup(self.cluster.set_parameter, "fence-storage-b", "device_mac", mac)
         # All that the verifier looks at says that the node is dead.
         self.cluster["storage-b"].cut_power()
         self.kasa.press(number=2, on=False)
