@@ -3,15 +3,13 @@
 import collections
 import os
 import re
-import shutil
 import subprocess
 import sys
 import time
 import xml.etree.ElementTree as ElementTree
 
-from tests.cluster import harness, plugs
+from tests.cluster import harness, plugs, power
 
-HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = plugs.ROOT
 SCRIPT = os.path.join(ROOT, "fencetool.py")
 AGENTS = ("fence_kasa", "fence_http", "fence_check")
@@ -24,7 +22,7 @@ BMC_READY_S = 10
 
 # plugs: as plugs.start_plugs takes them. bmc: {node: address}. config: the cluster file.
 # direct_networks: as of harness.Cluster.
-Layout = collections.namedtuple("Layout", "name plugs bmc config direct_networks")
+Layout = collections.namedtuple("Layout", "plugs bmc config direct_networks")
 
 NETWORKS_OF_NODES = {
     "storage-a": "    mgmt_ip: 10.20.20.1\n    storage_ip: 10.10.10.1\n"
@@ -37,11 +35,11 @@ NETWORKS_OF_NODES = {
 
 def cluster_file(devices, direct_networks="storage"):
     """Return a cluster file; devices: {node: lines that describe its fence device}."""
-    lines = ["stonith_fence_verify: true", "stonith_verify_wait: 2",
+    lines = ["stonith_fence_verify: true", "stonith_verify_wait: 1",
              "stonith_direct_networks: [%s]" % direct_networks,
              "stonith_witness_ips: {client: 10.30.30.254}", "stonith_nodes:"]
-    for node, device in devices.items():
-        lines += ["  %s:" % node, "    " + device.strip().replace("\n", "\n    "),
+    for node in harness.NODES:
+        lines += ["  %s:" % node, "    " + devices[node].strip().replace("\n", "\n    "),
                   NETWORKS_OF_NODES[node].rstrip()]
     return "\n".join(lines) + "\n"
 
@@ -50,25 +48,31 @@ KASA_STRIP = {"dialect": "kasa", "address": "10.20.20.202", "feeds": {2: "storag
               "options": {"aliases": ["spare", "b", "lamp"], "mac": "CC:32:E5:00:00:01"}}
 TASMOTA = {"dialect": "tasmota", "address": "10.20.20.201", "feeds": {1: "quorum"},
            "options": {"mac": "CC:32:E5:00:00:02", "password": "s3cret"}}
-ESPHOME = {"dialect": "esphome", "address": "10.20.20.101", "feeds": {1: "storage-a"},
+ESPHOME = {"dialect": "esphome", "address": "10.20.20.203", "feeds": {1: "storage-a"},
            "options": {"aliases": ["Relay"], "version": "2026.6"}}
 KASA_LINES = "method: kasa\nip: 10.20.20.202\nmac: CC:32:E5:00:00:01\noutlet: 2\n"
 TASMOTA_LINES = ("method: tasmota\nip: 10.20.20.201\nmac: CC:32:E5:00:00:02\n"
                  "user: admin\npassword: s3cret\npower_on: true\n")
+BMC_LINES = ("method: ipmi\nip: 10.20.20.101\nuser: bmcadmin\npassword: s3cret\n"
+             "options: {cipher: 3}\n")
+ESPHOME_LINES = "method: esphome\nip: 10.20.20.203\nswitch_name: Relay\npower_on: true\n"
 
 # As the guide has it: the storage network is a cable between the storage nodes.
-MIXED = Layout("mixed", {"kasa": KASA_STRIP, "tasmota": TASMOTA}, {"storage-a": "10.20.20.101"},
-               cluster_file(collections.OrderedDict([
-                   ("storage-a", "method: ipmi\nip: 10.20.20.101\nuser: bmcadmin\n"
-                                 "password: s3cret\noptions: {cipher: 3}\n"),
-                   ("storage-b", KASA_LINES), ("quorum", TASMOTA_LINES)])), ("storage",))
+MIXED = Layout({"kasa": KASA_STRIP, "tasmota": TASMOTA, "esphome": dict(ESPHOME, feeds={})},
+               {"storage-a": "10.20.20.101"},
+               cluster_file({"storage-a": BMC_LINES, "storage-b": KASA_LINES,
+                             "quorum": TASMOTA_LINES}), ("storage",))
+# The same devices, with the third node on the fourth make.
+REPLUGGED = MIXED._replace(
+    plugs={"kasa": KASA_STRIP, "tasmota": dict(TASMOTA, feeds={}),
+           "esphome": dict(ESPHOME, feeds={1: "quorum"})},
+    config=cluster_file({"storage-a": BMC_LINES, "storage-b": KASA_LINES,
+                         "quorum": ESPHOME_LINES}))
 # The storage network has a switch, and every node is powered on again after it was fenced.
-PLUGS = Layout("plugs", {"kasa": KASA_STRIP, "tasmota": TASMOTA, "esphome": ESPHOME}, {},
-               cluster_file(collections.OrderedDict([
-                   ("storage-a", "method: esphome\nip: 10.20.20.101\nswitch_name: Relay\n"
-                                 "power_on: true\n"),
-                   ("storage-b", KASA_LINES + "power_on: true\n"),
-                   ("quorum", TASMOTA_LINES)]), direct_networks=""), ())
+PLUGS = Layout({"kasa": KASA_STRIP, "tasmota": TASMOTA, "esphome": ESPHOME}, {},
+               cluster_file({"storage-a": ESPHOME_LINES,
+                             "storage-b": KASA_LINES + "power_on: true\n",
+                             "quorum": TASMOTA_LINES}, direct_networks=""), ())
 
 IPMI_LAN = """\
 name "%(node)s"
@@ -95,8 +99,7 @@ mc_enable 0x20
 IPMI_CHASSIS = """\
 #!/bin/sh
 # What ipmi_sim calls: get power, set power 0, set power 1 and others.
-ask() { PYTHONPATH=%(here)s %(python)s -c 'import sys, fence_stub
-print(fence_stub.ask(sys.argv[1], sys.argv[2]))' %(socket)s "$1 %(node)s"; }
+ask() { %(python)s -IS %(client)s %(socket)s "$1 %(node)s"; }
 case "$*" in
 "get power") [ "$(ask state)" = on ] && echo power:1 || echo power:0 ;;
 "set power 0") ask off >/dev/null ;;
@@ -169,8 +172,8 @@ class FencedCluster(harness.Cluster):
     def _start_bmc(self, node, address):
         place = os.path.join(self.directory, "bmc-" + node)
         os.makedirs(os.path.join(place, "state"))
-        values = {"node": node, "address": address, "here": os.path.dirname(plugs.__file__),
-                  "python": sys.executable, "socket": self.power_socket,
+        values = {"node": node, "address": address, "python": sys.executable,
+                  "client": power.__file__, "socket": self.power_socket,
                   "chassis": os.path.join(place, "chassis")}
         harness.write_file(values["chassis"], IPMI_CHASSIS % values, 0o755)
         harness.write_file(os.path.join(place, "lan"), IPMI_LAN % values)
@@ -195,7 +198,7 @@ class FencedCluster(harness.Cluster):
         if not self.is_configured:
             return empty
         cib = ElementTree.fromstring(empty)
-        rendered = ElementTree.fromstring(render_config(self.layout, "cib"))
+        rendered = ElementTree.fromstring(self.generate("cib", self.layout.config))
         properties = cib.find(".//cluster_property_set")
         properties.extend(rendered.find(".//cluster_property_set"))
         configuration = cib.find("configuration")
@@ -215,20 +218,34 @@ class FencedCluster(harness.Cluster):
             device = primitive.get("id")
             attributes = primitive.find("instance_attributes")
             for name, value in self.limits.get(device, {}).items():
-                ElementTree.SubElement(attributes, "nvpair", name=name, value=str(value),
-                                       id="%s-limit-%s" % (device, name))
+                pair = attributes.find("nvpair[@name='%s']" % name)
+                if pair is None:
+                    pair = ElementTree.SubElement(attributes, "nvpair", name=name,
+                                                  id="%s-limit-%s" % (device, name))
+                pair.set("value", str(value))
             if self.monitor_s and primitive.get("class") == "stonith":
                 primitive.find("operations/op").set("interval", "%ds" % self.monitor_s)
 
-    def configure(self, node):
-        """Let pcs in a node configure an empty cluster by the script; add the writer."""
+    def generate(self, form, config):
+        """Return what gen-config makes of the text of a cluster file."""
+        path = os.path.join(self.shared_directory, "cluster.yml")
+        harness.write_file(path, config)
+        return harness.run_command(
+            [sys.executable, SCRIPT, "gen-config", "--format", form, path]).stdout
+
+    def configure(self, node, layout):
+        """Plug all nodes in as a layout has it, and let pcs do what its script says."""
+        self.layout = layout
+        self.mend()
         script = os.path.join(self.shared_directory, "configure-stonith.sh")
-        harness.write_file(script, render_config(self.layout, "pcs"), 0o700)
-        node.run(["sh", script], timeout_s=SCRIPT_WAIT_S)
-        node.run(["pcs", "resource", "create", WRITER, "ocf:fencetool:heartbeat_writer",
-                  "path=" + self.heartbeat_file, "op", "monitor", "interval=5s"])
-        node.run(["pcs", "constraint", "location", WRITER, "avoids", "quorum"])
+        harness.write_file(script, self.generate("pcs", layout.config), 0o700)
+        node.run([script], timeout_s=SCRIPT_WAIT_S)
         self.note("configured")
+
+    def add_writer(self, node):
+        for scope, text in (("resources", WRITER_XML % self.heartbeat_file),
+                            ("constraints", WRITER_PLACE_XML)):
+            node.run(["cibadmin", "--create", "--scope", scope, "--xml-text", text])
 
     def set_parameter(self, device, parameter, value):
         self.quorate_node().run(["crm_resource", "--resource", device, "--set-parameter",
@@ -238,6 +255,7 @@ class FencedCluster(harness.Cluster):
 
     def make_whole(self):
         """Mend everything, give power to all, and wait until the writer runs."""
+        self.heal()
         self.mend()
         for node in self.nodes.values():
             if node.frozen:
@@ -249,13 +267,10 @@ class FencedCluster(harness.Cluster):
         self.wait_for_holder()
 
     def mend(self):
-        """Put sound plugs, cables, links and filters everywhere; nodes are left as they are."""
-        self.heal()
+        """Put sound plugs, cables, links and filters everywhere; nodes and partitions stay."""
         self.network.set_link("plugs", "management", True)
         for name, plug in self.plugs.items():
-            for number, node in self.layout.plugs[name]["feeds"].items():
-                plug.cable(number=number, node=node)
-            plug.replace()
+            plug.replace(feeds=self.layout.plugs[name]["feeds"])
         for node in self.nodes.values():
             for network in node.addresses:
                 self.network.set_link(node.name, network, True)
@@ -293,6 +308,11 @@ class FencedCluster(harness.Cluster):
         found = self.status().findall(".//resource[@role='Started']")
         return {resource.get("id"): resource.find("node").get("name") for resource in found
                 if resource.get("resource_agent").startswith("stonith:")}
+
+    def wait_for_devices(self):
+        """Wait until every power device and every verifier is started somewhere."""
+        self.wait_for(lambda: len(self.started_devices()) == 2 * len(harness.NODES),
+                      FAILOVER_WAIT_S, "all devices started")
 
     def monitors(self, pattern="outcome=ok"):
         """Return how many monitors of our agents ended so, by what they were run on."""
@@ -369,13 +389,6 @@ class FencedCluster(harness.Cluster):
         return powered
 
 
-def render_config(layout, form):
-    """Return the configuration of a layout, as `gen-config --format` writes it."""
-    extension = {"pcs": "sh", "cib": "xml"}[form]
-    with open(os.path.join(HERE, "generated", "%s.%s" % (layout.name, extension))) as stream:
-        return stream.read()
-
-
 class Watch:
     """What comes into the logs of the nodes after it was made."""
 
@@ -395,9 +408,3 @@ class Watch:
         """Return the first match in what the nodes have logged since."""
         return self.cluster.wait_for(lambda: re.search(pattern, self.log()), seconds,
                                      "log: " + pattern)
-
-
-def required_programs():
-    absent = [name for name in ("ipmi_sim", "fence_ipmilan", "ipmitool")
-              if not shutil.which(name, path=harness.NODE_ENVIRONMENT["PATH"])]
-    return ["missing programs: " + ", ".join(absent)] if absent else []

@@ -19,7 +19,7 @@ sys.path.insert(0, ROOT)
 
 import fencetool  # noqa: E402
 from tests import virtual  # noqa: E402
-from tests.cluster import fence_stub  # noqa: E402
+from tests.cluster import power  # noqa: E402
 
 READY_WAIT_S = 10
 
@@ -37,15 +37,14 @@ class Wired:
     lost = 0
     ups = False
 
-    def wire(self, feeds, power_socket):
-        self.feeds = {int(number): node for number, node in feeds.items()}
+    def wire(self, power_socket):
         self.power_socket = power_socket
         self.on_power = self.forward
 
     def forward(self, number, powered):
         node = self.feeds.get(number)
         if node and not self.ups:
-            fence_stub.ask(self.power_socket, "%s %s" % ("on" if powered else "off", node))
+            power.ask(self.power_socket, "%s %s" % ("on" if powered else "off", node))
 
     def send_answer(self, handle, answer):
         if self.delays_left:
@@ -77,8 +76,9 @@ class Wired:
         """Let the next answers come that much later, as a plug that seeks its broker does."""
         self.delay_s, self.delays_left = seconds, answers
 
-    def order_replace(self):
+    def order_replace(self, feeds):
         """Put a sound device in the place of this one: its outlets are on, no node notices."""
+        self.feeds = {int(number): node for number, node in feeds.items()}
         self.fault, self.delays_left, self.lose_every, self.ups = "", 0, 0, False
         self.metered = False
         for outlet in self.outlets:
@@ -114,7 +114,8 @@ def main(argv):
     server.devices = {}
     for name, plug in json.loads(plugs).items():
         device = DIALECTS[plug["dialect"]](**plug["options"])
-        device.wire(plug["feeds"], power_socket)
+        device.wire(power_socket)
+        device.order_replace(plug["feeds"])
         device.start(plug["address"], PORTS[plug["dialect"]])
         server.devices[name] = device
     print("ready", flush=True)
@@ -138,7 +139,7 @@ class Plug:
 
     def order(self, **order):
         client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        client.settimeout(fence_stub.ANSWER_WAIT_S)
+        client.settimeout(power.ANSWER_WAIT_S)
         client.connect(self.path)
         with client, client.makefile("rw") as stream:
             stream.write(json.dumps(dict(order, plug=self.name)) + "\n")

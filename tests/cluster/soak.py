@@ -1,6 +1,6 @@
 """Random failures under a real cluster, for as many rounds as you like. As root:
 
-    python3 -m tests.cluster.soak --rounds 30 [--seed S]
+    python3 tests/cluster/soak.py --rounds 30 [--seed S]
 
 Each round kills, freezes or cuts off a node, most with a trouble on top that is mended after the
 first fence that failed. The seed makes the same choices again; the times are the machine's.
@@ -8,11 +8,14 @@ first fence that failed. The seed makes the same choices again; the times are th
 
 import argparse
 import collections
+import os
 import random
 import re
 import statistics
 import sys
 import time
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 
 from tests.cluster import fenced, harness
 from tests.cluster.test_scenarios import OTHER, SHORT, SHORT_CHECK
@@ -77,7 +80,7 @@ TROUBLES = (
     Trouble("the relay is welded", LIED_ABOUT, lie(fault="welded")),
     Trouble("a UPS", LIED_ABOUT, lie(ups=True)),
     Trouble("the cable is elsewhere", LIED_ABOUT, wrong_cable),
-    Trouble("the plug drops connections", NEARLY_ALL, lie(fault="drop")),
+    Trouble("the plug hangs up on commands", NEARLY_ALL, lie(fault="drop")),
     Trouble("the plug answers garbage", NEARLY_ALL, lie(fault="garbage")),
     Trouble("no way to the plugs", NEARLY_ALL, lose_plugs),
     Trouble("the checker without its storage link", NEARLY_ALL, blind_checkers),
@@ -111,7 +114,7 @@ def play(cluster, chance):
 
 
 def wait_for_fence(cluster, watch, victim):
-    """Wait until the victim is fenced, and mend all after the first failure."""
+    """Wait until the victim is fenced, and mend the trouble after the first failure."""
     is_mended = False
     deadline = time.monotonic() + ROUND_WAIT_S
     while not watch.count(FENCED % victim):
@@ -123,30 +126,39 @@ def wait_for_fence(cluster, watch, victim):
         time.sleep(harness.POLL_S)
 
 
+def wrongs_of(cluster):
+    """Return what must never happen and has, as lines of text."""
+    return cluster.false_successes() + [
+        "%s and %s wrote at once" % (one.node, other.node)
+        for one, other in cluster.overlapping_writers()]
+
+
 def describe(number, played):
-    return "%3d  %-9s %-7s  %-36s fenced %5.1f s  %s  %d missed%s" % (
-        number, played.victim, played.death, played.trouble, played.fenced_s,
-        "moved %5.1f s" % played.failover_s if played.failover_s else " " * 13,
-        played.missed, "".join("\n       " + reason for reason in played.reasons))
+    """Return the verdict on a round, with the reasons for fences that were refused."""
+    return "%3d  %-6s  %-9s %-7s  %-36s fenced %5.1f s  %s%s" % (
+        number, "MISSED" if played.missed else "good", played.victim, played.death,
+        played.trouble, played.fenced_s,
+        "moved %5.1f s" % played.failover_s if played.failover_s else "",
+        "".join("\n       %s" % reason for reason in played.reasons))
 
 
-def print_figures(rounds, wrongs, broken):
-    clean = [played for played in rounds if not played.missed]
-    times = [played.failover_s for played in clean if played.failover_s]
+def print_figures(rounds, broken, wrongs):
     print("\nrounds %d, false successes %d, rounds without recovery %d" % (
-        len(rounds) + len(broken), len(wrongs), len(broken)))
-    print("missed fences %d in %d rounds" % (sum(played.missed for played in rounds),
-                                             len(rounds) - len(clean)))
-    for trouble in sorted({one.trouble for one in rounds}):
-        count = sum(played.missed for played in rounds if played.trouble == trouble)
-        print("    %3d  %s" % (count, trouble))
+        len(rounds) + broken, len(wrongs), broken))
+    print("missed fences %d in %d rounds, by the trouble that was on:" % (
+        sum(played.missed for played in rounds), sum(played.missed > 0 for played in rounds)))
+    for trouble in TROUBLES:
+        missed = [played.missed for played in rounds if played.trouble == trouble.name]
+        print("    %3d in %2d rounds  %s" % (sum(missed), len(missed), trouble.name))
+    moved = [played for played in rounds if played.failover_s]
+    print_times("nothing missed", [one.failover_s for one in moved if not one.missed])
+    print_times("all", [one.failover_s for one in moved])
+
+
+def print_times(which, times):
     if times:
-        print("death to failover, nothing missed: median %.1f s, worst %.1f s (%d rounds)" % (
-            statistics.median(times), max(times), len(times)))
-    every = [played.failover_s for played in rounds if played.failover_s]
-    if every:
-        print("death to failover, all: median %.1f s, worst %.1f s (%d rounds)" % (
-            statistics.median(every), max(every), len(every)))
+        print("death to failover, %s: median %.1f s, worst %.1f s (%d rounds)" % (
+            which, statistics.median(times), max(times), len(times)))
 
 
 def main():
@@ -154,7 +166,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--seed", type=int, default=random.randrange(10 ** 6))
     options = parser.parse_args()
-    reasons = harness.missing_requirements() + fenced.required_programs()
+    reasons = harness.missing_requirements()
     if reasons:
         sys.exit("no cluster here: " + "; ".join(reasons))
     print("seed %d" % options.seed, flush=True)
@@ -162,28 +174,25 @@ def main():
     limits.update({"fence-verify-" + node: SHORT_CHECK for node in harness.NODES})
     cluster = fenced.FencedCluster(fenced.PLUGS, limits=limits, **{"stonith-max-attempts": 1000})
     with cluster:
-        wrongs = run_rounds(cluster, options.rounds, random.Random(options.seed))
-    sys.exit(1 if wrongs else 0)
+        is_good = run_rounds(cluster, options.rounds, random.Random(options.seed))
+    sys.exit(0 if is_good else 1)
 
 
 def run_rounds(cluster, count, chance):
-    """Play the rounds, print each and the figures; return what must never happen."""
-    rounds, broken = [], []
+    """Play the rounds, print each and the figures; return whether nothing wrong has happened."""
+    rounds, wrongs, broken = [], [], 0
     for number in range(1, count + 1):
         try:
-            played = play(cluster, chance)
-            rounds.append(played)
-            print(describe(number, played), flush=True)
+            rounds.append(play(cluster, chance))
+            print(describe(number, rounds[-1]), flush=True)
         except AssertionError as failure:
-            broken.append(str(failure))
+            broken += 1
             print("%3d  NO RECOVERY: %s" % (number, failure), flush=True)
-    wrongs = cluster.false_successes() + [
-        "%s and %s wrote at once" % (one.node, other.node)
-        for one, other in cluster.overlapping_writers()]
-    for wrong in wrongs:
-        print("WRONG: " + wrong)
-    print_figures(rounds, wrongs, broken)
-    return wrongs + broken
+        for wrong in wrongs_of(cluster)[len(wrongs):]:
+            wrongs.append(wrong)
+            print("%3d  WRONG: %s" % (number, wrong), flush=True)
+    print_figures(rounds, broken, wrongs)
+    return not (wrongs or broken)
 
 
 if __name__ == "__main__":
