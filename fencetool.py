@@ -1319,7 +1319,7 @@ class System:
         """Put text into a file that only its owner may read and run; it is there whole or not."""
         import tempfile
         if os.path.exists(path) and not os.path.isfile(path):
-            raise FenceError("cannot write %s: it is no file" % path)  # root replaces /dev/null
+            raise FenceError("cannot write %s: it is no file" % path)  # like /dev/null
         path = os.path.realpath(path)  # a link stays one
         try:
             handle, new_path = tempfile.mkstemp(dir=os.path.dirname(path))
@@ -2806,7 +2806,6 @@ YAML_QUOTED = {"'": re.compile(r"'(?:[^']|'')*'"), '"': re.compile(r'(?s)"(?:[^"
 YAML_ESCAPE = re.compile(r"\\(?:x([0-9A-Fa-f]{2})|u([0-9A-Fa-f]{4})|(.))", re.DOTALL)
 YAML_ESCAPES = {"\\": "\\", '"': '"', "/": "/", "n": "\n", "t": "\t", " ": " ", "\n": ""}
 YAML_PROPERTY = re.compile(r"(!!?[A-Za-z][A-Za-z0-9_/.:]*|&[A-Za-z0-9_-]+)(?: +|$)")
-YAML_ALIAS = re.compile(r"\*[A-Za-z0-9_-]+")
 # Inside brackets a plain scalar may hold a colon only between two characters, and no "?".
 YAML_FLOW_PLAIN = re.compile(r"(?:[^\t ,\[\]{}#&*!|>'\"%@`?:-]|-(?=[A-Za-z0-9.]))"
                              r"(?:[^\t ,\[\]{}#?:]|:(?=[^\t ,\[\]{}#?:])| +(?=[^\t ,\[\]{}#?:]))*")
@@ -3031,7 +3030,7 @@ class YamlReader:
         if first in "[{":
             self.at += 1
             return self.read_flow_map() if first == "{" else self.read_flow_list()
-        pattern = YAML_ALIAS if first == "*" else YAML_FLOW_PLAIN
+        pattern = re.compile(r"\*[A-Za-z0-9_-]+") if first == "*" else YAML_FLOW_PLAIN
         match = pattern.match(self.lines[row], self.at)
         if not match:
             self.fail("%s inside brackets (put the value in quotes)" % quote(first))
@@ -3402,11 +3401,14 @@ def power_limits(cluster, node):
             1, off_timeout(cluster, node) - fence_delay(cluster, node) - others)
     return limits
 
-def verify_limits(cluster):
-    """Return the same of fence_check."""
+def verify_limits(cluster, node):
+    """Return the same of fence_check, which asks the same device: a slow one is slow for both."""
+    options = node.values.get("options", {}) if node.method.name in PLUG_METHODS else {}
+    limits = {name: options[name] for name in TIME_LIMITS[:2] if name in options}
     needed = int(cluster.values["stonith_verify_wait"]) + LOOK_SECONDS
-    enough = parse_seconds(PARAMS_BY_NAME["power_timeout"].default)
-    return {"power_timeout": str(needed)} if needed > enough else {}
+    if needed > parse_seconds(PARAMS_BY_NAME["power_timeout"].default):
+        limits["power_timeout"] = str(needed)
+    return limits
 
 def agent_seconds(limits):
     """Return how long an action of our agents may take with these limits (name: text)."""
@@ -3494,8 +3496,8 @@ def check_addresses(cluster, reader):
 
 def check_timeouts(cluster, reader):
     """What Pacemaker gives must be longer than what the agents' own limits add up to."""
-    verifying = agent_seconds(verify_limits(cluster)) if is_verified(cluster) else 0
     for node in nodes_with_device(cluster):
+        verifying = agent_seconds(verify_limits(cluster, node)) if is_verified(cluster) else 0
         given, place = off_timeout(cluster, node), node.places.get("off_timeout", node.places[""])
         if "off_timeout" in node.values and given <= verifying:
             reader.error(place, "off_timeout: %d s, verifying may take %d s" % (given, verifying))
@@ -3556,7 +3558,7 @@ Configuration = namedtuple("Configuration", "nodes primitives levels bans proper
 # Marks in the CIB what this tool made: a meta attribute, which pcs, crmsh and Pacemaker keep and no
 # agent sees. Names alone would not do: a person may call a device like we do.
 OWNER = ("managed-by", "fencetool")
-MONITOR_TIMEOUT_SECONDS = 40  # more than login_timeout and two times shell_timeout
+MONITOR_TIMEOUT_SECONDS = 40  # or more, see monitor_timeout
 MAX_NODE_WITNESSES = 3
 
 def build_configuration(cluster):
@@ -3578,6 +3580,12 @@ def build_configuration(cluster):
     return Configuration(
         tuple(node.name for node in cluster.nodes), tuple(primitives), tuple(levels), tuple(bans),
         (("stonith-enabled", "true"), ("stonith-timeout", "%ds" % longest)))
+
+def monitor_timeout(device):
+    """Return the seconds that a monitor may take: more than a connection and two slow answers."""
+    answer = device.options.get("shell_timeout", PARAMS_BY_NAME["shell_timeout"].default)
+    needed = agent_seconds(dict(device.options, power_timeout=answer))
+    return max(MONITOR_TIMEOUT_SECONDS, int(needed) + SPARE_SECONDS)
 
 def collect_options(node, column):
     """Return {parameter: value} from the node's keys, by a column of NODE_KEYS."""
@@ -3619,9 +3627,9 @@ def build_verifier(cluster, node):
     more.update(item for item in node.values.get("options", {}).items()
                 if item[0][:5] != "pcmk_" and item[0] not in AGENTS["fence_check"].params)
     options[FENCE_OPTIONS] = ",".join("%s=%s" % item for item in more.items())
-    options.update(build_targets(cluster, node), **verify_limits(cluster))
+    options.update(build_targets(cluster, node), **verify_limits(cluster, node))
     timeout = node.values.get("off_timeout") or "%d" % (
-        agent_seconds(verify_limits(cluster)) + VERIFY_SPARE_SECONDS)
+        agent_seconds(verify_limits(cluster, node)) + VERIFY_SPARE_SECONDS)
     options.update(
         fence_method=node.values.get("agent", node.method.name), pcmk_host_list=node.name,
         verify_wait=cluster.values["stonith_verify_wait"], pcmk_off_timeout=timeout,
@@ -3786,7 +3794,7 @@ def render_pcs(configuration, source):
         lines += wrap_words(
             ['pcs -f "$copy" stonith create', device.id, device.agent]
             + [render_sh("%s=%s" % option) for option in device.options.items()]
-            + ["op monitor interval=%ds timeout=%ds" % (device.interval, MONITOR_TIMEOUT_SECONDS),
+            + ["op monitor interval=%ds timeout=%ds" % (device.interval, monitor_timeout(device)),
                'meta "$mark"'])
     for ban in configuration.bans:
         nodes = ban.nodes + (("$strangers",) if ban.is_verifier else ())
@@ -3830,7 +3838,7 @@ def render_crmsh(configuration, source):
                                  % (name, device.id))
             words.append('%s="%s"' % (name, re.sub(r'(["\\])', r"\\\1", value)))
         words.append("op monitor interval=%ds timeout=%ds meta %s=%s" % (
-            (device.interval, MONITOR_TIMEOUT_SECONDS) + OWNER))
+            (device.interval, monitor_timeout(device)) + OWNER))
         lines += [" ".join(words)]
     lines += ["location %s %s -inf: %s" % (ban_id(ban, node), ban.device, node)
               for ban in configuration.bans for node in ban.nodes]
@@ -3860,7 +3868,7 @@ def render_cib(configuration, source):
             lines += ['<%s id="%s">%s</%s>' % (kind, set_id, pairs(set_id, items), kind)]
         lines += ['<operations><op id="%s-monitor-interval-%ds" interval="%ds" name="monitor" '
                   'timeout="%ds"/></operations>' % (device.id, device.interval, device.interval,
-                                                   MONITOR_TIMEOUT_SECONDS), "</primitive>"]
+                                                   monitor_timeout(device)), "</primitive>"]
     lines += ["</resources>", "<constraints>"]
     lines += ['<rsc_location id="%s" node="%s" rsc="%s" score="-INFINITY"/>'
               % (ban_id(ban, node), node, ban.device)
@@ -3920,7 +3928,6 @@ def render_ansible(cluster, source):
 # SECTION 14: COMMANDS =============================================================================
 # What people call: one cmd_ function a subcommand; it returns the exit code.
 
-# The options of a subcommand: what argparse's add_argument takes.
 HOST_VARS_OPTION = (("--host-vars",), {"metavar": "DIR", "help": "directory of NODE.yml files with "
                                        "mgmt_ip, storage_ip and client_ips (Ansible's host_vars)"})
 CHECK_OPTIONS = (
@@ -4045,8 +4052,7 @@ class VirtualDevice:
     agent = ""  # that this device is for
     mac = "CC:32:E5:00:00:01"
     metered = False
-    fault = ""  # a name of these:
-    faults = FAULTS
+    fault = ""  # a name of FAULTS
 
     def __init__(self, aliases=("plug",), **options):
         import threading
@@ -4056,8 +4062,6 @@ class VirtualDevice:
         for name, value in options.items():
             getattr(self, name)  # a misspelt option is an AttributeError
             setattr(self, name, value)
-        if self.fault and self.fault not in self.faults:
-            raise ValueError("there is no fault %r to simulate" % self.fault)
         self.on_power = lambda number, powered: None
         self.requests = []
         self.commands = 0
@@ -4081,16 +4085,13 @@ class VirtualDevice:
         self.listen()
 
     def listen(self):
+        import threading
         self.server.server_activate()
-        self.run_in_thread(self.server.serve_forever, 0.05)
+        threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True).start()
 
     def stop(self):
         self.server.shutdown()
         self.server.server_close()
-
-    def run_in_thread(self, run, *arguments):
-        import threading
-        threading.Thread(target=run, args=arguments, daemon=True).start()
 
     def switch(self, number, on):
         """Obey a command for one outlet."""

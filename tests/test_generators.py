@@ -100,6 +100,16 @@ class Safety(unittest.TestCase):
                     delay = int(row.options.get("pcmk_delay_base", "0"))
                     self.assertGreater(given, own + delay, "%s %s" % (name, row.id))
 
+    def test_a_monitor_has_time_for_a_connection_and_two_answers(self):
+        for name, _, configuration in all_configurations():
+            tree = ElementTree.fromstring(fencetool.render_cib(configuration, name))
+            given = {op.get("id"): int(op.get("timeout")[:-1]) for op in tree.iter("op")}
+            for row in configuration.primitives:
+                answer = row.options.get("shell_timeout", "10")
+                needed = fencetool.agent_seconds(dict(row.options, power_timeout=answer))
+                seconds = given["%s-monitor-interval-%ds" % (row.id, row.interval)]
+                self.assertGreater(seconds, needed, "%s %s" % (name, row.id))
+
     def test_no_value_is_empty_and_times_of_pacemaker_are_plain_seconds(self):
         for name, _, configuration in all_configurations():
             for row in configuration.primitives:
@@ -176,6 +186,18 @@ class Decisions(unittest.TestCase):
         configuration = configure(two_nodes(top="stonith_verify_wait: 60\n"))
         options = device(configuration, "fence-verify-a").options
         self.assertEqual((options["power_timeout"], options["pcmk_off_timeout"]), ("80", "140"))
+
+    def test_a_slow_device_is_slow_for_the_verifier_too(self):
+        text = two_nodes(", options: {shell_timeout: 20}", ", options: {shell_timeout: 0}")
+        text = text.replace("10.0.0.11,", "10.0.0.11, off_timeout: 120,")
+        options = device(configure(text), "fence-verify-a").options
+        self.assertEqual(options["shell_timeout"], "20")
+        text = text.replace("off_timeout: 120", "off_timeout: 60").replace("t: 20", "t: 26")
+        mistakes = fencetool.read_cluster("c.yml", text.encode("utf-8"))[1]
+        self.assertIn("verifying may take 61 s", " ".join(mistake.text for mistake in mistakes))
+        options = device(configure(two_nodes("", ", options: {shell_timeout: 0}")),
+                         "fence-verify-b").options
+        self.assertNotIn("shell_timeout", options)
 
     def test_witnesses_are_those_of_the_file_other_nodes_and_the_device(self):
         top = "stonith_witness_ips: {client: 10.9.0.254, storage: 10.1.0.254}\n"

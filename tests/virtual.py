@@ -35,6 +35,8 @@ class Faulty:
 
     def __init__(self, *arguments, **options):
         super().__init__(*arguments, **options)
+        if self.fault and self.fault not in self.faults:
+            raise ValueError("there is no fault %r to simulate" % self.fault)
         self.answers = 0
         self.stopped = threading.Event()
 
@@ -47,6 +49,9 @@ class Faulty:
         if self.fault != "refuse":
             self.server.shutdown()
         self.server.server_close()
+
+    def run_in_thread(self, run, *arguments):
+        threading.Thread(target=run, args=arguments, daemon=True).start()
 
     def run_later(self, seconds, run, *arguments):
         self.run_in_thread(lambda: self.stopped.wait(seconds) or run(*arguments))
