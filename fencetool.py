@@ -2003,6 +2003,7 @@ class EsphomeDevice(HttpDevice):
                       deadline)
 
     def list_outlets(self, deadline):
+        self._check_identity(deadline)
         return self.exchange("GET", "/events", lambda reply: parse_esphome_events(
             parse_http_body(reply)), deadline, silence_s=EVENTS_SILENCE_SECONDS)
 

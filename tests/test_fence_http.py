@@ -443,6 +443,12 @@ class Refuses(HttpTest):
         for device in (tasmota, beken, esphome, switch):
             self.assertEqual(device.commands, 0)
 
+    def test_a_monitor_without_an_outlet_refuses_another_device_too(self):
+        device = self.start(virtual.Esphome(["a", "b"], version="2024"))
+        self.assert_failure(on_stdin("fence_http", self.reach(
+            device, action="monitor", device="esphome", device_mac="CC:32:E5:00:00:99")),
+            "another device has this address")
+
     def test_a_wrong_or_unknown_mac_is_refused_before_anything_is_switched(self):
         cases = (
             (virtual.Tasmota(), TASMOTA_URLS, "another device has this address"),
