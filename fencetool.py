@@ -2799,12 +2799,13 @@ def run_device_action(agent, name, settings, system):
 YamlNode = namedtuple("YamlNode", "kind value line foreign")
 MAP, LIST, PLAIN, TEXT = "map", "list", "plain", "text"
 
-YAML_CHARACTERS = re.compile("[\t\x20-\x7e\xa0-\u2027\u202a-\ud7ff\ue000-\ufefe\uff00-\ufffd"
-                             "\U00010000-\U0010ffff]*")
+# Some patterns are text, which re compiles when it is needed: an agent's start pays for none.
+YAML_CHARACTERS = ("[\t\x20-\x7e\xa0-\u2027\u202a-\ud7ff\ue000-\ufefe\uff00-\ufffd"
+                   "\U00010000-\U0010ffff]*")
 YAML_MARK = re.compile(r"(---|\.\.\.)( |$)")
 YAML_ENTRY = re.compile("-( |$)")
 YAML_QUOTED = {"'": re.compile(r"'(?:[^']|'')*'"), '"': re.compile(r'(?s)"(?:[^"\\]|\\.)*"')}
-YAML_ESCAPE = re.compile(r"\\(?:x([0-9A-Fa-f]{2})|u([0-9A-Fa-f]{4})|(.))", re.DOTALL)
+YAML_ESCAPE = r"(?s)\\(?:x([0-9A-Fa-f]{2})|u([0-9A-Fa-f]{4})|(.))"
 YAML_ESCAPES = {"\\": "\\", '"': '"', "/": "/", "n": "\n", "t": "\t", " ": " ", "\n": ""}
 YAML_PROPERTY = re.compile(r"(!!?[A-Za-z][A-Za-z0-9_/.:]*|&[A-Za-z0-9_-]+)(?: +|$)")
 # Inside brackets a plain scalar may hold a colon only between two characters, and no "?".
@@ -2816,12 +2817,11 @@ YAML_WORDS = {word: str(number) for number, words in enumerate((
     "no No NO false False FALSE off Off OFF", "yes Yes YES true True TRUE on On ON"))
     for word in words.split()}
 # Plain scalars that are no text, or not in all versions of YAML; integers are the same in all.
-YAML_INTEGER = re.compile("0|-?[1-9][0-9]*")
-YAML_AMBIGUOUS = re.compile(
-    r"(?!(0|-?[1-9][0-9]*)$)([-+]?[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?"
+YAML_AMBIGUOUS = (
+    r"(?i)(?!(0|-?[1-9][0-9]*)$)([-+]?[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?"
     r"|[-+]?0(b[01_]+|o[0-7_]+|x[0-9A-F_]+)|[-+]?\.(inf|nan)|[yn=]|<<"
     r"|[-+]?(\.[0-9_]+|[0-9][0-9_]*(\.[0-9_]*)?)([eE][-+]?[0-9]+)?"
-    r"|[0-9]{4}-[0-9]{1,2}-[0-9]{1,2}([Tt ].*)?)", re.IGNORECASE)
+    r"|[0-9]{4}-[0-9]{1,2}-[0-9]{1,2}([Tt ].*)?)")
 
 class YamlReader:
     """Reads one file; raises SyntaxMistake at the first construct that it does not know."""
@@ -2835,7 +2835,7 @@ class YamlReader:
         self.lines = [line[:-1] if line.endswith("\r") else line for line in text.split("\n")]
         self.row = self.at = 0
         for row, line in enumerate(self.lines):
-            if not YAML_CHARACTERS.fullmatch(line):
+            if not re.fullmatch(YAML_CHARACTERS, line):
                 self.fail("a control character or a foreign line break", row)
 
     def fail(self, text, row=None):
@@ -3021,7 +3021,7 @@ class YamlReader:
             if match.group(3) not in YAML_ESCAPES:
                 self.fail("the escape %s in double quotes" % quote(match.group(0)))
             return YAML_ESCAPES[match.group(3)]
-        return YAML_ESCAPE.sub(replace, token[1:-1])
+        return re.sub(YAML_ESCAPE, replace, token[1:-1])
 
     def read_flow(self):
         """Read what stands at self.at: brackets with all inside, a quoted or a plain scalar."""
@@ -3157,18 +3157,18 @@ SPARE_SECONDS = 5          # between the limit of one of our power agents and of
 RACE_DELAY_SECONDS = 10    # head start in a fence race: slow plugs take seconds to obey
 TIME_LIMITS = ("login_timeout", "shell_timeout", "power_timeout")
 OUTLET_KEYS = ("outlet", "switch_name", "power_off_url")
-NODE_NAME = re.compile("[A-Za-z0-9][A-Za-z0-9._-]{0,200}")
-AGENT_NAME = re.compile("fence_(?!kasa$|http$|check$)[A-Za-z0-9_-]+")
+NODE_NAME = "[A-Za-z0-9][A-Za-z0-9._-]{0,200}"
+AGENT_NAME = "fence_(?!kasa$|http$|check$)[A-Za-z0-9_-]+"
 # Parameters that follow from other keys, or would undo what makes the configuration safe.
 # SAFETY: with version=1 or help=1, fence agents end an off with success and switch nothing.
 # Test: test_options_cannot_make_an_agent_lie_or_lead_to_another_device
-RESERVED_OPTION = re.compile("action|method|nodename|plug|port|port_as_ip|missing_as_off|version"
+RESERVED_OPTION = ("action|method|nodename|plug|port|port_as_ip|missing_as_off|version"
                              "|help|delay|pcmk_(host|delay)_.*|pcmk_[a-z]+_action"
                              "|pcmk_(off|on|reboot)_timeout")
 # Fence agents cut blanks at the end of a value and a pair of quotes around it.
-MANGLED_VALUE = re.compile('".*"|.* ')
+MANGLED_VALUE = '".*"|.* '
 # Pacemaker 2.1.5 writes these characters without their escapes, and loses them (cibadmin shows).
-DAMAGED_VALUE = re.compile("[^\x00-\x7f].*[&<>\"']")
+DAMAGED_VALUE = "[^\x00-\x7f].*[&<>\"']"
 
 Mistake = namedtuple("Mistake", "file line is_warning text")
 # values and places: {key: value} and {key: (file, line)} of the stonith_ keys. networks: {how a
@@ -3244,7 +3244,7 @@ class ClusterReader:
 
     def read_node(self, name, entry):
         place = (self.file, entry.line)
-        if not NODE_NAME.fullmatch(name) or name in YAML_WORDS:
+        if not re.fullmatch(NODE_NAME, name) or name in YAML_WORDS:
             self.error(place, "%s cannot be the name of a node" % quote(name))
         if entry.kind != MAP or entry.foreign:
             self.error(place, "%s must be a map of keys (method: ...)" % quote(name))
@@ -3300,7 +3300,7 @@ class ClusterReader:
         members = {}
         for name, entry in node.value.items():
             is_taken = row.name == "client_ips" and network_key(name) in ("management", "storage")
-            if is_taken or not NODE_NAME.fullmatch(name):
+            if is_taken or not re.fullmatch(NODE_NAME, name):
                 self.error((self.file, entry.line), "%s: %s cannot be a name" % (
                     row.name, quote(name)))
             members[name] = self.read_value(ClusterKey(row.name, kind, name), entry)
@@ -3321,13 +3321,13 @@ def read_scalar(row, node):
             return ""
         if text in YAML_WORDS and row.kind == BOOLEAN:
             return YAML_WORDS[text]
-        if text in YAML_WORDS or YAML_AMBIGUOUS.fullmatch(text):
+        if text in YAML_WORDS or re.fullmatch(YAML_AMBIGUOUS, text):
             raise UsageError("%s is no text in YAML: put it in quotes" % quote(text))
     if re.search(r"\{[{%#]", text):
         raise UsageError("holds a Jinja expression, which only Ansible can fill in")
-    if "\t" in text or not YAML_CHARACTERS.fullmatch(text):
+    if "\t" in text or not re.fullmatch(YAML_CHARACTERS, text):
         raise UsageError("holds a line break or a control character: no value on one line")
-    if DAMAGED_VALUE.search(text):
+    if re.search(DAMAGED_VALUE, text):
         raise UsageError("has one of & < > \" ' behind a letter beyond ASCII, and Pacemaker 2.1 "
                          "damages such a value (use other letters, or password_script)")
     return render_cluster_value(row, text) if text else ""
@@ -3339,7 +3339,7 @@ def render_cluster_value(row, text):
         return str(int(parse_boolean(text)))
     if row.kind == MAC:
         return render_mac(parse_mac(text))
-    if row.kind == PORT and not (YAML_INTEGER.fullmatch(text) and 1 <= int(text) <= 65535):
+    if row.kind == PORT and not (re.fullmatch("[1-9][0-9]{0,4}", text) and int(text) <= 65535):
         raise UsageError("%s is not a port number (1 to 65535)" % quote(text))
     if row.kind == WHOLE_SECONDS:
         if parse_seconds(text) % 1:
@@ -3440,7 +3440,7 @@ def check_nodes(cluster, reader):
             if row.name in node.values and row.methods and node.method.name not in row.methods:
                 reader.error(node.places[row.name], "%s has no meaning for method %s"
                              % (row.name, node.method.name))
-        if not AGENT_NAME.fullmatch(node.values.get("agent", "fence_x")):
+        if not re.fullmatch(AGENT_NAME, node.values.get("agent", "fence_x")):
             reader.error(node.places["agent"], "%s is no fence agent, or one that has a method"
                          % quote(node.values["agent"]))
     if len(cluster.nodes) < 2 or not nodes_with_device(cluster):
@@ -3454,8 +3454,8 @@ def check_parameters(cluster, reader):
                  for name in (row.power,) + PARAMS_BY_NAME[row.power].aliases}
         taken.update(name for name, _ in node.method.fixed if is_plug)
         for name, text in node.values.get("options", {}).items():
-            plain = name.replace("-", "_")  # agents take either
-            wrong = ("is set by other keys" if plain in taken or RESERVED_OPTION.fullmatch(plain)
+            key = name.replace("-", "_")  # agents take either
+            wrong = ("is set by other keys" if key in taken or re.fullmatch(RESERVED_OPTION, key)
                      else "is unknown to %s%s" % (node.method.agent, suggest(name, PARAMS_BY_NAME))
                      if is_plug and name not in PARAMS_BY_NAME
                      else "holds a comma, or more than ASCII" if max(text) > "~" or "," in text
@@ -3463,7 +3463,7 @@ def check_parameters(cluster, reader):
             if wrong:
                 reader.error(node.places["options"], "options: %s %s" % (quote(name), wrong))
         for key, text in node.values.items():
-            if not is_plug and isinstance(text, str) and MANGLED_VALUE.fullmatch(text):
+            if not is_plug and isinstance(text, str) and re.fullmatch(MANGLED_VALUE, text):
                 reader.error(node.places[key], "%s: fence agents cut a blank at the end, and "
                              "quotes around a value (use password_script)" % key)
         if "password" in node.values and "password_script" not in node.values:
