@@ -168,9 +168,9 @@ class WithPlugs(Scenario):
 
     def wait_for_failure(self, reason):
         """Wait until a round that starts from now on has failed for this reason."""
+        watch = fenced.Watch(self.cluster)  # first: a short round is over soon
         before = self.kasa.commands
         self.cluster.wait_for(lambda: self.kasa.commands > before, WAIT_S, "off is commanded")
-        watch = fenced.Watch(self.cluster)
         watch.wait_for(reason)
         watch.wait_for(FAILED % "storage-b")
 
