@@ -1,20 +1,21 @@
 """Mutated cluster files against PyYAML: what the reader accepts must mean the same to both.
 
-    python tests/fuzz_cluster_file.py --rounds 20000 --seed 1
+    python3 tests/fuzz_cluster_file.py --peer PYTHON --rounds 20000 --seed 1
 
-Needs PyYAML, so it is no part of `python3 -m unittest`. Prints its figures; exits 1 on a traceback
-or on a value that the two read differently.
+PyYAML is a process of its own, run by a Python that has it, so this is no part of `python3 -m
+unittest`. Prints its figures; exits 1 on a traceback or on a value that the two read differently.
 """
 import argparse
 import collections
 import glob
 import os
+import json
 import random
+import subprocess
 import sys
+import textwrap
 import time
 import traceback
-
-import yaml
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
@@ -29,6 +30,53 @@ PIECES = list("\t\r #:,-?[]{}&*!|>'\"%@`\\/~=<.0189aeony_$é\u0085\u00a0\u2028\u
     "[]", "{}", "[a, b]", "{a: b}", "'a\n  b'", "stonith_nodes:\n", "%YAML 1.1\n", "a: b: c", "\\n"]
 # A value of which only the place is compared: the reader says itself that it does not read it.
 FOREIGN = object()
+
+# What the peer runs: a line of JSON in, a line out. A text is answered by its documents, in which a
+# scalar is "plain:VALUE" or "quoted:VALUE"; a list of plain scalars by the texts that they mean.
+PEER = textwrap.dedent("""
+    import json, sys, yaml
+
+    def describe(node):
+        if isinstance(node, yaml.MappingNode):
+            return {key.value: describe(value) for key, value in node.value}
+        if isinstance(node, yaml.SequenceNode):
+            return [describe(value) for value in node.value]
+        return ("quoted:" if node.style else "plain:") + node.value
+
+    def answer(question):
+        if isinstance(question, list):
+            found = [yaml.safe_load("- " + text)[0] for text in question]
+            return ["" if value is None else str(value) for value in found]
+        try:
+            nodes = yaml.compose_all(question, Loader=yaml.SafeLoader)
+            documents = [describe(node) for node in nodes if node is not None]
+            return [document for document in documents if document != "plain:"]
+        except yaml.composer.ComposerError:
+            return None
+        except yaml.YAMLError as error:
+            return "PyYAML refuses it: " + " ".join(str(error).split())
+
+    for line in sys.stdin:
+        print(json.dumps(answer(json.loads(line))), flush=True)
+""")
+
+
+class Peer:
+    """PyYAML, in a process that ends with its input."""
+
+    def __init__(self, python):
+        self.process = subprocess.Popen([python, "-c", PEER], stdin=subprocess.PIPE,
+                                        stdout=subprocess.PIPE, universal_newlines=True)
+
+    def ask(self, question):
+        self.process.stdin.write(json.dumps(question) + "\n")
+        self.process.stdin.flush()
+        return json.loads(self.process.stdout.readline())
+
+    def end(self):
+        self.process.stdin.close()
+        self.process.wait()
+        self.process.stdout.close()
 
 
 def mutate(text, chance):
@@ -93,16 +141,7 @@ def describe_ours(node):
         return {key: describe_ours(value) for key, value in node.value.items()}
     if node.kind == fencetool.LIST:
         return [describe_ours(value) for value in node.value]
-    return node.kind == fencetool.PLAIN, node.value
-
-
-def describe_theirs(node):
-    """Return a PyYAML node as comparable data."""
-    if isinstance(node, yaml.MappingNode):
-        return {key.value: describe_theirs(value) for key, value in node.value}
-    if isinstance(node, yaml.SequenceNode):
-        return [describe_theirs(value) for value in node.value]
-    return node.style is None, node.value
+    return ("plain:" if node.kind == fencetool.PLAIN else "quoted:") + node.value
 
 
 def difference(ours, theirs, path="document"):
@@ -122,45 +161,38 @@ def difference(ours, theirs, path="document"):
     return next(filter(None, parts), "")
 
 
-def read_theirs(text):
-    documents = [describe_theirs(node) for node in yaml.compose_all(text, Loader=yaml.SafeLoader)
-                 if node is not None]
-    return [document for document in documents if document != (True, "")]
-
-
-def check_scalars(node):
-    """Return where a plain scalar would be taken for text and is none to PyYAML, or ""."""
+def find_texts(node):
+    """Yield (plain scalar, text) of what the reader takes for text below a node."""
     if node.foreign or node.kind == fencetool.TEXT:
-        return ""
+        return
     if node.kind in (fencetool.MAP, fencetool.LIST):
-        values = node.value.values() if node.kind == fencetool.MAP else node.value
-        return next(filter(None, map(check_scalars, values)), "")
+        for value in node.value.values() if node.kind == fencetool.MAP else node.value:
+            yield from find_texts(value)
+        return
     try:
-        text = fencetool.read_scalar(fencetool.ClusterKey("x"), node)
+        yield node.value, fencetool.read_scalar(fencetool.ClusterKey("x"), node)
     except fencetool.UsageError:
-        return ""
-    theirs = yaml.safe_load("- " + node.value)[0]
-    same = text == ("" if theirs is None else str(theirs))
-    return "" if same else "scalar %r: %r, %r" % (node.value, text, theirs)
+        pass
 
 
-def compare(text):
+def compare(text, peer):
     """Return (what became of the file, what went wrong or "")."""
     try:
         documents = fencetool.YamlReader(text).read_documents()
     except fencetool.SyntaxMistake as mistake:
         inside = 1 <= mistake.line <= text.count("\n") + 1
         return "refused", "" if inside else "line %d is not in the file" % mistake.line
-    ours = [describe_ours(document) for document in documents]
-    try:
-        theirs = read_theirs(text)
-    except yaml.composer.ComposerError:
+    ours, theirs = [describe_ours(document) for document in documents], peer.ask(text)
+    if theirs is None:
         return "accepted", ""  # an alias to nothing, which the reader leaves alone
-    except yaml.YAMLError as error:
-        return "accepted", "PyYAML refuses it: %s" % " ".join(str(error).split())
-    wrong = "" if len(ours) == len(theirs) else "%d documents, %d" % (len(ours), len(theirs))
-    return "accepted", wrong or difference(ours, theirs) or next(
-        filter(None, map(check_scalars, documents)), "")
+    if isinstance(theirs, str):
+        return "accepted", theirs
+    wrong = difference(ours, theirs)
+    texts = [pair for document in documents for pair in find_texts(document)]
+    meant = peer.ask([plain for plain, _ in texts])
+    wrong = wrong or next(("scalar %r: %r, %r" % (pair + (other,))
+                           for pair, other in zip(texts, meant) if pair[1] != other), "")
+    return "accepted", wrong
 
 
 def read_corpus():
@@ -174,6 +206,7 @@ def read_corpus():
 
 def main():
     parser = argparse.ArgumentParser()
+    parser.add_argument("--peer", default=sys.executable, help="a Python that has PyYAML")
     parser.add_argument("--rounds", type=int, default=20000)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=60, help="end after this time")
@@ -181,11 +214,11 @@ def main():
     options = parser.parse_args()
     chance = random.Random(options.seed)
     corpus, started = read_corpus(), time.monotonic()
-    counts, failures = collections.Counter(), []
+    counts, failures, peer = collections.Counter(), [], Peer(options.peer)
     for _ in range(options.rounds):
         text = mutate(chance.choice(corpus), chance)
         try:
-            fate, wrong = compare(text)
+            fate, wrong = compare(text, peer)
             cluster, _ = fencetool.read_cluster("mutated.yml", text.encode("utf-8"))
             if cluster:
                 counts["good clusters"] += 1
@@ -197,6 +230,7 @@ def main():
             failures.append((text, wrong))
         if time.monotonic() - started > options.seconds:
             break
+    peer.end()
     for text, wrong in failures[:options.show]:
         print("=" * 80, text, "-" * 80, wrong, sep="\n")
     fates = ", ".join("%d %s" % (count, fate) for fate, count in sorted(counts.items()))
