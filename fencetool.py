@@ -2675,8 +2675,9 @@ def run_agent(agent, pairs, system, find_parameters=None):
         return EXIT_GOOD
     node = values.get("nodename") or values.get("plug")
     if find_parameters and node and not any(name in values for name in agent.required):
-        found, _ = collect_values(find_parameters(node, values, system).items(), rows_of(agent))
-        values = dict(found, **values)
+        found, strange = collect_values(find_parameters(node, values, system).items(),
+                                        rows_of(agent))
+        values, unknown = dict(found, **values), unknown + strange
     system.secrets.update(find_secrets(values))
     settings = build_settings(values, rows_of(agent), agent.defaults)
     system.verbose_level = settings.verbose_level

@@ -307,6 +307,15 @@ class ClusterParametersTest(unittest.TestCase):
             fencetool.find_check_parameters("storage-b", {"config": "/nonexistent"},
                                             fencetool.System("test"))
 
+    def test_a_misspelt_network_in_the_clusters_configuration_is_refused_too(self):
+        found = {"fence_method": "kasa", "fence_ip": "127.0.0.1", "target_mgmt_ip": "127.0.0.2",
+                 "target_storge_ip": "127.0.0.3", "managed-by": "fencetool"}
+        for action in ("off", "status"):
+            with self.assertRaisesRegex(fencetool.UsageError, "target_storge_ip"):
+                fencetool.run_agent(
+                    fencetool.AGENTS["fence_check"], [("action", action), ("plug", "storage-b")],
+                    fencetool.System("test"), lambda node, values, system: found)
+
 
 class WrongTimesTest(unittest.TestCase):
     """Waits and deadlines on a clock of the test's own."""
