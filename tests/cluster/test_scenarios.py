@@ -210,13 +210,17 @@ class WithPlugs(Scenario):
         self.wait_for_failover("storage-b")
 
     def lie(self, attributes, outlet, filters_icmp):
-        """Set a new lie, with the node on a UPS while it is set."""
+        """Set a new lie, with the node on a UPS while it is set.
+
+        The outlet is switched on after that: a round that comes before has found the old lie or
+        none, and what it switched off would stay so for every later round.
+        """
         self.kasa.set(ups=True)
-        self.kasa.set(fault="", metered=False)
-        self.kasa.press(number=2)
         self.kasa.cable(number=outlet, node="storage-b")
         self.cluster["storage-b"].filter_icmp(filters_icmp)
-        self.kasa.set(**dict({"ups": False}, **attributes))
+        self.kasa.set(**dict({"fault": "", "metered": False}, **attributes))
+        self.kasa.press(number=2)
+        self.kasa.set(ups=attributes.get("ups", False))
 
     def assert_failure_is_shown(self, target):
         node = self.cluster.quorate_node()
