@@ -252,17 +252,6 @@ class LabTest(support.AgentTest):
         os.chmod(path, os.stat(path).st_mode | stat.S_IXUSR | stat.S_IXGRP | stat.S_IXOTH)
         return path
 
-    def within(self, bound, call):
-        """Return the first result of call() within bound; a loaded machine gets three tries.
-
-        The times are printed and not judged: what they show depends on who else is at work.
-        """
-        for _ in range(3):
-            result = call()
-            if result.seconds <= bound:
-                break
-        return result
-
 
 class SituationTest(LabTest):
     def test_status_exits_2_only_for_a_node_that_is_proven_dead(self):
@@ -368,7 +357,6 @@ class PowerTest(LabTest):
                 self.assertEqual([result.code for result in results], [code, ALIVE], results)
                 for result in results:
                     self.assertIn(words, result.out)
-                    self.assertLess(result.seconds, 60)
         return found
 
     def test_every_answer_of_a_device_has_its_verdict(self):
@@ -557,7 +545,7 @@ class TimeTest(LabTest):
              {"target_mgmt_ip": "10.77.0.3", "action": "status"}))
 
         def run(case):
-            return self.within(case[1], lambda: LAB.check("check", dict(address, **case[3])))
+            return LAB.check("check", dict(address, **case[3]))
         # The shortest one alone; the others mostly wait, but each has to start first.
         results = [run(cases[0])] + support.at_once(
             [lambda case=case: run(case) for case in cases[1:]], workers=2)
@@ -577,7 +565,7 @@ class TimeTest(LabTest):
         self.assertEqual(LAB.check("check", address).code, ALIVE)
         self.assertIn("REACHABLE", LAB.inside("check", "ip", "neigh", "show", "10.77.0.30"))
         LAB.inside("mortal", "ip", "link", "set", "eth0", "down")
-        result = self.within(2.5, lambda: LAB.check("check", address))
+        result = LAB.check("check", address)
         self.assertEqual(result.code, DEAD, result)
 
     def test_off_waits_for_a_node_that_dies_late(self):
