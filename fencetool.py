@@ -3163,9 +3163,9 @@ AGENT_NAME = "fence_(?!kasa$|http$|check$)[A-Za-z0-9_-]+"
 # Parameters that follow from other keys, or would undo what makes the configuration safe.
 # SAFETY: with version=1 or help=1, fence agents end an off with success and switch nothing.
 # Test: test_options_cannot_make_an_agent_lie_or_lead_to_another_device
-RESERVED_OPTION = ("action|method|nodename|plug|port|port_as_ip|missing_as_off|version"
-                             "|help|delay|pcmk_(host|delay)_.*|pcmk_[a-z]+_action"
-                             "|pcmk_(off|on|reboot)_timeout")
+RESERVED_OPTION = ("action|option|method|nodename|plug|port|port_as_ip|missing_as_off|version"
+                   "|help|delay|pcmk_(host|delay)_.*|pcmk_[a-z]+_action"
+                   "|pcmk_(off|on|reboot)_timeout")
 # Fence agents cut blanks at the end of a value and a pair of quotes around it.
 MANGLED_VALUE = '".*"|.* '
 # Pacemaker 2.1.5 writes these characters without their escapes, and loses them (cibadmin shows).
@@ -3327,7 +3327,7 @@ def read_scalar(row, node):
     if re.search(r"\{[{%#]", text):
         raise UsageError("holds a Jinja expression, which only Ansible can fill in")
     if "\t" in text or not re.fullmatch(YAML_CHARACTERS, text):
-        raise UsageError("holds a line break or a control character: no value on one line")
+        raise UsageError("holds a line break or a control character; write it on one line")
     if re.search(DAMAGED_VALUE, text):
         raise UsageError("has one of & < > \" ' behind a letter beyond ASCII, and Pacemaker 2.1 "
                          "damages such a value (use other letters, or password_script)")
@@ -3424,7 +3424,7 @@ def check_nodes(cluster, reader):
             reader.warn(here, "%s has no fence device: when it fails, nothing is recovered "
                         "anywhere until a person confirms that it is down" % node.name)
         if node.name.startswith("verify-") and node.name[7:] in names:
-            reader.error(here, "its device would have the name of the verifier of " + node.name[7:])
+            reader.error(here, "rename it: fence-%s is the name of a verifier" % node.name)
         needed = set(node.method.required)
         if node.method is not NO_DEVICE and is_verified(cluster):
             needed.add("ip")  # fence_check asks the device too
@@ -3502,7 +3502,7 @@ def check_timeouts(cluster, reader):
         verifying = agent_seconds(verify_limits(cluster, node)) if is_verified(cluster) else 0
         given, place = off_timeout(cluster, node), node.places.get("off_timeout", node.places[""])
         if "off_timeout" in node.values and given <= verifying:
-            reader.error(place, "off_timeout: %d s, verifying may take %d s" % (given, verifying))
+            reader.error(place, "off_timeout: verifying needs more than %d s" % verifying)
         limits, needed = power_limits(cluster, node), fence_delay(cluster, node)
         if node.method.name in PLUG_METHODS:
             needed += agent_seconds(limits)
@@ -3512,7 +3512,7 @@ def check_timeouts(cluster, reader):
             except UsageError as error:
                 reader.error(node.places.get("options", place), "options: %s" % error)
         if given <= needed:
-            reader.error(place, "off_timeout: %d s, the agent may take %d s" % (given, needed))
+            reader.error(place, "off_timeout: the agent and its delay need more than %d s" % needed)
 
 def check_networks(cluster, reader):
     for key in ("stonith_direct_networks", "stonith_witness_ips"):

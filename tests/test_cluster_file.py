@@ -165,16 +165,16 @@ class Mistakes(CheckedFile):
                 ("10.20.20.202", "10.20.20.202\n    port: 70000", 13, "not a port"),
                 ("10.20.20.202", "10.20.20.202\n    switch_name: x", 13, "no meaning"),
                 ("10.20.20.202", "10.20.20.202\n    power_meter: maybe", 13, "none of auto"),
-                ("10.20.20.202", "10.20.20.202\n    off_timeout: 40", 13, "may take 45 s"),
+                ("10.20.20.202", "10.20.20.202\n    off_timeout: 40", 13, "needs more than 45 s"),
                 ("10.20.20.202", "10.20.20.202\n    off_timeout: abc", 13, "not a time"),
-                ("10.20.20.202", "10.20.20.202\n    off_timeout: 0", 13, "may take 45 s"),
+                ("10.20.20.202", "10.20.20.202\n    off_timeout: 0", 13, "needs more than 45 s"),
                 ("10.20.20.202", "10.20.20.202\n    off_timeout: 90500ms", 13, "no whole seconds"),
                 ("delay: 5", "delay: 500ms", 9, "no whole seconds"),
-                ("delay: 5", "delay: 70\n    off_timeout: 60", 10, "the agent may take 70"),
+                ("delay: 5", "delay: 70\n    off_timeout: 60", 10, "its delay need more than 70"),
                 (".202", ".202\n    options: {power_timeout: 0}", 13, "more than 0"),
                 (".202", ".202\n    options: {power_wait: 40}", 13, "leave no look"),
                 (".202", ".202\n    options: {inet4_only: 1, inet6_only: 1}", 13, "exclude"),
-                (".202", ".202\n    options: {power_timeout: 90}", 10, "the agent may take 105 s"),
+                (".202", ".202\n    options: {power_timeout: 90}", 10, "need more than 105 s"),
                 (".202", ".202\n    options: {ip: 1.1.1.1}", 13, "set by other keys"),
                 (".202", ".202\n    options: {pcmk_host_list: x}", 13, "set by other keys"),
                 (".202", ".202\n    options: {speed: 1}", 13, "unknown to fence_kasa"),
@@ -199,7 +199,7 @@ class Mistakes(CheckedFile):
                  "did you mean storage?"),
                 ("stonith_nodes:", "stonith_witness_ips: {x: 10.1.1.1}\nstonith_nodes:", 1,
                  "no node has"),
-                ("storage-b:", "verify-storage-a:", 10, "the name of the verifier"),
+                ("storage-b:", "verify-storage-a:", 10, "the name of a verifier"),
                 ("storage-b:", "no:", 10, "name of a"),
                 ("storage-b:", "'a b':", 10, "cannot be the name of a node")):
             with self.subTest("%s -> %s" % (old, new)):
@@ -207,8 +207,8 @@ class Mistakes(CheckedFile):
                 self.assert_mistake(GOOD.replace(old, new), line, words)
 
     def test_options_cannot_make_an_agent_lie_or_lead_to_another_device(self):
-        for name in ("version", "help", "missing_as_off", "missing-as-off", "port_as_ip", "delay",
-                     "ipaddr", "login", "passwd", "ip", "plug", "pcmk_off_action"):
+        for name in ("version", "help", "option", "missing_as_off", "missing-as-off", "port_as_ip",
+                     "delay", "ipaddr", "login", "passwd", "ip", "plug", "pcmk_off_action"):
             text = GOOD.replace("user: admin", "user: admin\n    options: {%s: 1}" % name)
             with self.subTest(name):
                 self.assert_mistake(text, 6, "set by other keys")

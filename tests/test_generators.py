@@ -194,7 +194,7 @@ class Decisions(unittest.TestCase):
         self.assertEqual(options["shell_timeout"], "20")
         text = text.replace("off_timeout: 120", "off_timeout: 60").replace("t: 20", "t: 26")
         mistakes = fencetool.read_cluster("c.yml", text.encode("utf-8"))[1]
-        self.assertIn("verifying may take 61 s", " ".join(mistake.text for mistake in mistakes))
+        self.assertIn("needs more than 61 s", " ".join(mistake.text for mistake in mistakes))
         options = device(configure(two_nodes("", ", options: {shell_timeout: 0}")),
                          "fence-verify-b").options
         self.assertNotIn("shell_timeout", options)
