@@ -134,7 +134,7 @@ def parse_whole_number(text):
 
 def parse_seconds(text):
     """Return seconds as float for 5, 5s, 1500ms, 1m; raise UsageError for anything else."""
-    match = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)(ms|sec|s|min|m)?", text.strip())
+    match = re.fullmatch(r"([0-9]{1,6}(?:\.[0-9]{1,9})?)(ms|sec|s|min|m)?", text.strip())
     if not match:
         raise UsageError("%s is not a time (use 5, 5s, 1500ms or 1m)" % quote(text))
     unit = {"ms": 0.001, "m": 60.0, "min": 60.0}.get(match.group(2), 1.0)
@@ -241,8 +241,8 @@ def parse_json_object(text):
     return reply
 
 def is_number(value):
-    # Not isinstance: True is an int in Python, and no number in JSON.
-    return type(value) in (int, float)
+    # Not isinstance: True is an int in Python, and no number in JSON. No reading is that large.
+    return type(value) in (int, float) and abs(value) <= 1e9
 
 def require_member(reply, name, kind, where):
     """Return reply[name] if it is there and of the kind (a type); raise ProtocolError if not."""
@@ -301,9 +301,10 @@ Verdict = namedtuple("Verdict", "finding blockers")
 Target = namedtuple("Target", "network address")
 # How packets to one address leave this machine, by its kernel. mac, source: our own addresses there
 # (bytes); mac is b"" where nobody speaks ARP or neighbour discovery. gateway: b"" for an attached
-# network. changes: how often the carrier came or went. kind: of the link: "" for a network card,
-# "dormant" for one that waits, "bridge", "bond"...
+# network. changes: how often the carrier came or went. kind: of the link, and of what it stands on:
+# "" for a network card, "dormant" for one that waits, "bridge", "bond", "macvlan on bridge"...
 Path = namedtuple("Path", "interface index mac source gateway has_carrier changes kind")
+WIRED_LINKS = ("", "veth", "bond", "team")  # kinds of links whose carrier is that of a wire
 
 class Sight:
     """What one look saw of one address."""
@@ -396,8 +397,8 @@ def doubt_about_path(sight, witnesses, is_direct):
     if known and not any(witness.answered() for witness in known):
         return "no path from here: witness %s is silent too" % " and ".join(
             witness.address for witness in known)
-    if not known and sight.path.kind == "bridge":
-        return "no proof of a path: a bridge has a carrier while any of its ports has (witness_ips)"
+    if not known and sight.path.kind.rpartition(" on ")[2] not in WIRED_LINKS:
+        return "no proof of a path: a %s has a carrier of its own (witness_ips)" % sight.path.kind
     if not known and not sight.uses_arp:
         return "no proof of a path: without ARP a witness there must answer (witness_ips)"
     return ""
@@ -574,8 +575,7 @@ def collect_values(pairs, params):
         given["plug"] = [value for value in given["plug"] if value != label]
     for name, found in given.items():
         if len(found) > 1:
-            shown = "" if PARAMS_BY_NAME[name].secret else ": " + ", ".join(map(quote, found))
-            raise UsageError("%s is given twice, with different values%s" % (name, shown))
+            raise UsageError("%s is given twice, with different values" % name)
     return {name: found[0] for name, found in given.items()}, unknown
 
 def parse_value(name, parse, text):
@@ -877,7 +877,7 @@ def parse_kasa_watts(result):
     if len(found) != 1:
         raise ProtocolError("meter tells %s of power and power_mw" % ("both" if found else "none"))
     value = result[found[0]]
-    if not is_number(value) or abs(value) > 1e9:
+    if not is_number(value):
         raise ProtocolError("meter: no plausible %s: %s" % (found[0], quote(json.dumps(value))))
     return value * units[found[0]]
 
@@ -923,7 +923,7 @@ def build_digest_login(fields, username, password, method, path, cnonce):
 
 def find_url_secrets(url):
     """Return the values in a URL's query whose names say that they are secret."""
-    return re.findall(r"(?i)[?&+](?:pass\w*|pwd?|token|key|secret|auth\w*)=([^&+]+)", url)
+    return re.findall(r"(?i)[?&+][\w-]*(?:pass|pw|token|key|secret|auth)[\w-]*=([^&+]+)", url)
 
 def parse_http_body(reply, statuses=(200,)):
     """Return the text of an HttpReply; raise unless it can be the device's own answer."""
@@ -1022,7 +1022,7 @@ def build_esphome_path(switch):
     return "/switch/" + "/".join(map(percent_encode, switch.split("/")))
 
 def build_esphome_object_id(name):
-    return re.sub(b"[^a-z0-9_-]", b"_", name.encode("utf-8", "surrogateescape").lower()).decode()
+    return re.sub(b"[^a-z0-9_-]", b"_", name.encode("utf-8", "backslashreplace").lower()).decode()
 
 def parse_esphome_switch(text, switch):
     """Return (PowerState, assumed) of a reply, which must be that of the switch asked for."""
@@ -1164,12 +1164,13 @@ def parse_agent_status(code, text):
 # What the kernel is asked about routes and links, and the parts of its answers.
 GET_LINK, GET_ROUTE = 18, 26
 LINK_BODY, ROUTE_BODY = "BxHiII", "BBBBBBBBI"
-LINK_MAC, LINK_NAME, LINK_INFO, LINK_CARRIER_CHANGES = 1, 3, 18, 35
+LINK_MAC, LINK_NAME, LINK_BELOW, LINK_INFO, LINK_CHANGES, LINK_ELSEWHERE = 1, 3, 5, 18, 35, 37
 ROUTE_TARGET, ROUTE_INTERFACE, ROUTE_GATEWAY, ROUTE_SOURCE, ROUTE_VIA = 1, 4, 5, 7, 18
 ROUTE_KINDS = {1: "", 2: "the address is this machine's own", 3: "it is a broadcast address",
                5: "it is a multicast address"}
 NETLINK_ERROR = 2
 ETHERNET = 1
+STACKED_LINKS = ("vlan", "macvlan", "ipvlan")  # have the carrier of the link that they stand on
 IFF_RUNNING, IFF_NOARP, IFF_LOWER_UP = 0x40, 0x80, 0x10000
 
 def parse_netlink(data, body_format):
@@ -1447,13 +1448,10 @@ class System:
             if doubt or ROUTE_INTERFACE not in found:
                 raise Unreachable(doubt or "its route names no interface")
             index = struct.unpack("i", found[ROUTE_INTERFACE])[0]
-            link, facts = self._ask_kernel(GET_LINK, LINK_BODY, struct.pack(
-                LINK_BODY, 0, 0, index, 0, 0))
+            link, facts, link_kind = self._ask_link(index)
         except OSError as error:
             raise Unreachable("no route: %s" % one_line(error.strerror or str(error))) from error
         kind, flags = link[1], link[3]
-        word = re.match(b"(?s)..\\x01\\0([a-z0-9_-]+)\0", facts.get(LINK_INFO, b""))
-        link_kind = word.group(1).decode("ascii") if word else ""
         if flags & IFF_LOWER_UP and not flags & IFF_RUNNING:
             link_kind = "dormant"
         return Path(
@@ -1461,8 +1459,17 @@ class System:
             facts.get(LINK_MAC, b"") if kind == ETHERNET and not flags & IFF_NOARP else b"",
             found.get(ROUTE_SOURCE, bytes(len(target))),
             found.get(ROUTE_GATEWAY, found.get(ROUTE_VIA, b"")),
-            bool(flags & IFF_LOWER_UP and flags & IFF_RUNNING), facts.get(LINK_CARRIER_CHANGES),
+            bool(flags & IFF_LOWER_UP and flags & IFF_RUNNING), facts.get(LINK_CHANGES),
             link_kind)
+
+    def _ask_link(self, index):
+        link, facts = self._ask_kernel(GET_LINK, LINK_BODY, struct.pack(
+            LINK_BODY, 0, 0, index, 0, 0))
+        word = re.match(b"(?s)..\\x01\\0([a-z0-9_-]+)\0", facts.get(LINK_INFO, b""))
+        kind = word.group(1).decode("ascii") if word else ""
+        if kind in STACKED_LINKS and LINK_BELOW in facts and LINK_ELSEWHERE not in facts:
+            kind += " on " + self._ask_link(struct.unpack("i", facts[LINK_BELOW])[0])[2]
+        return link, facts, kind
 
     def _ask_kernel(self, kind, body_format, body):
         with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0) as handle:  # 0: NETLINK_ROUTE
@@ -1531,6 +1538,9 @@ class Connection:
 
     def __init__(self, handle):
         self.handle = handle
+        # The address that was connected to, with the zone of a link-local one.
+        self.peer = socket.getnameinfo(handle.getpeername(),
+                                       socket.NI_NUMERICHOST | socket.NI_NUMERICSERV)[0]
 
     def send(self, data, deadline):
         try:
@@ -1554,11 +1564,6 @@ class Connection:
                 raise Refused("the certificate is not trusted: %s (ssl_insecure=1 accepts any)"
                               % quote(str(error))) from error
             raise os_failure("no TLS", error, deadline, "does this port speak it?") from error
-
-    def peer(self):
-        """Return the address that was connected to, with the zone of a link-local one."""
-        return socket.getnameinfo(self.handle.getpeername(),
-                                  socket.NI_NUMERICHOST | socket.NI_NUMERICSERV)[0]
 
     def receive_some(self, count, deadline):
         """Return at most `count` bytes as they come; none when the device closed the connection."""
@@ -1856,8 +1861,11 @@ class HttpDevice(Device):
             raise Refused("device asks for a password (set username and password)")
         fields = parse_digest_challenge(challenges)
         if fields:
-            login = build_digest_login(fields, self.username, self.settings.password, method,
-                                       self.path_with_login(path), os.urandom(8).hex())
+            try:
+                login = build_digest_login(fields, self.username, self.settings.password, method,
+                                           self.path_with_login(path), os.urandom(8).hex())
+            except ValueError as error:  # a machine in FIPS mode has no MD5
+                raise Refused("this machine refuses the login's hash: %s" % error) from error
             reply = self._send(method, path, login, deadline, silence_s)
         if reply.status == 401:
             tried = "Basic and Digest" if fields else "Basic"
@@ -1892,7 +1900,7 @@ class HttpDevice(Device):
         connection = self.system.connect(self.address, settings.ipport, settings.family,
                                          deadline.within(settings.login_timeout))
         try:
-            self.address = connection.peer()
+            self.address = connection.peer
             if uses_tls(settings):
                 connection.start_tls(settings.ip, not settings.ssl_insecure, deadline)
             return connection
@@ -4449,7 +4457,8 @@ def parse_check_parameters(text, node):
     except ElementTree.ParseError:
         raise UsageError("cibadmin printed no XML: %s" % quote(text)) from None
     for primitive in tree.iter("primitive"):
-        pairs = {pair.get("name"): pair.get("value", "") for pair in primitive.iter("nvpair")}
+        pairs = {pair.get("name"): pair.get("value", "")
+                 for pair in primitive.iterfind("instance_attributes/nvpair")}
         hosts = re.split("[,; \t]+", pairs.get("pcmk_host_list", ""))
         hosts += re.findall("([^:; \t]+):", pairs.get("pcmk_host_map", ""))
         if node in hosts:

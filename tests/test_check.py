@@ -144,6 +144,18 @@ class NetworkEvidenceTest(unittest.TestCase):
             dead += bool(expected)
         self.assertGreater(dead, 20)
 
+    def test_a_carrier_that_no_wire_feeds_proves_no_path(self):
+        for kind, finding in (
+                ("", DEAD), ("veth", DEAD), ("bond", DEAD), ("team", DEAD), ("vlan on ", DEAD),
+                ("macvlan on vlan on bond", DEAD), ("bridge", UNKNOWN), ("vxlan", UNKNOWN),
+                ("vlan on bridge", UNKNOWN), ("macvlan on vlan on bridge", UNKNOWN),
+                ("openvswitch", UNKNOWN), ("dummy", UNKNOWN), ("macvlan", UNKNOWN)):
+            silent = sight(path=PATH._replace(kind=kind), uses_arp=True)
+            with self.subTest(kind):
+                self.assertIs(fencetool.judge_address(silent, [], False)[0], finding)
+                witness = sight("10.0.0.9", PATH._replace(kind=kind), echoed=True)
+                self.assertIs(fencetool.judge_address(silent, [witness], False)[0], DEAD)
+
     def test_silence_without_a_witness_says_so(self):
         self.assertEqual(
             fencetool.judge_address(sight(uses_arp=True), [], False),
@@ -294,6 +306,13 @@ class ClusterParametersTest(unittest.TestCase):
         for node, method in (("storage-a", "ipmi"), ("storage-b", "kasa"), ("storage-c", "kasa")):
             found = fencetool.parse_check_parameters(self.CIB, node)
             self.assertEqual(found["fence_method"], method)
+
+    def test_meta_attributes_are_no_parameters(self):
+        meta = ('<meta_attributes id="8"><nvpair id="9" name="target-role" value="Started"/>'
+                '</meta_attributes><operations>')
+        found = fencetool.parse_check_parameters(
+            self.CIB.replace("<operations>", meta), "storage-a")
+        self.assertEqual(found, {"fence_method": "ipmi", "pcmk_host_list": "storage-a"})
 
     def test_no_device_or_two_are_an_error(self):
         twice = self.CIB.replace('value="storage-a"', 'value="storage-a, storage-b"')

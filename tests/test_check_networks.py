@@ -328,7 +328,46 @@ class SituationTest(LabTest):
         LAB.inside("check", "ip", "link", "set", "guest9", "master", "br9")
         result = LAB.check("check", parameters)
         self.assertEqual(result.code, UNKNOWN, result)
-        self.assertIn("a bridge has a carrier", result.out)
+        self.assertIn("a bridge has a carrier of its own", result.out)
+
+    def test_what_stands_on_a_bridge_proves_no_more_than_the_bridge(self):
+        """The way to the node is cut, and the carrier stays: that of the bridge's other port."""
+        _, address = self.start_plug(state=False)
+        LAB.add("upper")
+        LAB.cable("check", "port8", "upper", "port8")
+        LAB.cable("check", "other8", "upper", "other8")
+        for command in ("link add br8 type bridge", "link set port8 master br8",
+                        "link set other8 master br8", "link set br8 up",
+                        "link add mac8 link br8 type macvlan mode bridge", "link set mac8 up",
+                        "link add top8 link mac8 type macvlan mode bridge", "link set top8 up",
+                        "link add vx8 type vxlan id 8 dstport 4789 remote 10.71.0.2",
+                        "link set vx8 up",
+                        "link set port8 down"):
+            LAB.inside("check", "ip", *command.split())
+        for number, interface, words in (
+                (1, "mac8", "a macvlan on bridge has a carrier of its own"),
+                (2, "top8", "macvlan on bridge has a carrier of its own"),
+                (3, "vx8", "a vxlan has a carrier of its own")):
+            LAB.address("check", interface, "10.71.%d.1/24" % number)
+            with self.subTest(interface):
+                result = LAB.check("check", dict(
+                    address, action="status", target_storage_ip="10.71.%d.2" % number, **QUICK))
+                self.assertEqual(result.code, UNKNOWN, result)
+                self.assertIn(words, result.out)
+
+    def test_a_link_that_stands_on_a_wire_has_the_carrier_of_the_wire(self):
+        _, address = self.start_plug(state=False)
+        LAB.add("wired")
+        LAB.cable("check", "wire7", "wired", "wire7")
+        LAB.inside("check", *"ip link add mac7 link wire7 type macvlan mode bridge".split())
+        LAB.inside("check", "ip", "link", "set", "mac7", "up")
+        LAB.address("check", "mac7", "10.72.0.1/24")
+        parameters = dict(address, action="status", target_storage_ip="10.72.0.2", **QUICK)
+        self.assertEqual(LAB.check("check", parameters).code, DEAD)
+        LAB.inside("wired", "ip", "link", "set", "wire7", "down")
+        result = LAB.check("check", parameters)
+        self.assertEqual(result.code, UNKNOWN, result)
+        self.assertIn("mac7 has no carrier", result.out)
 
     def test_a_device_behind_a_router_is_no_witness_for_others_there(self):
         _, address = self.start_plug(state=False, host="10.78.0.2", machine="far")

@@ -2,10 +2,14 @@
 import functools
 import os
 import re
+import socket
 import ssl
+import struct
 import subprocess
+import sys
 import tempfile
 import threading
+from unittest import mock
 
 import fencetool
 from tests import support, virtual
@@ -359,8 +363,72 @@ class Faults(HttpTest):
                 device, action="off", shell_timeout="300ms", power_timeout="8", **urls)))
             self.assertFalse(device.outlets[0].powered)
 
+    def test_a_reset_right_behind_the_connection_is_no_defect(self):
+        """This process is held up after connect until the device has reset the connection."""
+        reset = threading.Event()
+        resets = []
+
+        class HeldUp(socket.socket):
+            def getpeername(self):
+                reset.wait(10)
+                return super().getpeername()
+
+        def refuse():
+            for _ in range(fencetool.READ_ATTEMPTS):
+                reset.clear()
+                connection, _ = server.accept()
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                connection.close()
+                resets.append(connection)
+                reset.set()
+        with socket.socket() as server:
+            server.settimeout(20)
+            server.bind(("127.0.0.1", 0))
+            server.listen(5)
+            thread = threading.Thread(target=refuse)
+            thread.start()
+            pairs = dict(TASMOTA_URLS, action="status", ip="127.0.0.1", quiet="1",
+                         **support.PATIENT_LIMITS)
+            pairs["ipport"] = str(server.getsockname()[1])
+            with mock.patch.object(socket, "socket", HeldUp):
+                code = fencetool.run_agent(fencetool.AGENTS["fence_http"], pairs.items(),
+                                           fencetool.System("test"))
+            thread.join()
+        self.assertEqual((code, len(resets)), (fencetool.EXIT_BAD, fencetool.READ_ATTEMPTS))
+
+
+# What a machine in FIPS mode has by its policy (OpenSSL 3).
+FIPS_POLICY = """\
+openssl_conf = all
+[all]
+alg_section = policy
+providers = providers
+[policy]
+default_properties = fips=yes
+[providers]
+default = default
+[default]
+activate = 1
+"""
+
 
 class Refuses(HttpTest):
+    def test_a_machine_without_md5_says_so(self):
+        device = self.start(virtual.Esphome(["relay"], password="right", algorithm="MD5"))
+        with tempfile.NamedTemporaryFile("w") as policy:
+            policy.write(FIPS_POLICY)
+            policy.flush()
+            environment = {"OPENSSL_CONF": policy.name}
+            has_md5 = support.run([sys.executable, "-IS", "-c", "import hashlib; hashlib.md5()"],
+                                  environment=environment).code == 0
+            result = on_stdin("fence_http", self.reach(
+                device, action="off", username="admin", password="right", **ESPHOME_URLS),
+                environment=environment)
+        if has_md5:  # an older OpenSSL, which does not know this policy
+            self.assert_success(result)
+        else:
+            self.assert_failure(result, "this machine refuses the login's hash")
+
     def test_wrong_and_missing_passwords_have_their_own_reason(self):
         cases = (
             (virtual.Tasmota(password="right"), TASMOTA_URLS, "asks for a password",

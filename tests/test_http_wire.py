@@ -81,6 +81,8 @@ class Logins(unittest.TestCase):
         self.assertEqual(fencetool.find_url_secrets(
             "/cm?user=a&password=s%20t&cmnd=Power&pw=x&token=y"), ["s%20t", "x", "y"])
         self.assertEqual(fencetool.find_url_secrets("/set.cmd?user=a+pass=b+cmd=getpower"), ["b"])
+        self.assertEqual(fencetool.find_url_secrets(
+            "/s?access_token=a&api_key=b&apikey=c&X-Auth=d&cmd=on"), ["a", "b", "c", "d"])
 
 
 class Replies(unittest.TestCase):
@@ -164,7 +166,7 @@ class Tasmota(unittest.TestCase):
         self.assertIsNone(energy({"Time": "x"}))
         self.assertEqual(energy({"ENERGY": {"Power": 43.5, "Voltage": 230}}), (43.5, 230))
         self.assertEqual(energy({"ENERGY": {"Power": [3, -4], "Voltage": [0, 0]}}), (7, 0))
-        for wrong in ("0", None, True, [None], {}):
+        for wrong in ("0", None, True, [None], {}, 10 ** 400, float("inf")):
             with self.assertRaises(ProtocolError, msg=wrong):
                 energy({"ENERGY": {"Power": wrong, "Voltage": 230}})
 
@@ -183,7 +185,7 @@ class Tasmota(unittest.TestCase):
 class Esphome(unittest.TestCase):
     def test_object_ids_are_made_as_the_firmware_makes_them(self):
         for name, expected in (("Node 1 (Power)", "node_1__power_"), ("K\u00fcche", "k__che"),
-                               ("Relay", "relay"), ("a-b_c", "a-b_c")):
+                               ("Relay", "relay"), ("a-b_c", "a-b_c"), ("\ud800", "_ud800")):
             self.assertEqual(fencetool.build_esphome_object_id(name), expected)
 
     def test_names_are_percent_encoded_once(self):

@@ -87,9 +87,12 @@ class Collecting(unittest.TestCase):
                 self.collect(*pairs)
 
     def test_two_passwords_are_refused_without_being_shown(self):
-        with self.assertRaises(UsageError) as caught:
-            self.collect(("password", "hush1"), ("passwd", "hush2"))
-        self.assertNotIn("hush", str(caught.exception))
+        for pairs in ((("password", "hush1"), ("passwd", "hush2")),
+                      (("status_url", "/s?password=hush1"), ("status_url", "/s?password=hush2"))):
+            with self.subTest(pairs), self.assertRaisesRegex(UsageError, "twice") as caught:
+                fencetool.collect_values(
+                    pairs, fencetool.rows_of(fencetool.AGENTS["fence_http"]))
+            self.assertNotIn("hush", str(caught.exception))
 
 
 class Settings(unittest.TestCase):

@@ -13,7 +13,8 @@ class Conversions(unittest.TestCase):
                 self.assertEqual(fencetool.parse_seconds(text), seconds)
 
     def test_anything_else_is_no_time(self):
-        for text in ("", "abc", "-1", "5 s", "1h", "1e3", "nan", "inf", "٥", "5\n5"):
+        for text in ("", "abc", "-1", "5 s", "1h", "1e3", "nan", "inf", "٥", "5\n5",
+                     "9999999m"):
             with self.subTest(text), self.assertRaises(UsageError):
                 fencetool.parse_seconds(text)
 
