@@ -119,7 +119,7 @@ class Yaml(CheckedFile):
             "mgmt": "10.20.20.2", "storage": "10.10.10.2", "enduser": "10.30.30.2",
             "hypervisor": "10.40.40.2"})
         self.assertEqual(len(mistakes), 1)
-        self.assertIn("quorum has no fence device", mistakes[0].text)
+        self.assertIn("quorum counts as a node of the cluster and has no", mistakes[0].text)
 
     def test_json_means_the_same_as_yaml(self):
         from_yaml = fencetool.read_cluster("c", GOOD.encode())[0]
@@ -153,13 +153,14 @@ class Mistakes(CheckedFile):
                 ("10.20.20.202", "10.20.20.256", 12, "not an IP address"),
                 ("10.20.20.202", "plug-b", 12, "not an IP address"),
                 ("10.20.20.202", "127.0.0.1", 12, "not the address of one machine"),
+                ("10.20.20.202", "'::ffff:10.20.20.202'", 12, "not the address of one machine"),
                 ("10.20.20.202", "10.20.20.101", 12, "same outlet"),
                 ("method: kasa\n    ip: 10.20.20.202", "method: kasa\n    ip: 10.20.20.101\n"
                  "    port: 623", 12, "same outlet"),
                 ("mgmt_ip: 10.20.20.2", "mgmt_ip: 10.20.20.1", 10, "the same address"),
                 ("storage_ip: 10.10.10.1", "storage_ip: 10.20.20.1", 2, "the same address"),
-                ("delay: 5", "client_ips: {mgmt: 10.1.1.1}", 9, "cannot be a name"),
-                ("delay: 5", "client_ips: {Storage: 10.1.1.1}", 9, "cannot be a name"),
+                ("delay: 5", "client_ips: {mgmt: 10.1.1.1}", 9, "is no name"),
+                ("delay: 5", "client_ips: {Storage: 10.1.1.1}", 9, "is no name"),
                 ("10.20.20.202", "10.20.20.202\n    mac: 11:22:33:44:55:56", 13, "quotes"),
                 ("10.20.20.202", "10.20.20.202\n    mac: '11:22'", 13, "not a MAC"),
                 ("10.20.20.202", "10.20.20.202\n    port: 70000", 13, "not a port"),
@@ -170,7 +171,7 @@ class Mistakes(CheckedFile):
                 ("10.20.20.202", "10.20.20.202\n    off_timeout: 0", 13, "needs more than 45 s"),
                 ("10.20.20.202", "10.20.20.202\n    off_timeout: 90500ms", 13, "no whole seconds"),
                 ("delay: 5", "delay: 500ms", 9, "no whole seconds"),
-                ("delay: 5", "delay: 70\n    off_timeout: 60", 10, "its delay need more than 70"),
+                ("delay: 5", "delay: 70\n    off_timeout: 60", 10, "its delay need more than 90"),
                 (".202", ".202\n    options: {power_timeout: 0}", 13, "more than 0"),
                 (".202", ".202\n    options: {power_wait: 40}", 13, "leave no look"),
                 (".202", ".202\n    options: {inet4_only: 1, inet6_only: 1}", 13, "exclude"),
@@ -178,6 +179,10 @@ class Mistakes(CheckedFile):
                 (".202", ".202\n    options: {ip: 1.1.1.1}", 13, "set by other keys"),
                 (".202", ".202\n    options: {pcmk_host_list: x}", 13, "set by other keys"),
                 (".202", ".202\n    options: {speed: 1}", 13, "unknown to fence_kasa"),
+                (".202", ".202\n    options: {verify_wait: 60}", 13, "unknown to fence_kasa"),
+                ("method: kasa", "method: http\n    mac: 'CC:32:E5:00:00:01'", 12, "no meaning"),
+                ("delay: 5", "options: {power_timeout: 300}", 2, "need more than 310 s"),
+                ("delay: 5", "off_timeout: 20", 9, "need more than 30 s"),
                 ("10.20.20.202", "10.20.20.202\n    password: '{{ x }}'", 13, "Jinja"),
                 ("10.20.20.202", "10.20.20.202\n    password: !vault x", 13, "!vault"),
                 ("10.20.20.202", '10.20.20.202\n    password: "a\\nb"', 13, "line break"),
@@ -200,7 +205,8 @@ class Mistakes(CheckedFile):
                 ("stonith_nodes:", "stonith_witness_ips: {x: 10.1.1.1}\nstonith_nodes:", 1,
                  "no node has"),
                 ("storage-b:", "verify-storage-a:", 10, "the name of a verifier"),
-                ("storage-b:", "no:", 10, "name of a"),
+                ("storage-b:", "no:", 10, "name of a"), ("storage-b:", "null:", 10, "name of a"),
+                ("storage-b:", "010:", 10, "name of a"), ("storage-b:", "0x10:", 10, "name of a"),
                 ("storage-b:", "'a b':", 10, "cannot be the name of a node")):
             with self.subTest("%s -> %s" % (old, new)):
                 self.assertEqual(GOOD.count(old), 1)
@@ -214,6 +220,34 @@ class Mistakes(CheckedFile):
                 self.assert_mistake(text, 6, "set by other keys")
         text = GOOD.replace("method: kasa", "method: tasmota\n    options: {device: esphome}")
         self.assert_mistake(text, 12, "set by other keys")
+
+    def test_an_outlet_is_one_in_all_its_spellings(self):
+        url = ", status_url: /s, status_on_regex: up, status_off_regex: down"
+        for one, other, top in (
+                ("esphome, ip: 10.9.9.9, switch_name: Relay 1",
+                 "esphome, ip: 10.9.9.9, switch_name: relay_1", ""),
+                ("kasa, ip: 10.9.9.9, outlet: 8006AB", "kasa, ip: 10.9.9.9, outlet: 8006ab", ""),
+                ("http, ip: 10.9.9.9, power_off_url: '/0?turn=off'" + url,
+                 "http, ip: 10.9.9.9, power_off_url: 'http://10.9.9.9:80/0?turn=off'" + url, ""),
+                ("http, ip: 10.9.9.9, power_off_url: '/cm?cmnd=Power1%20Off'" + url,
+                 "http, ip: 10.9.9.9, power_off_url: '/cm?cmnd=POWER1%20off'" + url, ""),
+                ("agent, agent: fence_aws, outlet: i-0", "agent, agent: fence_aws, outlet: i-0",
+                 "stonith_fence_verify: false\n")):
+            nodes = "  a: {method: %s, mgmt_ip: 10.0.0.1}\n  b: {method: %s, mgmt_ip: 10.0.0.2}\n"
+            with self.subTest(one=one, other=other):
+                text = top + "stonith_nodes:\n" + nodes % (one, other)
+                self.assertRegex("\n".join(messages(text)), "a and b are on the same outlet of ")
+        for one, other in (("outlet: i-0abc", "outlet: i-0abd"), ("options: {x: 1}", "delay: 1")):
+            nodes = "  a: {agent: fence_xvm, %s}\n  b: {agent: fence_xvm, %s}\n"
+            self.assert_good("stonith_fence_verify: no\nstonith_nodes:\n" + nodes % (one, other))
+        # Each is found by its name.
+        self.assert_good("stonith_fence_verify: no\nstonith_nodes:\n"
+                         "  a: {agent: fence_xvm}\n  b: {agent: fence_xvm}\n")
+
+    def test_a_password_is_not_shown_with_its_mistake(self):
+        found = messages(GOOD.replace("password_script: /etc/bmc.sh", "password: 0815"))
+        self.assertIn("6: password: this is no text in YAML: put it in quotes", found)
+        self.assertNotIn("0815", str(found))
 
     def test_an_agent_of_any_name_may_use_tls(self):
         text = GOOD.replace("method: ipmi", "agent: fence_redfish\n    options: {ssl_insecure: 1}")
@@ -229,7 +263,7 @@ class Mistakes(CheckedFile):
                 ("    delay: 5\n", "", "fencing storage-a waits 10 s"),
                 ("ip: 10.10.10.2\n", "ip: 10.10.10.2\n    delay: 5\n", "same delay"),
                 ("delay: 5", "delay: 0", "same delay"),
-                ("ip: 10.10.10.2\n", "ip: 10.10.10.2\n  c: {method: none}\n", "c has no fence")):
+                ("ip: 10.10.10.2\n", "ip: 10.10.10.2\n  c: {method: none}\n", "c counts as a")):
             with self.subTest(new):
                 text = GOOD.replace(old, new)
                 self.assert_good(text)
@@ -258,6 +292,23 @@ class Commands(unittest.TestCase):
                                    "--host-vars", place)
         self.assertIn("/storage-a:1: not a map", result.out)
         self.assertIn(" 1 mistakes, ", result.out)
+
+    def test_a_node_with_a_domain_has_its_host_vars_too(self):
+        place = tempfile.mkdtemp()
+        cluster = os.path.join(place, "cluster.yml")
+        with open(cluster, "w") as handle:
+            handle.write(GOOD.replace("storage-a", "a.lan").replace("storage-b", "b.lan")
+                         .replace("    storage_ip: 10.10.10.1\n", ""))
+        hosts = os.path.join(place, "host_vars")
+        os.mkdir(hosts)
+        for name in ("a.lan", "a.lan.orig", "README.md", "b.lan.yml"):
+            with open(os.path.join(hosts, name), "w") as handle:
+                handle.write("storage_ip: 10.10.10.%s\n" % ("1" if name == "a.lan" else "2"))
+        system = fencetool.System("test")
+        found, mistakes = fencetool.load_cluster(cluster, hosts, system)
+        self.assertEqual(mistakes, [])
+        self.assertEqual([(node.name, node.networks["storage"]) for node in found.nodes],
+                         [("a.lan", "10.10.10.1"), ("b.lan", "10.10.10.2")])
 
     def test_check_config_speaks_json_for_good_and_bad_files(self):
         for name, code in (("three_nodes.yml", 0), ("group_vars.yml", 1)):

@@ -198,6 +198,21 @@ class Decisions(unittest.TestCase):
         options = device(configure(two_nodes("", ", options: {shell_timeout: 0}")),
                          "fence-verify-b").options
         self.assertNotIn("shell_timeout", options)
+        self.assertEqual(options["fence_options"], "shell_timeout=0")
+        verifier = device(configure(two_nodes("", ", options: {shell_timeout: 30}")),
+                          "fence-verify-b")
+        self.assertEqual(verifier.options["shell_timeout"], "30")
+        self.assertEqual(verifier.options["fence_options"], "shell_timeout=30")
+        self.assertGreater(fencetool.monitor_timeout(verifier), 60)
+
+    def test_two_bans_never_share_a_name(self):
+        names = ("db", "db-ha", "ha-q", "q")
+        lines = "".join("  %s: {method: kasa, ip: 10.0.0.%d, mgmt_ip: 10.0.1.%d%s}\n" % (
+            name, number, number, ", storage_ip: 10.1.0.%d" % number if "db" in name else "")
+            for number, name in enumerate(names, 1))
+        with self.assertRaisesRegex(fencetool.UsageError, "rename a node"):
+            configure("stonith_nodes:\n" + lines)
+        configure(("stonith_nodes:\n" + lines).replace("ha-q", "haq"))
 
     def test_witnesses_are_those_of_the_file_other_nodes_and_the_device(self):
         top = "stonith_witness_ips: {client: 10.9.0.254, storage: 10.1.0.254}\n"
@@ -303,7 +318,9 @@ class Commands(unittest.TestCase):
     def test_firewall_and_playbook_are_formats_of_their_own(self):
         path = os.path.join(CLUSTERS, "mixed.yml")
         self.assertIn("table inet fence_guard", self.run_command("nftables", "storage-a", path).out)
-        self.assertIn("hosts: \"storage-a,storage-b\"", self.run_command("ansible", path).out)
+        shown = self.run_command("ansible", path).out
+        self.assertIn("hosts: \"storage-a,storage-b\"", shown)
+        self.assertIn("diff: false", shown)  # the script may hold passwords
         wrong = self.run_command("nftables", "storage-c", path)
         self.assertEqual((wrong.code, wrong.out), (2, ""))
         self.assertIn("there are: storage-a, storage-b", wrong.err)

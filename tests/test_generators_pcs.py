@@ -4,6 +4,7 @@ import re
 import shutil
 import tempfile
 import unittest
+from unittest import mock
 from xml.etree import ElementTree
 
 import fencetool
@@ -37,6 +38,10 @@ def load(name):
     if not cluster:
         raise AssertionError("%s: %s" % (name, mistakes))
     return cluster
+
+
+def render(form, cluster, source):
+    return fencetool.RENDERERS[form](fencetool.build_configuration(cluster), source)
 
 
 def describe_cib(path):
@@ -104,7 +109,7 @@ class PcsTest(unittest.TestCase):
         """Return the path of the script for a cluster file."""
         cluster, mistakes = fencetool.read_cluster("cluster.yml", text.encode("utf-8"))
         self.assertTrue(cluster, mistakes)
-        return self.write(name + ".sh", fencetool.render_for("pcs", cluster, "", "cluster.yml"))
+        return self.write(name + ".sh", render("pcs", cluster, "cluster.yml"))
 
     def configure(self, script, cib, *arguments):
         result = self.run_in_lab("sh", script, "--cib", cib, *arguments)
@@ -127,7 +132,7 @@ class EveryClusterFile(PcsTest):
     def test_the_script_configures_a_cluster_that_fences_and_a_second_run_changes_nothing(self):
         def check(name, cluster):
             nodes = [node.name for node in cluster.nodes]
-            script = self.write(name + ".sh", fencetool.render_for("pcs", cluster, "", name))
+            script = self.write(name + ".sh", render("pcs", cluster, name))
             cib = self.write_cib(name + ".xml", nodes)
             self.configure(script, cib)
             self.check_fencing(name, cib, nodes)
@@ -156,12 +161,12 @@ class EveryClusterFile(PcsTest):
         """crmsh and the CIB file configure the same as pcs."""
         cib = self.write_cib(name + "-other.xml", nodes)
         if name in HARD_FILES:
-            crmsh = self.write(name + ".crm", fencetool.render_for("crmsh", cluster, "", name))
+            crmsh = self.write(name + ".crm", render("crmsh", cluster, name))
             result = self.run_in_lab("crm", "-F", "configure", "load", "update", crmsh,
                                      CIB_file=cib, LC_ALL="C.UTF-8", HOME=self.place)
             self.assertEqual(result.code, 0, result.err)
             self.assertEqual(describe_cib(cib), wanted)
-        plain = self.write(name + "-cib.xml", fencetool.render_for("cib", cluster, "", name))
+        plain = self.write(name + "-cib.xml", render("cib", cluster, name))
         self.assertEqual(describe_cib(plain), wanted)
         result = self.run_in_lab("cibadmin", "--modify", "--allow-create", "--scope",
                                  "configuration", "--xml-file", plain, CIB_file=cib)
@@ -306,8 +311,25 @@ class Convergence(PcsTest):
 
     def test_another_level_without_a_verifier_is_told(self):
         result = self.configure(self.file("script.sh"), self.configured(), "--dry-run")
-        self.assertIn("warning: storage-a has another level, which is believed", result.err)
-        self.assertNotIn("storage-b has another level", result.err)
+        self.assertEqual(re.findall("warning: level .*", result.err), [
+            "warning: level x is not of this tool's making, and has no verifier"])
+
+    def test_a_level_for_a_pattern_of_nodes_is_told(self):
+        """Pacemaker looks for the node's own name first: the pattern is never tried again."""
+        topology = ('<fencing-topology><fencing-level id="every" index="1" '
+                    'target-pattern="storage-.*" devices="fence-foreign"/></fencing-topology>')
+        cib = self.write_cib("cluster.xml", self.nodes, FOREIGN, topology)
+        result = self.configure(self.script(TWO_NODES), cib)
+        self.assertIn("warning: level every is not of this tool's making", result.err)
+        self.assertIn((None, "1", "fence-foreign"), describe_cib(cib))
+
+    def test_a_level_that_a_person_made_of_our_device_stays(self):
+        cib = self.configured()
+        self.assertEqual(self.run_in_lab("pcs", "-f", cib, "stonith", "level", "add", "2",
+                                         "storage-b", "fence-storage-b").code, 0)
+        result = self.configure(self.file("script.sh"), cib)
+        self.assertIn("Nothing to change.", result.err, result.out)
+        self.assertIn(("storage-b", "2", "fence-storage-b"), describe_cib(cib))
 
     def test_dry_run_shows_the_changes_without_secrets_and_makes_none(self):
         cib = self.write_cib("cluster.xml", self.nodes)
@@ -318,6 +340,15 @@ class Convergence(PcsTest):
         self.assertIn('name="password" value="***"', result.out)
         self.assertNotIn("geheim", result.out + result.err)
         self.assertEqual(read(cib), before)
+
+    def test_a_secret_is_not_shown_whatever_stands_beside_it(self):
+        foreign = ('<primitive id="fence-storage-a" class="stonith" type="fence_xvm">'
+                   '<instance_attributes id="x"><nvpair value="geheim" id="p" name="password"/>'
+                   '</instance_attributes></primitive>')
+        cib = self.write_cib("cluster.xml", self.nodes, foreign)
+        result = self.configure(self.script(TWO_NODES), cib, "--adopt", "--dry-run")
+        self.assertIn('value="***" id="p" name="password"', result.out)
+        self.assertNotIn("geheim", result.out + result.err)
 
     def test_what_is_shown_holds_no_secret_of_any_agent(self):
         text = """
@@ -413,12 +444,32 @@ esac
         os.chmod(stub, 0o755)
         command, own = self.lab.command(["sh", script])
         result = support.run(command, environment={"PATH": place + ":" + own["PATH"]})
+        return result, read(os.path.join(place, "log")).decode().splitlines()
+
+    def push_well(self, script, cib):
+        result, log = self.push(script, cib)
         self.assertEqual(result.code, 0, result.err)
-        return read(os.path.join(place, "log")).decode().splitlines()
+        return log
+
+    def test_a_push_that_another_change_has_overtaken_fails_without_showing_the_cib(self):
+        cib = self.write_cib("cluster.xml", ["storage-a", "storage-b"],
+                             FOREIGN.replace("<nvpair ", '<nvpair id="s" name="password" '
+                                             'value="geheim"/><nvpair ', 1))
+        self.assertIn(b"geheim", read(cib))
+        overtaken = self.STUB.replace("cibadmin --patch --xml-file %(place)s/patch",
+                                      "cibadmin --patch --xml-file %(place)s/patch && {\n"
+                                      "    echo Error: unable to push cib\n"
+                                      "    CIB_file=%(cib)s cibadmin --patch --xml-file "
+                                      "%(place)s/patch; }")
+        with mock.patch.object(self, "STUB", overtaken):
+            result, _ = self.push(self.script(TWO_NODES), cib)
+        self.assertEqual(result.code, 1, result)
+        self.assertIn("Error: unable to push cib", result.err)
+        self.assertNotIn("geheim", result.out + result.err)
 
     def test_the_change_is_pushed_in_one_step_as_a_difference(self):
         cib = self.write_cib("cluster.xml", ["storage-a", "storage-b"])
-        log = self.push(self.script(TWO_NODES), cib)
+        log = self.push_well(self.script(TWO_NODES), cib)
         self.assertTrue(log[0].startswith("cluster cib "))
         self.assertRegex(log[-1], "^cluster cib-push .*after.xml diff-against=.*before.xml$")
         self.assertEqual([line for line in log[1:-1] if not line.startswith("-f ")], [])
@@ -427,12 +478,12 @@ esac
 
     def test_an_edit_is_pushed_and_what_others_have_added_stays(self):
         cib = self.write_cib("cluster.xml", ["storage-a", "storage-b"], FOREIGN)
-        self.push(self.script(TWO_NODES), cib)
+        self.push_well(self.script(TWO_NODES), cib)
         for argv in (["constraint", "location", "fence-foreign", "avoids", "storage-a"],
                      ["resource", "create", "dummy", "ocf:pacemaker:Dummy"]):
             self.assertEqual(self.run_in_lab("pcs", "-f", cib, *argv).code, 0, argv)
         before = describe_cib(cib)
-        self.push(self.script(TWO_NODES.replace("202", "222"), "edited"), cib)
+        self.push_well(self.script(TWO_NODES.replace("202", "222"), "edited"), cib)
         changed = before ^ describe_cib(cib)
         self.assertEqual({item[2] for item in changed}, {"ip", "fence_ip", "witness_ips"})
 
@@ -443,7 +494,7 @@ class OtherTargets(PcsTest):
         for name in ("mixed.yml", "esphome.yml", "strip.yml", "agent.yml"):
             for node in ("storage-a", "storage-b"):
                 path = self.write("%s-%s.nft" % (name, node),
-                                  fencetool.render_for("nftables", load(name), node, name))
+                                  fencetool.render_nftables(load(name), node, name))
                 result = support.run(["unshare", "-n", "nft", "-c", "-f", path],
                                      environment={"PATH": "/usr/sbin:/usr/bin:/bin"})
                 self.assertEqual((result.code, result.err), (0, ""), name)
@@ -451,7 +502,7 @@ class OtherTargets(PcsTest):
     def test_ansible_accepts_the_playbook(self):
         program = support.require_program("ansible-playbook")
         playbook = self.write("site.yml",
-                              fencetool.render_for("ansible", load("mixed.yml"), "", "mixed.yml"))
+                              fencetool.render_ansible(load("mixed.yml"), "mixed.yml"))
         result = support.run([program, "--syntax-check", "-i", "storage-a,storage-b", playbook],
                              environment={"PATH": os.environ["PATH"], "HOME": self.place,
                                           "LC_ALL": "C.UTF-8"})
