@@ -3796,7 +3796,7 @@ finish() {
     else
         # What it says of a failure may hold the whole CIB.
         pcs cluster cib-push "$copy" diff-against="$before" >"$work/answer" 2>&1 ||
-            fail "$(grep '^Error\|^Call' "$work/answer")"
+            fail "cib-push failed: $(grep '^Error\|^Call' "$work/answer")"
     fi
 }
 """
