@@ -76,7 +76,7 @@ CLUSTER_FILE = "/etc/fencetool/cluster.yml"
 FEWEST_ECHOES, MOST_ECHOES = 3, 50  # one lost packet is no silence, and a look is no flood
 SHORTEST_LOOK_SECONDS = 1.0
 ASKING_PART = 2 / 3                 # of a look; in the rest the last questions can be answered
-LONGEST_DRAIN_SECONDS = 1.0         # for reading what has piled up while the process was held up
+MOST_LATE_READS = 10000             # of what has piled up while the process was held up
 
 # SECTION 3: ERRORS ================================================================================
 # What can go wrong, and whether trying again may help: that policy sits on the class.
@@ -409,7 +409,7 @@ FIRST_LOOKS = {
     (POWER, Finding.UNKNOWN): "look first at the fence device and the way to it",
     (NETWORK, Finding.ALIVE): "it has power: is it the right outlet, is there a UPS or a second "
                               "power supply?",
-    (NETWORK, Finding.UNKNOWN): "look first at the link, route, firewall here, and at the witness"}
+    (NETWORK, Finding.UNKNOWN): "look at this machine's link, route and firewall, and the witness"}
 
 def render_evidence(item):
     return "%s: %s%s" % (item.subject, item.seen, " (%s)" % item.reason if item.reason else "")
@@ -2227,7 +2227,7 @@ class Look:
 
     def _hear(self, seconds):
         """Take in what comes in this time, and all that has piled up by its end."""
-        end = self.system.clock() + seconds
+        end, late = self.system.clock() + seconds, 0
         handles = [handle for handle in self.sockets.values() if handle]
         while not self._is_complete():
             ready = self.system.wait_readable(handles, end - self.system.clock())
@@ -2235,7 +2235,8 @@ class Look:
                 return
             for handle in ready:
                 self._take(handle, *handle.receive())
-            if self.system.clock() > end + LONGEST_DRAIN_SECONDS:
+            late += self.system.clock() > end
+            if late > MOST_LATE_READS:
                 raise Unreachable("more packets come in than can be read; nothing can be judged")
 
     def _take(self, handle, packet, sender):
@@ -4340,8 +4341,7 @@ DEMO_STEPS = (
 
 def cmd_demo(arguments, system):
     """Fence virtual nodes on this machine: no hardware, no root, nothing leaves loopback."""
-    system.write("Simulated are the plugs (threads on 127.0.0.1). Real is the agent: a process of "
-                 "its own,\nwith its parameters on stdin, as Pacemaker runs it.\n")
+    system.write("The plugs are simulated (threads on 127.0.0.1), the agent is a real process.\n")
     devices = {
         "plug": VirtualKasa(["storage-b"]), "liar": VirtualKasa(["storage-b"], fault="ignore"),
         "strip": VirtualKasa(["storage-a", "storage-b", "spare"]),

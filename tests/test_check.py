@@ -380,6 +380,30 @@ class WrongTimesTest(unittest.TestCase):
             code = str(error)
         return types.SimpleNamespace(code=code, now=system.now, events=system.events)
 
+    def hear(self, packets):
+        """Return how many packets a look takes in after it was held up for five seconds."""
+        system = self.System()
+        look = fencetool.Look(system, check_settings(), {}, [])
+        look.sights[0].path = PATH
+        look.sockets = {"any": types.SimpleNamespace(receive=lambda: (b"", ()))}
+        taken = []
+        look._take = lambda handle, *packet: taken.append(packet)
+
+        def wait_readable(handles, seconds):
+            if not taken:
+                system.wait(5)
+            return handles if len(taken) < packets else []
+        system.wait_readable = wait_readable
+        look._hear(0.1)
+        return len(taken)
+
+    def test_a_process_that_was_held_up_reads_what_has_piled_up(self):
+        self.assertEqual(self.hear(500), 500)
+
+    def test_a_flood_of_packets_ends_the_look(self):
+        with self.assertRaisesRegex(fencetool.Unreachable, "more packets come in"):
+            self.hear(float("inf"))
+
     def test_a_dead_node_is_looked_at_once_after_verify_wait(self):
         result = self.run_off([DEAD])
         self.assertEqual((result.code, result.now), (0, 11.5))

@@ -23,7 +23,7 @@ class Demo(unittest.TestCase):
         result = support.run(["unshare", "-n", "sh", "-c", script],
                              environment={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"})
         self.assertEqual((result.code, result.err), (0, ""), result.out)
-        self.assertIn("Simulated are the plugs", result.out)
+        self.assertIn("The plugs are simulated", result.out)
         self.assertIn("NOT fenced", result.out)
         self.assertNotIn("NOT as told", result.out)
 
