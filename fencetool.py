@@ -241,8 +241,8 @@ def parse_json_object(text):
     return reply
 
 def is_number(value):
-    # Not isinstance: True is an int in Python, and no number in JSON. No reading is that large.
-    return type(value) in (int, float) and abs(value) <= 1e9
+    # Not isinstance: True is an int in Python, and no number in JSON.
+    return type(value) in (int, float)
 
 def require_member(reply, name, kind, where):
     """Return reply[name] if it is there and of the kind (a type); raise ProtocolError if not."""
@@ -878,7 +878,7 @@ def parse_kasa_watts(result):
     value = result[found[0]]
     if not is_number(value):
         raise ProtocolError("meter: no plausible %s: %s" % (found[0], quote(json.dumps(value))))
-    return value * units[found[0]]
+    return max(-1e9, min(value, 1e9)) * units[found[0]]  # absurd: a load, and no silent meter
 
 # HTTP and its logins. Source: RFC 7616 and RFC 7617; read 2026-10. Seen: documents only.
 
@@ -1000,7 +1000,7 @@ def parse_tasmota_energy(members):
         values = values if isinstance(values, list) else [values]
         if not all(is_number(value) for value in values):
             raise ProtocolError("meter: %s is not a number: %s" % (name, quote(json.dumps(values))))
-        return sum(abs(value) for value in values)
+        return sum(min(abs(value), 1e9) for value in values)
     return total("Power"), total("Voltage")
 
 # ESPHome, web_server. Source: esphome components/web_server of 2024.11, 2026.6 and 2026.10; read

@@ -568,6 +568,13 @@ class Refuses(HttpTest):
             else:
                 self.assert_success(result)
 
+    def test_an_absurd_reading_is_a_load_and_no_silent_meter(self):
+        for reading in (2e9, 10 ** 400):
+            device = self.start(virtual.Tasmota(metered=True, always_metered=True))
+            device.sensors = lambda reading=reading: {"ENERGY": {"Power": reading, "Voltage": 230}}
+            self.assert_failure(on_stdin("fence_http", self.reach(
+                device, action="off", power_timeout="2", **TASMOTA_URLS)), "still draws")
+
     def test_a_gated_meter_is_silent_even_when_it_still_shows_the_load(self):
         # Right after OFF the firmware may report the load of before, and then nothing ever again.
         device = self.start(virtual.Tasmota(metered=True))

@@ -166,7 +166,9 @@ class Tasmota(unittest.TestCase):
         self.assertIsNone(energy({"Time": "x"}))
         self.assertEqual(energy({"ENERGY": {"Power": 43.5, "Voltage": 230}}), (43.5, 230))
         self.assertEqual(energy({"ENERGY": {"Power": [3, -4], "Voltage": [0, 0]}}), (7, 0))
-        for wrong in ("0", None, True, [None], {}, 10 ** 400, float("inf")):
+        for absurd in (10 ** 400, float("inf"), -5e12):
+            self.assertEqual(energy({"ENERGY": {"Power": absurd, "Voltage": 230}}), (1e9, 230))
+        for wrong in ("0", None, True, [None], {}):
             with self.assertRaises(ProtocolError, msg=wrong):
                 energy({"ENERGY": {"Power": wrong, "Voltage": 230}})
 

@@ -151,6 +151,12 @@ class Meters(unittest.TestCase):
 
     def test_what_is_no_number_is_no_reading(self):
         for result in ({}, {"power": "0"}, {"power_mw": None}, {"power": True}, {"current": 0},
-                       {"power": 43.0, "power_mw": 0}, {"power_mw": 10 ** 400}):
+                       {"power": 43.0, "power_mw": 0}):
             with self.subTest(result), self.assertRaises(ProtocolError):
                 fencetool.parse_kasa_watts(result)
+
+    def test_an_absurd_reading_is_a_load(self):
+        for result in ({"power_mw": 10 ** 400}, {"power": 1e12}, {"power": -1e12}):
+            with self.subTest(result):
+                watts = fencetool.parse_kasa_watts(result)
+                self.assertIn("still draws", fencetool.doubt_about_meter(watts, "auto"))
