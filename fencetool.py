@@ -3424,7 +3424,7 @@ def check_nodes(cluster, reader):
         here = node.places[""]
         if node.method is NO_DEVICE:
             reader.warn(here, "%s counts as a node of the cluster and has no fence device: when it "
-                        "fails, nothing is recovered until a person confirms that" % node.name)
+                        "fails, nothing is recovered until a person confirms its end" % node.name)
         if node.name.startswith("verify-") and node.name[7:] in names:
             reader.error(here, "rename it: fence-%s is the name of a verifier" % node.name)
         needed = set(node.method.required)
@@ -3797,7 +3797,7 @@ finish() {
     else
         # What it says of a failure may hold the whole CIB.
         pcs cluster cib-push "$copy" diff-against="$before" >"$work/answer" 2>&1 ||
-            fail "cib-push failed: $(grep '^Error\|^Call' "$work/answer")"
+            { grep '^Error\|^Call' "$work/answer" >&2; exit 1; } # --dry-run tells what came through
     fi
 }
 """
