@@ -1,7 +1,4 @@
 #!/usr/bin/python3 -IS
-# SECTION 1: ABOUT =================================================================================
-# What this program is, how it is called, where things stand in it. Must not hold code.
-
 """fencetool: cheap smart plugs as STONITH devices for Pacemaker, and proof that a node is dead.
 
 Started as fence_kasa or fence_http this file is a fence agent: parameters come from stdin when
@@ -14,18 +11,28 @@ The one rule: "off" succeeds only on proof. No answer, half an answer, two answe
 or a missing tool is a failure with a reason. A failure blocks a failover, which a person can mend;
 a false success corrupts data, which nobody can.
 
-Sections; each uses only those above it (tests/test_layout.py proves it):
-   1 ABOUT          2 CONSTANTS      3 ERRORS         4 VALUES
-   5 PARAMETERS     6 WIRE FORMATS   7 SYSTEM         8 DEVICES
-   9 PROBES        10 FENCING       11 AGENTS        12 CLUSTER FILE
-  13 GENERATORS    14 COMMANDS      15 SIMULATOR     16 ENTRY
+Parts and sections; each uses only those above it (tests/test_layout.py proves it):
+  1 WORDS    CONSTANTS, ERRORS, TEXT, PROOF, DIALECTS, PARAMETERS
+  2 MACHINE  LOG, FILES AND PROGRAMS, NETWORK, HTTP
+  3 DEVICES  KASA, TASMOTA, ESPHOME, PAGES, INSTALLED AGENT
+  4 FENCING  PROBES, FENCING, CHECKING, AGENTS
+  ---------- the waterline: a fence agent's run needs nothing below it but for fence_check -n NODE
+  5 CLUSTER  YAML, CLUSTER FILE, PLAN, OUTPUTS
+  6 PEOPLE   LOOK-UP, SIMULATOR AND DEMO, COMMANDS, ENTRY
+
+To add a parameter, go to PARAMETERS: one row; agents take it by their rows in AGENTS.
+To add a family of plugs, go to DIALECTS: one row; then a room of its own in part 3.
+To add a command, go to COMMANDS: one cmd_ function and its row.
 
 Exit codes of an agent: 0 done and confirmed (status: ON), 2 only for a status of OFF (fence_check:
 proven dead), 1 anything else, usage errors included. Subcommands for people: 0 good, 1 bad, 2 usage
 error.
 """
 
-# SECTION 2: CONSTANTS =============================================================================
+
+# PART 1: WORDS ====================================================================================
+
+# SECTION: CONSTANTS -------------------------------------------------------------------------------
 # Imports that every run needs, and fixed numbers with their units. Heavy modules are imported in
 # the functions that need them: an agent run pays for nothing that it does not use.
 
@@ -41,52 +48,47 @@ import sys
 import time
 import types
 from collections import namedtuple
-
 __version__ = "0.1.0"
-
 EXIT_GOOD = 0
 EXIT_BAD = 1
 EXIT_OFF = 2    # agents: status says OFF, and nothing else
 EXIT_USAGE = 2  # subcommands for people
-
 LOG_ERR, LOG_WARNING, LOG_INFO = 3, 4, 6  # priorities of syslog(3)
 LOG_DAEMON = 3 << 3
 LOG_SOCKET = "/dev/log"
-
 KASA_PORT = 9999
 HTTP_PORT = 80
 HTTPS_PORT = 443
-KASA_FIRST_KEY = 171
 MAX_REPLY_BYTES = 65536   # the largest honest replies are event streams of big ESPHome devices
 MAX_STDIN_BYTES = 1048576
 MAX_FILE_BYTES = 4194304
 MAX_SHOWN_CHARACTERS = 80  # of a foreign reply in an error message
-
 UNTIL_DEADLINE = -1        # tries without a limit of their own
 READ_ATTEMPTS = 2          # of status, monitor and list: one lost reply must not fail a monitor
 SHORTEST_EXCHANGE_SECONDS = 0.5  # with less, only the end of our own patience would be reported
 SHORTEST_PAUSE_SECONDS = 0.2
 OFF_READINGS = 2           # see confirm_power
 REBOOT_OFF_SECONDS = 3.0   # see run_reboot
-EVENTS_SILENCE_SECONDS = 2.0  # after the states of all switches; the next ping may take ten
 METER_SILENT_WATTS = 1.0   # meters show up to 0.9 W of noise on an open relay (HS110 capture)
 CHILD_ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"}
 CLUSTER_FILE = "/etc/fencetool/cluster.yml"
-
 FEWEST_ECHOES, MOST_ECHOES = 3, 50  # one lost packet is no silence, and a look is no flood
 SHORTEST_LOOK_SECONDS = 1.0
 ASKING_PART = 2 / 3                 # of a look; in the rest the last questions can be answered
 MOST_LATE_READS = 10000             # of what has piled up while the process was held up
 
-# SECTION 3: ERRORS ================================================================================
+
+# SECTION: ERRORS ----------------------------------------------------------------------------------
 # What can go wrong, and whether trying again may help: that policy sits on the class.
 
 class FenceError(Exception):
     """Anything that keeps an action from its proof. The text says what happened and what to do."""
     retryable = False
 
+
 class UsageError(FenceError):
     """The caller's parameters cannot work; nothing has been sent to any device."""
+
 
 class SyntaxMistake(UsageError):
     """A place in a file that cannot be read, or only by guessing."""
@@ -94,6 +96,7 @@ class SyntaxMistake(UsageError):
     def __init__(self, line, text):
         super().__init__(text)
         self.line = line
+
 
 class Unreachable(FenceError):
     """No connection, no answer, or an answer that broke off: the outcome is not known."""
@@ -103,34 +106,28 @@ class Unreachable(FenceError):
         super().__init__(text)
         self.was_closed = was_closed  # by the device, before it answered anything
 
+
 class ProtocolError(FenceError):
     """An answer that is not what the protocol says; a damaged reply may be whole the next time."""
     retryable = True
 
+
 class Refused(FenceError):
     """The device answered clearly, and the answer is no (or it is the wrong device)."""
+
 
 class NotConfirmed(FenceError):
     """The command was sent, and the proof did not come in time."""
 
-# SECTION 4: VALUES ================================================================================
-# The words of the field, and conversions between them and text. Pure: no input, no output.
 
-class PowerState(enum.Enum):
-    """What a device says about one outlet. Not knowing it is an error, never a third state."""
-    ON = "ON"
-    OFF = "OFF"
-
-# One relay of a device, as the device itself describes it. number: as printed on the case, from 1;
-# of an ESPHome switch its object id. identifiers: the names that the protocol gives it.
-Outlet = namedtuple("Outlet", "number alias identifiers state")
-# status: a number. headers: with get() and get_all(). body: text.
-HttpReply = namedtuple("HttpReply", "status headers body")
+# SECTION: TEXT ------------------------------------------------------------------------------------
+# Text to values and back: parsing, rendering, quoting, escaping, hiding secrets. Pure.
 
 def parse_whole_number(text):
     if not re.fullmatch("-?[0-9]{1,9}", text):
         raise UsageError("%s is not a whole number" % quote(text))
     return int(text)
+
 
 def parse_seconds(text):
     """Return seconds as float for 5, 5s, 1500ms, 1m; raise UsageError for anything else."""
@@ -140,6 +137,7 @@ def parse_seconds(text):
     unit = {"ms": 0.001, "m": 60.0, "min": 60.0}.get(match.group(2), 1.0)
     return float(match.group(1)) * unit
 
+
 def parse_boolean(text):
     word = text.strip().lower()
     if word in ("1", "yes", "on", "true"):
@@ -148,6 +146,7 @@ def parse_boolean(text):
         return False
     raise UsageError("%s is neither yes nor no (use 1 or 0)" % quote(text))
 
+
 def parse_mac(text):
     """Return a MAC address as 12 lower-case hex digits, whatever separators it came with."""
     digits = re.sub("[:. -]", "", text).lower()
@@ -155,12 +154,14 @@ def parse_mac(text):
         raise UsageError("%s is not a MAC address (use CC:32:E5:00:00:01)" % quote(text))
     return digits
 
+
 def parse_url(text):
     """Return a path or URL as it stands. The text is never shown: it may hold a password."""
     if not re.fullmatch(r"(https?://[^/?#@\s]+)?/[!\"$-~]*", text):
         raise UsageError("neither a path that begins with / nor a URL http://host/path; blanks and "
                          "the like are written %20, a login goes into username and password")
     return text
+
 
 def parse_pattern(text):
     """Return a regular expression; one that matches nothing at all would match any reply."""
@@ -172,14 +173,52 @@ def parse_pattern(text):
         raise UsageError("%s matches anything, even an empty reply" % quote(text))
     return expression
 
+
+def split_address(text, port):
+    """Return (host, port) of "host", "host:port", "::1" or "[::1]:port"; raise UsageError."""
+    match = re.fullmatch(r"\[([0-9A-Fa-f:.]+(?:%[A-Za-z0-9_.-]+)?)\](?::([0-9]{1,5}))?", text)
+    if not match and text.count(":") < 2:
+        match = re.fullmatch(r"([A-Za-z0-9_.-]+)(?::([0-9]{1,5}))?", text)
+    host, own_port = match.groups() if match else (text, None)
+    if not match and not re.fullmatch(r"[0-9A-Fa-f:.]+(%[A-Za-z0-9_.-]+)?", text):
+        raise UsageError("ip: %s is not an address" % quote(text))
+    # The C library takes 10.20.20 for 10.20.0.20 and 010.1.1.1 for 8.1.1.1: another device.
+    last = host.rpartition(".")[2].lower()
+    four = r"\.".join(["(0|[1-9][0-9]{0,2})"] * 4)
+    if re.fullmatch("[0-9]+|0x[0-9a-f]*", last) and not re.fullmatch(four, host):
+        raise UsageError("ip: %s is not an address of four numbers" % quote(text))
+    port = int(own_port) if own_port else port
+    if not 1 <= port <= 65535:
+        raise UsageError("%s is not a port number (1 to 65535)" % port)
+    return host, port
+
+
+def check_address(text):
+    """Return the address; raise UsageError for a name: it may mean another host when it matters."""
+    try:
+        socket.inet_pton(socket.AF_INET6 if ":" in text else socket.AF_INET, text)
+    except (OSError, ValueError):
+        raise UsageError("%s is not an IP address" % quote(text)) from None
+    if re.match("(?i)fe[89ab].:", text):
+        raise UsageError("%s is link-local: it does not say on which link" % quote(text))
+    return text
+
+
+def split_list(text):
+    return [item.strip() for item in text.split(",") if item.strip()]
+
+
 def render_mac(digits):
     return ":".join(digits[i:i + 2] for i in range(0, 12, 2)).upper()
+
 
 def render_address(host, port):
     return "[%s]:%d" % (host, port) if ":" in host else "%s:%d" % (host, port)
 
+
 def render_seconds(seconds):
     return "%g s" % round(seconds, 1)
+
 
 def quote(text, limit=MAX_SHOWN_CHARACTERS):
     """Return foreign text as one printable line in quotes, cut to `limit` characters."""
@@ -188,23 +227,28 @@ def quote(text, limit=MAX_SHOWN_CHARACTERS):
     shown = text if len(text) <= limit else text[:limit] + "..."
     return "'%s'" % hide_timer_words(one_line(shown))
 
+
 def one_line(text):
     """Return text without control characters, so that a log line stays one line."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
 
 def percent_encode(text):
     """Return text as one segment or value of a URL: nothing but unreserved characters stays."""
     from urllib.parse import quote as encode
     return encode(text, safe="", errors="surrogateescape")
 
+
 def escape_xml(text):
     for character, name in (("&", "amp"), ("<", "lt"), (">", "gt"), ('"', "quot"), ("'", "apos")):
         text = text.replace(character, "&%s;" % name)
     return text
 
+
 def hide_timer_words(text):
     """Return text without the words by which Pacemaker takes a failure for its own timer's."""
     return re.sub("(?i)(timed?) ?(out)", r"\1-\2", text)
+
 
 def redact(text, secrets):
     """Return text with every secret replaced, the longest first."""
@@ -214,6 +258,7 @@ def redact(text, secrets):
         for end in range(len(secret) - 1, 2, -1):  # what quote() has cut
             text = text.replace(secret[:end] + "...", "***...")
     return text
+
 
 def parse_json_object(text):
     """Return the JSON object in text as a dict; raise ProtocolError for anything else."""
@@ -240,9 +285,11 @@ def parse_json_object(text):
         raise ProtocolError("reply is not a JSON object: %s" % quote(text))
     return reply
 
+
 def is_number(value):
     # Not isinstance: True is an int in Python, and no number in JSON.
     return type(value) in (int, float)
+
 
 def require_member(reply, name, kind, where):
     """Return reply[name] if it is there and of the kind (a type); raise ProtocolError if not."""
@@ -252,6 +299,22 @@ def require_member(reply, name, kind, where):
         raise ProtocolError("%s: %s is not a %s: %s"
                             % (where, name, kind.__name__, quote(json.dumps(reply[name]))))
     return reply[name]
+
+
+# SECTION: PROOF -----------------------------------------------------------------------------------
+# Every decision about success: which outlet is meant, what a meter proves, what evidence adds up
+# to. Pure, and the one place where a node becomes dead.
+
+class PowerState(enum.Enum):
+    """What a device says about one outlet. Not knowing it is an error, never a third state."""
+    ON = "ON"
+    OFF = "OFF"
+
+
+# One relay of a device, as the device itself describes it. number: as printed on the case, from 1;
+# of an ESPHome switch its object id. identifiers: the names that the protocol gives it.
+Outlet = namedtuple("Outlet", "number alias identifiers state")
+
 
 def select_outlet(outlets, wanted, label):
     """Return the one Outlet that `wanted` names; raise Refused unless it is exactly one."""
@@ -272,8 +335,10 @@ def select_outlet(outlets, wanted, label):
             quote(wanted), len(found) or "none", describe_outlets(outlets)))
     return found[0]
 
+
 def describe_outlets(outlets):
     return ", ".join("%s (%s)" % (outlet.number, quote(outlet.alias, 40)) for outlet in outlets)
+
 
 def doubt_about_meter(watts, policy):
     """Return why an outlet that reports OFF cannot be believed, or "" when it can."""
@@ -285,26 +350,37 @@ def doubt_about_meter(watts, policy):
         return "relay reports OFF but the outlet still draws %.0f W" % watts
     return ""
 
+
 class Finding(enum.Enum):
     """What one observation says about the target, or all of them together."""
     DEAD = "dead"
     ALIVE = "alive"
     UNKNOWN = "unknown"
 
+
 POWER, NETWORK = "power", "network"
 
 # One observation about the target. source: POWER or NETWORK. subject: what was observed. seen: what
 # it showed. reason: what else a reader should know, or "".
 Evidence = namedtuple("Evidence", "source finding subject seen reason")
+
 # What all Evidence adds up to; blockers: the Evidence that keeps it from dead.
 Verdict = namedtuple("Verdict", "finding blockers")
 Target = namedtuple("Target", "network address")
+
+
+def network_key(name):
+    """Return the name of a network as names are compared: in any case, and mgmt is management."""
+    return {"mgmt": "management"}.get(name.lower(), name.lower())
+
+
 # How packets to one address leave this machine, by its kernel. mac, source: our own addresses there
 # (bytes); mac is b"" where nobody speaks ARP or neighbour discovery. gateway: b"" for an attached
 # network. changes: how often the carrier came or went. kind: of the link, and of what it stands on:
 # "" for a network card, "dormant" for one that waits, "bridge", "bond", "macvlan on bridge"...
 Path = namedtuple("Path", "interface index mac source gateway has_carrier changes kind")
 WIRED_LINKS = ("", "veth", "bond", "team")  # kinds of links whose carrier is that of a wire
+
 
 class Sight:
     """What one look saw of one address."""
@@ -335,6 +411,7 @@ class Sight:
         """Remember the first reason why silence means nothing."""
         self.obstacle = self.obstacle or reason
 
+
 def judge(evidence):
     """Return the Verdict over all evidence about one target."""
     # SAFETY: one sign of life outweighs everything, and dead is only what every observation agrees
@@ -349,6 +426,7 @@ def judge(evidence):
         return Verdict(Finding.UNKNOWN, doubts)
     return Verdict(Finding.DEAD, [])
 
+
 def judge_power(state, watts, policy):
     """Return (finding, reason) for what a device says about the target's outlet."""
     # SAFETY: only a positive OFF is evidence of death; a load that is still drawn is evidence of
@@ -360,6 +438,7 @@ def judge_power(state, watts, policy):
     if not doubt:
         return Finding.DEAD, ""
     return Finding.UNKNOWN if watts is None else Finding.ALIVE, doubt
+
 
 def judge_address(sight, witnesses, is_direct):
     """Return (finding, what was seen, reason) for one address of the target after one look."""
@@ -377,6 +456,7 @@ def judge_address(sight, witnesses, is_direct):
     elif not any(witness.goes_the_way_of(sight) for witness in witnesses):
         remark = "no witness: route and carrier of %s must do" % sight.path.interface
     return Finding.DEAD, "unreachable", remark
+
 
 def doubt_about_path(sight, witnesses, is_direct):
     """Return why silence of this address would prove nothing, or "" when it would."""
@@ -403,6 +483,7 @@ def doubt_about_path(sight, witnesses, is_direct):
         return "no proof of a path: without ARP a witness there must answer (witness_ips)"
     return ""
 
+
 # What to look at first, by the evidence that stands against death.
 FIRST_LOOKS = {
     (POWER, Finding.ALIVE): "did the device before this one in the level act on the right outlet?",
@@ -411,25 +492,65 @@ FIRST_LOOKS = {
                               "power supply?",
     (NETWORK, Finding.UNKNOWN): "look at this machine's link, route and firewall, and the witness"}
 
+
 def render_evidence(item):
     return "%s: %s%s" % (item.subject, item.seen, " (%s)" % item.reason if item.reason else "")
+
 
 def render_blockers(verdict):
     """Return which evidence stands against death, and what to look at first."""
     hints = [FIRST_LOOKS[item.source, item.finding] for item in verdict.blockers[:1]]
     return "; ".join([render_evidence(item) for item in verdict.blockers] + hints)
 
-# SECTION 5: PARAMETERS ============================================================================
+
+# SECTION: DIALECTS --------------------------------------------------------------------------------
+# What families of plugs there are, one row each. Choices, ports, methods, keys, help and errors
+# are derived from the rows.
+
+METHOD_PORTS = {"kasa": KASA_PORT, "tasmota": HTTP_PORT, "esphome": HTTP_PORT, "http": HTTP_PORT}
+HTTP_METHODS = ("tasmota", "esphome", "http")
+PLUG_METHODS = ("kasa",) + HTTP_METHODS
+
+# agent "": the node names it. comes_back: whether a fenced node is powered on again by default.
+Method = namedtuple("Method", "name agent fixed required comes_back")
+METHODS = {method.name: method for method in (
+    Method("ipmi", "fence_ipmilan", (("lanplus", "1"),), ("ip", "user"), True),
+    Method("kasa", "fence_kasa", (), ("ip",), False),
+    Method("tasmota", "fence_http", (("device", "tasmota"),), ("ip",), False),
+    Method("esphome", "fence_http", (("device", "esphome"),), ("ip",), False),
+    Method("http", "fence_http", (), ("ip", "power_off_url", "status_url", "status_on_regex",
+                                      "status_off_regex"), False),
+    Method("agent", "", (), ("agent",), True),
+    Method("none", "", (), (), False))}
+NO_DEVICE = METHODS["none"]
+
+
+def choose_http_device(settings):
+    """Return the kind of device (a key of DEVICES) that the URLs mean; all must mean the same."""
+    paths = [re.sub("^https?://[^/]*", "", getattr(settings, name)) for name in URL_PARAMS]
+    kinds = {"tasmota" if re.match(r"/cm\?(.*&)?cmnd=", path)
+             else "esphome" if path.startswith("/switch/") else "url" for path in paths if path}
+    if not kinds:
+        raise UsageError("nothing says what the device is: set device=tasmota or device=esphome, "
+                         "or power_on_url, power_off_url and status_url")
+    if len(kinds) > 1:
+        raise UsageError("the URLs belong to different kinds of device (%s): set device"
+                         % ", ".join(sorted(kinds)))
+    return kinds.pop()
+
+
+# SECTION: PARAMETERS ------------------------------------------------------------------------------
 # Every parameter is one row: stdin names, options, defaults, metadata and help follow. Pure.
 
 STRING, INTEGER, SECONDS, BOOLEAN = "string", "integer", "second", "boolean"
 SELECT, MAC, URL, PATTERN = "select", "mac", "url", "pattern"
-
 Param = namedtuple("Param", "name kind letter default aliases secret choices help")
+
 
 def param(name, kind, help, letter="", default="", aliases="", secret=False, choices=""):
     return Param(name, kind, letter, default, tuple(aliases.split()), secret,
                  tuple(choices.split()), help)
+
 
 # The parameters, by the agents that take them.
 DEVICE_PARAMS = (  # fence_kasa and fence_http
@@ -518,8 +639,10 @@ PARAMS_BY_NAME = {row.name: row for row in PARAMS}
 PARSERS = {STRING: str, SELECT: str, INTEGER: parse_whole_number, SECONDS: parse_seconds,
            BOOLEAN: parse_boolean, MAC: parse_mac, URL: parse_url, PATTERN: parse_pattern}
 CONTENT_TYPES = {MAC: STRING, URL: STRING, PATTERN: STRING}
+
 # The URLs of a device, and the state that each one leads to.
 URL_PARAMS = {"power_on_url": PowerState.ON, "power_off_url": PowerState.OFF, "status_url": None}
+
 
 def parse_stdin(text):
     """Return [(name, value)] from lines "name=value"; values stay raw, their blanks included."""
@@ -534,6 +657,7 @@ def parse_stdin(text):
             raise UsageError("line %d on stdin is not name=value" % number)
         pairs.append((name.strip().replace("-", "_"), value))
     return pairs
+
 
 def parse_argv(arguments, params):
     """Return [(name, value)] from options, by the rules of getopt as all fence agents have them."""
@@ -557,6 +681,7 @@ def parse_argv(arguments, params):
     count = pairs.count(("verbose", "1"))  # -v -v is verbose_level=2
     return pairs + [("verbose_level", str(count))] if count > 1 else pairs
 
+
 def collect_values(pairs, params):
     """Return ({name: value}, [unknown names]); empty values count as not given."""
     # A parameter given twice with two values is a doubt about the device or the target.
@@ -577,12 +702,14 @@ def collect_values(pairs, params):
             raise UsageError("%s is given twice, with different values" % name)
     return {name: found[0] for name, found in given.items()}, unknown
 
+
 def parse_value(name, parse, text):
     """Return parse(text); a UsageError gets the parameter's name in front."""
     try:
         return parse(text)
     except UsageError as error:
         raise UsageError("%s: %s" % (name, error)) from None
+
 
 def build_settings(values, params, defaults):
     """Return the typed settings of one run; raise UsageError that names a bad parameter."""
@@ -602,8 +729,10 @@ def build_settings(values, params, defaults):
         raise UsageError("ip names port %d, ipport %s" % (settings.ipport, quote(values["ipport"])))
     return settings
 
+
 def uses_tls(settings):
     return getattr(settings, "ssl", False) or getattr(settings, "ssl_insecure", False)
+
 
 def check_settings(settings):
     """Raise UsageError for values that no action can work with."""
@@ -620,36 +749,6 @@ def check_settings(settings):
     if getattr(settings, "ip", ""):
         settings.ip, settings.ipport = split_address(settings.ip, settings.ipport)
 
-def split_address(text, port):
-    """Return (host, port) of "host", "host:port", "::1" or "[::1]:port"; raise UsageError."""
-    match = re.fullmatch(r"\[([0-9A-Fa-f:.]+(?:%[A-Za-z0-9_.-]+)?)\](?::([0-9]{1,5}))?", text)
-    if not match and text.count(":") < 2:
-        match = re.fullmatch(r"([A-Za-z0-9_.-]+)(?::([0-9]{1,5}))?", text)
-    host, own_port = match.groups() if match else (text, None)
-    if not match and not re.fullmatch(r"[0-9A-Fa-f:.]+(%[A-Za-z0-9_.-]+)?", text):
-        raise UsageError("ip: %s is not an address" % quote(text))
-    # The C library takes 10.20.20 for 10.20.0.20 and 010.1.1.1 for 8.1.1.1: another device.
-    last = host.rpartition(".")[2].lower()
-    four = r"\.".join(["(0|[1-9][0-9]{0,2})"] * 4)
-    if re.fullmatch("[0-9]+|0x[0-9a-f]*", last) and not re.fullmatch(four, host):
-        raise UsageError("ip: %s is not an address of four numbers" % quote(text))
-    port = int(own_port) if own_port else port
-    if not 1 <= port <= 65535:
-        raise UsageError("%s is not a port number (1 to 65535)" % port)
-    return host, port
-
-def choose_http_device(settings):
-    """Return the kind of device (a key of DEVICES) that the URLs mean; all must mean the same."""
-    paths = [re.sub("^https?://[^/]*", "", getattr(settings, name)) for name in URL_PARAMS]
-    kinds = {"tasmota" if re.match(r"/cm\?(.*&)?cmnd=", path)
-             else "esphome" if path.startswith("/switch/") else "url" for path in paths if path}
-    if not kinds:
-        raise UsageError("nothing says what the device is: set device=tasmota or device=esphome, "
-                         "or power_on_url, power_off_url and status_url")
-    if len(kinds) > 1:
-        raise UsageError("the URLs belong to different kinds of device (%s): set device"
-                         % ", ".join(sorted(kinds)))
-    return kinds.pop()
 
 def find_path(url, settings):
     """Return the path of a URL parameter; a full URL must lead to the device itself."""
@@ -664,6 +763,7 @@ def find_path(url, settings):
     if (scheme == "https") != uses_tls(settings):
         raise UsageError("it is a %s URL, which contradicts ssl and ssl_insecure" % scheme)
     return path
+
 
 def check_look(settings):
     """Turn fence_check's lists into values, and refuse a look that could prove nothing."""
@@ -691,12 +791,6 @@ def check_look(settings):
         raise UsageError("verify_wait or early_exit, and one look after it, do not fit into the %s "
                          "of the whole confirmation" % render_seconds(settings.power_timeout))
 
-def network_key(name):
-    """Return the name of a network as names are compared: in any case, and mgmt is management."""
-    return {"mgmt": "management"}.get(name.lower(), name.lower())
-
-def split_list(text):
-    return [item.strip() for item in text.split(",") if item.strip()]
 
 def parse_named_addresses(parameter, text):
     """Return the Targets of "name=address,..."; an address alone is in the network "Network"."""
@@ -708,15 +802,6 @@ def parse_named_addresses(parameter, text):
         found.append(Target(name.strip(), check_address(address.strip())))
     return found
 
-def check_address(text):
-    """Return the address; raise UsageError for a name: it may mean another host when it matters."""
-    try:
-        socket.inet_pton(socket.AF_INET6 if ":" in text else socket.AF_INET, text)
-    except (OSError, ValueError):
-        raise UsageError("%s is not an IP address" % quote(text)) from None
-    if re.match("(?i)fe[89ab].:", text):
-        raise UsageError("%s is link-local: it does not say on which link" % quote(text))
-    return text
 
 def parse_options(text):
     """Return {name: value} of fence_options, "name=value,..."; raise UsageError."""
@@ -728,11 +813,12 @@ def parse_options(text):
         raise UsageError("fence_options names an action, and fence_check only reads the device")
     return options
 
+
 # Where fence_check's parameters go in the settings of its fence device, and the default port of
 # what that speaks; an installed agent has one of its own.
 DEVICE_NAMES = {"fence_ip": "ip", "fence_ipport": "ipport", "fence_user": "username",
                 "fence_pass": "password", "fence_plug": "plug"}
-METHOD_PORTS = {"kasa": KASA_PORT, "tasmota": HTTP_PORT, "esphome": HTTP_PORT, "http": HTTP_PORT}
+
 
 def build_check_settings(settings):
     """Return fence_check's settings together with those that its device's own agent would have."""
@@ -756,439 +842,11 @@ def build_check_settings(settings):
         merged.ip, merged.ipport = split_address(merged.ip, merged.ipport)
     return merged
 
-# SECTION 6: WIRE FORMATS ==========================================================================
-# Bytes and text of the devices, to and from values. Pure; each codec names its source.
+# PART 2: MACHINE ==================================================================================
 
-# Kasa, legacy protocol. Source: python-kasa 0.12 kasa/transports/xortransport.py and its device
-# captures, softScheck tplink-smartplug; read 2026-10. Seen: documents only.
+# SECTION: LOG -------------------------------------------------------------------------------------
+# The clock, and where words go: stdout, stderr, syslog, the debug file. No secret leaves here.
 
-KasaInfo = namedtuple("KasaInfo", "mac device_id outlets is_strip has_meter")
-
-def encrypt_kasa(plain):
-    """Return the bytes under the autokey XOR: each cipher byte is the key of the next one."""
-    key = KASA_FIRST_KEY
-    cipher = bytearray()
-    for byte in plain:
-        key ^= byte
-        cipher.append(key)
-    return bytes(cipher)
-
-def decrypt_kasa(cipher):
-    keys = bytes([KASA_FIRST_KEY]) + cipher
-    return bytes(byte ^ key for byte, key in zip(cipher, keys))
-
-def build_kasa_message(request):
-    """Return a request (dict) as one datagram; a frame has its length before it."""
-    return encrypt_kasa(json.dumps(request, separators=(",", ":")).encode("utf-8"))
-
-def build_kasa_frame(request):
-    message = build_kasa_message(request)
-    return struct.pack(">I", len(message)) + message
-
-def build_kasa_request(module, method, arguments, child_id=None):
-    """Return the request for one method; child_id addresses one outlet of a strip."""
-    # SAFETY: exactly one id, or none for a device without children: with several ids or none,
-    # strips have switched their first outlet or all of them (python-kasa #637, softScheck PR #79).
-    # Test: test_a_strip_is_switched_with_exactly_one_child_id
-    request = {} if child_id is None else {"context": {"child_ids": [child_id]}}
-    request[module] = {method: arguments}
-    return request
-
-def parse_kasa_length(header):
-    length = struct.unpack(">I", header)[0]
-    if not 2 <= length <= MAX_REPLY_BYTES:
-        raise ProtocolError("reply claims a length of %d bytes (another service?)" % length)
-    return length
-
-def parse_kasa_result(message, module, method):
-    """Return the result object of one method from a reply's payload; err_code must be 0."""
-    try:
-        reply = parse_json_object(decrypt_kasa(message).decode("utf-8"))
-    except UnicodeDecodeError:
-        raise ProtocolError("reply of %d bytes is not Kasa's protocol" % len(message)) from None
-    where = "the reply to %s" % method
-    part = require_member(reply, module, dict, where)
-    # An error sits in the method's result, or in the module's place when it lacks the module.
-    result = part if "err_code" in part else require_member(part, method, dict, where)
-    code = require_member(result, "err_code", int, where)
-    if code != 0:
-        raise Refused("device refused %s: error %d %s"
-                      % (method, code, quote(str(result.get("err_msg", "")))))
-    if result is part:
-        raise ProtocolError("%s holds no %s" % (where, method))
-    return result
-
-def parse_kasa_relay(value, where):
-    """Return the PowerState of a relay: the integer 0 or 1, and neither false nor "0"."""
-    text = json.dumps(value)
-    if text not in ("0", "1"):
-        raise ProtocolError("%s is neither 0 nor 1: %s" % (where, quote(text)))
-    return PowerState.ON if text == "1" else PowerState.OFF
-
-def parse_kasa_description(info):
-    """Return the KasaInfo in a sysinfo result; raise ProtocolError where it contradicts itself."""
-    device_id = require_member(info, "deviceId", str, "device description")
-    if not device_id:
-        raise ProtocolError("device description has an empty deviceId")
-    kind = str(info.get("type", info.get("mic_type", "")))
-    if "BULB" in kind.upper():
-        raise Refused("device is a bulb (%s), not a plug" % quote(kind))
-    is_strip = "children" in info
-    if is_strip is ("relay_state" in info):
-        raise ProtocolError("device description holds %s of relay_state (a plug) and children (a "
-                            "strip)" % ("both" if is_strip else "none"))
-    outlets = parse_kasa_children(info, device_id) if is_strip else (
-        Outlet(1, parse_kasa_alias(info), (device_id, device_id.lower()),
-               parse_kasa_relay(info["relay_state"], "relay_state")),)
-    has_meter = "ENE" in str(info.get("feature", "")).split(":")
-    return KasaInfo(info.get("mac", info.get("mic_mac")), device_id, outlets, is_strip, has_meter)
-
-def parse_kasa_alias(info):
-    return info["alias"] if isinstance(info.get("alias"), str) else ""
-
-def parse_kasa_children(info, device_id):
-    """Return the outlets of a strip by their numbers: the last two digits of an id, plus one."""
-    # The order of the list is not that on the case (HS300 1.0.21 lists 00,01,02,03,05,04).
-    children = require_member(info, "children", list, "device description")
-    count = require_member(info, "child_num", int, "device description")
-    if not children or count != len(children):
-        raise ProtocolError("device lists %d outlets and counts '%d'" % (len(children), count))
-    outlets = []
-    for child in children:
-        if not isinstance(child, dict):
-            raise ProtocolError("an outlet is no object: %s" % quote(json.dumps(child)))
-        identifier = require_member(child, "id", str, "an outlet")
-        # The bare number comes first or last, the whole id does not: both forms name the outlet.
-        if not re.fullmatch("[0-9A-Za-z_]*[0-9]{2}", identifier):
-            raise ProtocolError("outlet id %s does not end in two digits" % quote(identifier))
-        suffix = identifier[-2:]
-        identifiers = (identifier, identifier.lower(), suffix, (device_id + suffix).lower())
-        state = parse_kasa_relay(child.get("state"), "state of outlet %s" % quote(identifier))
-        outlets.append(Outlet(int(suffix) + 1, parse_kasa_alias(child), identifiers, state))
-    if len({outlet.number for outlet in outlets}) != len(outlets):
-        raise ProtocolError("two outlets have the same number: %s" % describe_outlets(outlets))
-    return tuple(sorted(outlets))
-
-def parse_kasa_watts(result):
-    """Return watts from a meter result: "power" (W, hardware 1) or "power_mw" (mW, all others)."""
-    units = {"power_mw": 0.001, "power": 1.0}
-    found = [name for name in units if name in result]
-    if len(found) != 1:
-        raise ProtocolError("meter tells %s of power and power_mw" % ("both" if found else "none"))
-    value = result[found[0]]
-    if not is_number(value):
-        raise ProtocolError("meter: no plausible %s: %s" % (found[0], quote(json.dumps(value))))
-    return max(-1e9, min(value, 1e9)) * units[found[0]]  # absurd: a load, and no silent meter
-
-# HTTP and its logins. Source: RFC 7616 and RFC 7617; read 2026-10. Seen: documents only.
-
-DIGEST_ALGORITHMS = ("SHA-256", "MD5")  # the strongest first
-
-def build_basic_login(username, password):
-    import base64
-    text = "%s:%s" % (username, password)
-    return "Basic " + base64.b64encode(text.encode("utf-8", "surrogateescape")).decode()
-
-def parse_digest_challenge(values):
-    """Return the fields of the strongest answerable Digest in WWW-Authenticate headers, or None."""
-    found = {}
-    for value in values:
-        scheme = re.search(r"(?i)(?:^|,)\s*digest\s", value)
-        fields = {}
-        pairs = re.findall(r'([\w-]+)=(?:"((?:[^"\\]|\\.)*)"|([^\s,"]+))',
-                           value[scheme.end():][:2000] if scheme else "")
-        for name, quoted, plain in pairs:
-            fields.setdefault(name.lower(), re.sub(r"\\(.)", r"\1", quoted) or plain)
-        if "auth" in re.split("[ ,]+", fields.get("qop", "")):
-            found.setdefault(fields.get("algorithm", "MD5").upper(), fields)
-    return next((found[name] for name in DIGEST_ALGORITHMS if name in found), None)
-
-def build_digest_login(fields, username, password, method, path, cnonce):
-    """Return the Authorization header that answers a Digest challenge for one request."""
-    import hashlib
-    make = {"MD5": hashlib.md5, "SHA-256": hashlib.sha256}[fields.get("algorithm", "MD5").upper()]
-
-    def digest(*parts):
-        return make(":".join(parts).encode("utf-8", "surrogateescape")).hexdigest()
-    realm, nonce, count = fields.get("realm", ""), fields.get("nonce", ""), "00000001"
-    response = digest(digest(username, realm, password), nonce, count, cnonce, "auth",
-                      digest(method, path))
-    shown = [("username", username), ("realm", realm), ("nonce", nonce), ("uri", path),
-             ("response", response), ("cnonce", cnonce)]
-    shown += [("opaque", fields["opaque"])] if "opaque" in fields else []
-    texts = ['%s="%s"' % (name, re.sub(r'(["\\])', r"\\\1", text)) for name, text in shown]
-    texts += ["algorithm=" + fields["algorithm"]] if "algorithm" in fields else []
-    return "Digest " + ", ".join(texts + ["qop=auth", "nc=" + count])
-
-def find_url_secrets(url):
-    """Return the values in a URL's query whose names say that they are secret."""
-    return re.findall(r"(?i)[?&+][\w-]*(?:pass|pw|token|key|secret|auth)[\w-]*=([^&+]+)", url)
-
-def parse_http_body(reply, statuses=(200,)):
-    """Return the text of an HttpReply; raise unless it can be the device's own answer."""
-    if 300 <= reply.status < 400:
-        raise Refused("redirected to %s, which is not followed (right address, port and ssl?)"
-                      % quote(reply.headers.get("Location", "")))
-    if reply.status not in statuses:
-        kind = ProtocolError if reply.status >= 500 else Refused
-        raise kind("HTTP status %d" % reply.status)
-    if reply.headers.get("Content-Encoding", "identity").lower() != "identity":
-        raise ProtocolError("the reply is compressed, which was not asked for (captive portal?)")
-    if re.search(r"(?i)<input[^>]{1,200}type\s?=\s?['\"]?password", reply.body):
-        raise Refused("a page that asks for a password came instead of an answer (captive portal, "
-                      "set-up mode or sign-in page)")
-    return reply.body
-
-# Tasmota and OpenBeken, /cm?cmnd=. Source: Tasmota documentation (Commands) and firmware source
-# xdrv_01_9_webserver.ino, OpenBK7231T_App json_interface.c; read 2026-10. Seen: documents only.
-
-def parse_tasmota_url(path):
-    """Return (relay as text, "" for a bare Power; PowerState or None) of a /cm?cmnd= URL."""
-    from urllib.parse import parse_qs
-    page, _, query = path.partition("?")
-    commands = parse_qs(query).get("cmnd", [""])
-    match = re.fullmatch("(?i)power([1-9][0-9]?)?(?: (on|off|1|0))?", commands[0].strip())
-    if page != "/cm" or len(commands) != 1 or not match:
-        raise UsageError("it is not /cm?cmnd=Power, with a relay's number and ON or OFF (for any "
-                         "other URL set device=url)")
-    state = {"on": PowerState.ON, "1": PowerState.ON, "off": PowerState.OFF, "0": PowerState.OFF}
-    return match.group(1) or "", state.get((match.group(2) or "").lower())
-
-def parse_tasmota_reply(text, command):
-    """Return the members of a reply; firmware before 8.2 refuses with status 200."""
-    members = parse_json_object(text)
-    if "WARNING" in members:
-        raise Refused("device refuses the command: %s (username and password right?)"
-                      % quote(str(members["WARNING"])))
-    if "Command" in members:
-        raise Refused("device answers %s to the command %s (has it such a relay?)"
-                      % (quote(str(members["Command"])), command))
-    return members
-
-def parse_tasmota_power(members, relay):
-    """Return the PowerState of one relay (a number from 1), from no other relay's member."""
-    # SAFETY: the bare POWER is relay 1 and no other: OpenBeken answers with it whatever is asked.
-    # Test: test_relay_2_is_never_read_from_the_bare_power
-    names = ("POWER", "POWER1") if relay == 1 else ("POWER%d" % relay,)
-    words = [members[name] for name in names if name in members]
-    if not words:
-        raise ProtocolError("reply holds no %s (OpenBeken answers for another relay): %s"
-                            % (names[-1], quote(json.dumps(members))))
-    if words[0] != words[-1] or words[0] not in ("ON", "OFF"):
-        raise ProtocolError("%s is neither ON nor OFF: %s (StateText changed, or relay blinking?)"
-                            % (names[-1], quote(json.dumps(words))))
-    return PowerState[words[0]]
-
-def parse_tasmota_relays(members):
-    """Return the relays in the reply to Status 11 as Outlets."""
-    states = require_member(members, "StatusSTS", dict, "the reply to Status 11")
-    names = {int(key[5:] or 1): key for key in states if re.fullmatch("POWER([1-9][0-9]?)?", key)}
-    if not names:
-        raise ProtocolError("the reply to Status 11 holds no POWER: the device has no relay")
-    return tuple(Outlet(number, name, (), parse_tasmota_power(states, number))
-                 for number, name in sorted(names.items()))
-
-def parse_tasmota_energy(members):
-    """Return (watts, volts) of the reply to Status 10, or None when the device has no meter."""
-    sensors = require_member(members, "StatusSNS", dict, "the reply to Status 10")
-    if "ENERGY" not in sensors:
-        return None
-    energy = require_member(sensors, "ENERGY", dict, "the reply to Status 10")
-
-    def total(name):
-        values = energy.get(name)
-        values = values if isinstance(values, list) else [values]
-        if not all(is_number(value) for value in values):
-            raise ProtocolError("meter: %s is not a number: %s" % (name, quote(json.dumps(values))))
-        return sum(min(abs(value), 1e9) for value in values)
-    return total("Power"), total("Voltage")
-
-# ESPHome, web_server. Source: esphome components/web_server of 2024.11, 2026.6 and 2026.10; read
-# 2026-10. Seen: documents only. A switch is called by its object id (made from its name) up to
-# 2025.12, by its name from 2026.7, by both between.
-
-def parse_esphome_url(path):
-    """Return (switch, PowerState or None) of a /switch/ URL."""
-    from urllib.parse import unquote_plus
-    match = re.fullmatch(r"/switch/([^?]+?)(?:/(turn_on|turn_off|toggle))?(?:\?.*)?", path)
-    if not match or match.group(2) == "toggle":
-        raise UsageError("it is not /switch/NAME, /switch/NAME/turn_on or /switch/NAME/turn_off "
-                         "(for any other URL set device=url)")
-    state = {"turn_on": PowerState.ON, "turn_off": PowerState.OFF}
-    return unquote_plus(match.group(1)), state.get(match.group(2))
-
-def build_esphome_path(switch):
-    return "/switch/" + "/".join(map(percent_encode, switch.split("/")))
-
-def build_esphome_object_id(name):
-    return re.sub(b"[^a-z0-9_-]", b"_", name.encode("utf-8", "backslashreplace").lower()).decode()
-
-def parse_esphome_switch(text, switch):
-    """Return (PowerState, assumed) of a reply, which must be that of the switch asked for."""
-    # SAFETY: old firmware finds a switch by an id that two names can share, and answers with the
-    # first. Test: test_a_reply_of_another_switch_is_refused
-    members = parse_json_object(text)
-    if not esphome_reply_is_of(members, switch):
-        raise Refused("another switch answered: %s instead of %s" % (quote(text), quote(switch)))
-    return parse_esphome_state(members), members.get("assumed_state") is True
-
-def esphome_reply_is_of(members, switch):
-    """Return whether all that a reply says about its switch (at least one thing) fits `switch`."""
-    device, _, wanted = switch.rpartition("/")
-
-    def fits(name):
-        return name == wanted or build_esphome_object_id(name) == wanted
-    claims = []
-    for identifier in (str(members[key]) for key in ("id", "name_id") if key in members):
-        if identifier.startswith("switch-"):
-            claims.append(identifier[7:] == build_esphome_object_id(wanted))
-        else:
-            owner, _, name = identifier.rpartition("/")
-            claims.append(owner == ("switch/" + device).rstrip("/") and fits(name))
-    if "name" in members:
-        claims.append(fits(str(members["name"])))
-    if device or "device" in members:
-        claims.append(members.get("device") == device)
-    return bool(claims) and all(claims)
-
-def parse_esphome_state(members):
-    """Return the PowerState; `value` (true, false) and `state` (ON, OFF) must agree."""
-    words = [members["state"]] if "state" in members else []
-    if "value" in members:
-        words.append({"true": "ON", "false": "OFF"}.get(json.dumps(members["value"])))
-    if not words or words[0] != words[-1] or words[0] not in ("ON", "OFF"):
-        raise ProtocolError("no clear power state: %s" % quote(json.dumps(members)))
-    return PowerState[words[0]]
-
-def parse_esphome_events(text):
-    """Return the switches that an event stream tells of, as Outlets."""
-    switches = {}
-    for event in re.split(r"\r?\n\r?\n", text)[:-1]:
-        data = re.search(r"(?m)^data: ?(\{.*\})\r?$", event)
-        is_state = re.search(r"(?m)^event: ?state\r?$", event)
-        members = parse_json_object(data.group(1)) if data and is_state else {}
-        identifier = str(members.get("id", ""))
-        if not re.match("switch[-/]", identifier) or identifier in switches:
-            continue
-        name = str(members.get("name", identifier[7:].rpartition("/")[2]))
-        prefix = "%s/" % members["device"] if members.get("device") else ""
-        switches[identifier] = (prefix + build_esphome_object_id(name), prefix + name,
-                                parse_esphome_state(members))
-    only = ("1",) if len(switches) == 1 else ()
-    return tuple(Outlet(number, name, only, state) for number, name, state in switches.values())
-
-# Any HTTP switch.
-
-def parse_status_page(text, on_pattern, off_pattern):
-    """Return the PowerState of a status reply, which must match exactly one expression."""
-    patterns = ((PowerState.ON, on_pattern), (PowerState.OFF, off_pattern))
-    found = [state for state, pattern in patterns if re.search(pattern, text)]
-    if len(found) != 1:
-        raise ProtocolError("the reply matches %s of status_on_regex and status_off_regex: %s"
-                            % ("both" if found else "none", quote(text)))
-    return found[0]
-
-# Signs of life. Source: RFC 792 and 4443 (echo and errors), RFC 826 (ARP), RFC 4861 (neighbour
-# discovery), linux/rtnetlink.h, linux/if_link.h; read 2026-11. Seen: Linux 6.18.
-# The numbers of one family. silence: the (type, code) for "nobody there".
-IcmpWords = namedtuple("IcmpWords", "protocol request reply errors silence")
-ICMP = {socket.AF_INET: IcmpWords(socket.IPPROTO_ICMP, 8, 0, (3, 11), (3, 1)),
-        socket.AF_INET6: IcmpWords(socket.IPPROTO_ICMPV6, 128, 129, (1, 3), (1, 3))}
-ETHERTYPE_ARP = 0x0806
-ARP_HEADER = struct.pack(">HHBB", 1, 0x0800, 6, 4)  # Ethernet, IPv4, and their address lengths
-NEIGHBOUR_SOLICITATION, NEIGHBOUR_ADVERTISEMENT = 135, 136
-
-def build_echo(family, marker, sequence):
-    """Return an echo request; marker: 8 bytes that its answer, and no other, brings back."""
-    # Two of them are the identifier too: that is all of a request that every ICMP error quotes.
-    body = marker[:2] + struct.pack(">H", sequence) + marker
-    words = struct.unpack(">6H", body) + (ICMP[family].request << 8,)
-    # The remainder is the ones' complement sum. For ICMPv6 the kernel fills in its own.
-    return struct.pack(">BBH", ICMP[family].request, 0, 0xFFFF - sum(words) % 0xFFFF) + body
-
-def parse_echo_reply(family, message):
-    """Return the marker that an echo reply brings back, or b"" for any other message."""
-    return message[8:16] if message[:2] == bytes([ICMP[family].reply, 0]) else b""
-
-def parse_icmp_error(family, message):
-    """Return ((type, code), target, identifier) of the echo an ICMP error is about, or None."""
-    if len(message) < 9 or message[0] not in ICMP[family].errors:
-        return None
-    quoted = message[8:]
-    if family == socket.AF_INET:
-        header_bytes, protocol, target = (quoted[0] & 15) * 4, quoted[9:10], quoted[16:20]
-    else:
-        header_bytes, protocol, target = 40, quoted[6:7], quoted[24:40]
-    echo = quoted[header_bytes:header_bytes + 8]
-    if protocol != bytes([ICMP[family].protocol]) or echo[:1] != bytes([ICMP[family].request]):
-        return None
-    return tuple(message[:2]), target, echo[4:6]
-
-def build_arp_request(mac, source, target):
-    """Return "who has target", from our MAC and address; all are bytes."""
-    return ARP_HEADER + struct.pack(">H", 1) + mac + source + bytes(6) + target
-
-def parse_arp_sender(message):
-    """Return the address that sent an ARP packet, be it a reply or a request, or b""."""
-    return message[14:18] if message[:6] == ARP_HEADER else b""
-
-def is_arp_answer(message, mac):
-    """Return whether an ARP packet is a reply to the one who has this MAC."""
-    return message[6:8] == b"\0\2" and message[18:24] == mac
-
-def build_neighbour_solicitation(mac, target):
-    """Return (message, address to send it to) that asks target for its MAC."""
-    group = b"\xff\x02" + bytes(9) + b"\x01\xff" + target[13:]
-    return (struct.pack(">BBHI", NEIGHBOUR_SOLICITATION, 0, 0, 0) + target + b"\x01\x01" + mac,
-            socket.inet_ntop(socket.AF_INET6, group))
-
-def parse_neighbour_advertisement(message):
-    """Return the address that an advertisement speaks for, or b"" for any other message."""
-    return message[8:24] if message[:2] == bytes([NEIGHBOUR_ADVERTISEMENT, 0]) else b""
-
-def is_solicited(advertisement):
-    """Return whether an advertisement answers a question, and was not sent to all unasked."""
-    return bool(advertisement[4:5]) and bool(advertisement[4] & 0x40)
-
-def parse_agent_status(code, text):
-    """Return the PowerState that another fence agent tells by its exit code and its output."""
-    # SAFETY: both must say the same. Exit code 2 is a usage error of many programs, and an agent
-    # may print a state before it fails. Test: test_an_agents_exit_code_and_words_must_agree
-    words = set(re.findall("(?m)^Status: (.*?)\\s*$", text))
-    state = {EXIT_GOOD: PowerState.ON, EXIT_OFF: PowerState.OFF}.get(code)
-    if state and words == {state.value}:
-        return state
-    raise ProtocolError("agent ended with code %d and printed %s" % (code, quote(text.strip())))
-
-# What the kernel is asked about routes and links, and the parts of its answers.
-GET_LINK, GET_ROUTE = 18, 26
-LINK_BODY, ROUTE_BODY = "BxHiII", "BBBBBBBBI"
-LINK_MAC, LINK_NAME, LINK_BELOW, LINK_INFO, LINK_CHANGES, LINK_ELSEWHERE = 1, 3, 5, 18, 35, 37
-ROUTE_TARGET, ROUTE_INTERFACE, ROUTE_GATEWAY, ROUTE_SOURCE, ROUTE_VIA = 1, 4, 5, 7, 18
-ROUTE_KINDS = {1: "", 2: "the address is this machine's own", 3: "it is a broadcast address",
-               5: "it is a multicast address"}
-NETLINK_ERROR = 2
-ETHERNET = 1
-STACKED_LINKS = ("vlan", "macvlan", "ipvlan")  # have the carrier of the link that they stand on
-IFF_RUNNING, IFF_NOARP, IFF_LOWER_UP = 0x40, 0x80, 0x10000
-
-def parse_netlink(data, body_format):
-    """Return (fields, {attribute: bytes}) of an answer; raise OSError with the kernel's error."""
-    length, kind = struct.unpack_from("IH", data)
-    if kind == NETLINK_ERROR:
-        code = -struct.unpack_from("i", data, 16)[0]
-        raise OSError(code, os.strerror(code))
-    attributes = {}
-    position = 16 + struct.calcsize(body_format)
-    while position + 4 <= length:
-        size, name = struct.unpack_from("HH", data, position)
-        attributes[name & 0x3FFF] = data[position + 4:position + size]
-        position += max(4, (size + 3) & ~3)
-    return struct.unpack_from(body_format, data, 16), attributes
-
-# SECTION 7: SYSTEM ================================================================================
-# The only code that touches sockets, processes, the clock and the log. It turns OSError into
-# FenceError with the cause chained, and no call of it outlasts the Deadline that it was given.
 
 class Deadline:
     """A moment on the system's clock that no wait, retry or socket may outlast."""
@@ -1205,8 +863,9 @@ class Deadline:
         """Return the earlier of this deadline and `seconds` from now."""
         return Deadline(self.clock, min(seconds, self.left()))
 
-class System:
-    """This machine, as one run of the program sees it."""
+
+class Log:
+    """Where one run of the program leaves its words."""
 
     def __init__(self, name):
         self.name = name
@@ -1286,6 +945,22 @@ class System:
             self.debug_file = ""
             self.warn("cannot write the debug file: %s" % error)
 
+
+def write_all(descriptor, data):
+    """Write to a file descriptor; a reader that went away must not stop a fence."""
+    try:
+        os.write(descriptor, data)
+    except OSError:
+        pass
+
+
+# SECTION: FILES AND PROGRAMS ----------------------------------------------------------------------
+# Files that people name, and programs of this machine.
+
+
+class FilesAndPrograms:
+    """What one run reads, writes and starts on this machine."""
+
     def read_stdin(self):
         if os.isatty(0):
             write_all(2, b"reading name=value lines from the terminal, end with Ctrl-D "
@@ -1336,83 +1011,6 @@ class System:
         except OSError as error:
             raise FenceError("cannot write %s: %s" % (path, error.strerror)) from error
 
-    def resolve(self, host, port, family, deadline):
-        """Return [(family, socket address)] of a host, at most one address a family."""
-        # With two, a command could go to one device and the proof come from another.
-        try:
-            # As bytes: text would load the IDNA codec, a twentieth of a whole run.
-            found = socket.getaddrinfo(host.encode("ascii"), port, family, socket.SOCK_STREAM, 0,
-                                       socket.AI_NUMERICHOST)
-        except socket.gaierror:
-            found = self._resolve_name(host, port, family, deadline)
-        for one_family in (socket.AF_INET, socket.AF_INET6):
-            addresses = sorted({item[4][0] for item in found if item[0] == one_family})
-            if len(addresses) > 1:
-                raise Refused("%s has %d addresses (%s): give the device's own one as ip"
-                              % (quote(host), len(addresses), ", ".join(addresses)))
-        return [(item[0], item[4]) for item in found]
-
-    def _resolve_name(self, host, port, family, deadline):
-        # In a thread: getaddrinfo knows no time limit, and a dead name server takes half a minute.
-        import threading
-        answer = []
-
-        def ask():
-            try:
-                answer.append(socket.getaddrinfo(host, port, family, socket.SOCK_STREAM))
-            except (OSError, UnicodeError) as error:  # the name has an empty or too long part
-                answer.append(error)
-        thread = threading.Thread(target=ask, daemon=True)
-        thread.start()
-        thread.join(deadline.left())
-        if not answer:
-            raise Unreachable("no answer about the name %s within %s (use an address instead)"
-                              % (quote(host), render_seconds(deadline.seconds)))
-        if isinstance(answer[0], Exception):
-            raise Unreachable("no address for %s (use an address)" % quote(host)) from answer[0]
-        return answer[0]
-
-    def connect(self, host, port, family, deadline):
-        """Return a Connection to the first address of host that accepts one."""
-        failure = None
-        for one_family, address in self.resolve(host, port, family, deadline):
-            handle = None
-            try:
-                handle = socket.socket(one_family, socket.SOCK_STREAM)
-                handle.settimeout(max(0.001, deadline.left()))
-                handle.connect(address)
-                handle.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                return Connection(handle)
-            except OSError as error:
-                if handle:
-                    handle.close()
-                failure = failure or os_failure("no connection", error, deadline,
-                                                CONNECT_HINTS.get(error.errno))
-                failure.__cause__ = error
-        raise failure
-
-    def request_http(self, connect, method, path, headers, deadline, silence_s=None):
-        """Send one HTTP request; return its HttpReply, whatever its status."""
-        # connect: returns the Connection. silence_s: of an event stream, which does not end, take
-        # what came until it is silent for so long.
-        import http.client  # slow, so before the connection: a small device has only one
-        speaker = http.client.HTTPConnection("")  # it follows no redirects and knows no proxies
-        connection = connect()
-        speaker.sock = stream = HttpStream(connection, deadline)
-        try:
-            speaker.request(method, path, b"" if method == "POST" else None, headers)
-            response = speaker.getresponse()
-            body = stream.read_body(response, silence_s)
-        except http.client.RemoteDisconnected as error:
-            raise Unreachable("device closed the connection without an answer (a Tasmota with "
-                              "SetOption128 0 wants its own address as ip)") from error
-        except (http.client.HTTPException, ValueError) as error:
-            raise ProtocolError("the answer is no complete HTTP: %s" % quote(
-                "%s %s" % (type(error).__name__, error))) from error
-        finally:
-            connection.close()
-        return HttpReply(response.status, response.headers, body.decode(errors="backslashreplace"))
-
     def run(self, argv, stdin_text, deadline):
         """Run a program and return (exit code, stdout, stderr); raise Unreachable if it hangs."""
         # The environment is a clean one: a child that inherited PCMK_service would run without its
@@ -1437,70 +1035,46 @@ class System:
         return (child.returncode, out.decode("utf-8", "surrogateescape"),
                 err.decode("utf-8", "surrogateescape"))
 
-    def find_path(self, family, target):
-        """Return the Path of packets to target (bytes); raise Unreachable where there is none."""
-        try:
-            route, found = self._ask_kernel(GET_ROUTE, ROUTE_BODY, struct.pack(
-                ROUTE_BODY, family, len(target) * 8, 0, 0, 0, 0, 0, 0, 0)
-                + struct.pack("HH", 4 + len(target), ROUTE_TARGET) + target)
-            doubt = ROUTE_KINDS.get(route[7], "its route is of kind %d" % route[7])
-            if doubt or ROUTE_INTERFACE not in found:
-                raise Unreachable(doubt or "its route names no interface")
-            index = struct.unpack("i", found[ROUTE_INTERFACE])[0]
-            link, facts, link_kind = self._ask_link(index)
-        except OSError as error:
-            raise Unreachable("no route: %s" % one_line(error.strerror or str(error))) from error
-        kind, flags = link[1], link[3]
-        if flags & IFF_LOWER_UP and not flags & IFF_RUNNING:
-            link_kind = "dormant"
-        return Path(
-            facts[LINK_NAME].rstrip(b"\0").decode("ascii", "backslashreplace"), index,
-            facts.get(LINK_MAC, b"") if kind == ETHERNET and not flags & IFF_NOARP else b"",
-            found.get(ROUTE_SOURCE, bytes(len(target))),
-            found.get(ROUTE_GATEWAY, found.get(ROUTE_VIA, b"")),
-            bool(flags & IFF_LOWER_UP and flags & IFF_RUNNING), facts.get(LINK_CHANGES), link_kind)
 
-    def _ask_link(self, index):
-        link, facts = self._ask_kernel(GET_LINK, LINK_BODY, struct.pack(
-            LINK_BODY, 0, 0, index, 0, 0))
-        word = re.match(b"(?s)..\\x01\\0([a-z0-9_-]+)\0", facts.get(LINK_INFO, b""))
-        kind = word.group(1).decode("ascii") if word else ""
-        if kind in STACKED_LINKS and LINK_BELOW in facts and LINK_ELSEWHERE not in facts:
-            kind += " on " + self._ask_link(struct.unpack("i", facts[LINK_BELOW])[0])[2]
-        return link, facts, kind
+# SECTION: NETWORK ---------------------------------------------------------------------------------
+# Names, connections, packets, and what the kernel says about routes and links. OSError becomes
+# FenceError here, and no call outlasts its Deadline.
 
-    def _ask_kernel(self, kind, body_format, body):
-        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0) as handle:  # 0: NETLINK_ROUTE
-            handle.settimeout(1)
-            handle.send(struct.pack("IHHII", 16 + len(body), kind, 1, 1, 0) + body)
-            return parse_netlink(handle.recv(MAX_REPLY_BYTES), body_format)
+# Signs of life. Source: RFC 792 and 4443 (echo and errors), RFC 826 (ARP), RFC 4861 (neighbour
+# discovery), linux/rtnetlink.h, linux/if_link.h; read 2026-11. Seen: Linux 6.18.
+# The numbers of one family. silence: the (type, code) for "nobody there".
+IcmpWords = namedtuple("IcmpWords", "protocol request reply errors silence")
+ICMP = {socket.AF_INET: IcmpWords(socket.IPPROTO_ICMP, 8, 0, (3, 11), (3, 1)),
+        socket.AF_INET6: IcmpWords(socket.IPPROTO_ICMPV6, 128, 129, (1, 3), (1, 3))}
+ETHERTYPE_ARP = 0x0806
 
-    def open_echo(self, family):
-        """Return a PacketSocket for ICMP, raw where that is permitted; None where nothing is."""
-        for is_raw, kind in ((True, socket.SOCK_RAW), (False, socket.SOCK_DGRAM)):
-            try:
-                handle = socket.socket(family, kind, ICMP[family].protocol)
-            except OSError:
-                continue
-            if family == socket.AF_INET6:  # neighbours believe nothing that a router could forward
-                for option in (socket.IPV6_UNICAST_HOPS, socket.IPV6_MULTICAST_HOPS):
-                    handle.setsockopt(socket.IPPROTO_IPV6, option, 255)
-            return PacketSocket(handle, family, is_raw)
-        return None
+# What the kernel is asked about routes and links, and the parts of its answers.
+GET_LINK, GET_ROUTE = 18, 26
+LINK_BODY, ROUTE_BODY = "BxHiII", "BBBBBBBBI"
+LINK_MAC, LINK_NAME, LINK_BELOW, LINK_INFO, LINK_CHANGES, LINK_ELSEWHERE = 1, 3, 5, 18, 35, 37
+ROUTE_TARGET, ROUTE_INTERFACE, ROUTE_GATEWAY, ROUTE_SOURCE, ROUTE_VIA = 1, 4, 5, 7, 18
+ROUTE_KINDS = {1: "", 2: "the address is this machine's own", 3: "it is a broadcast address",
+               5: "it is a multicast address"}
+NETLINK_ERROR = 2
+ETHERNET = 1
+STACKED_LINKS = ("vlan", "macvlan", "ipvlan")  # have the carrier of the link that they stand on
+IFF_RUNNING, IFF_NOARP, IFF_LOWER_UP = 0x40, 0x80, 0x10000
 
-    def open_arp(self, interface):
-        """Return a PacketSocket for ARP on one interface, or None where that is not permitted."""
-        try:
-            handle = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(ETHERTYPE_ARP))
-            handle.bind((interface, ETHERTYPE_ARP))
-        except OSError:
-            return None
-        return PacketSocket(handle, socket.AF_PACKET, True)
 
-    def wait_readable(self, handles, seconds):
-        """Return those of the PacketSockets that have something to read within the time."""
-        import select
-        return select.select(handles, [], [], max(0.0, seconds))[0]
+def parse_netlink(data, body_format):
+    """Return (fields, {attribute: bytes}) of an answer; raise OSError with the kernel's error."""
+    length, kind = struct.unpack_from("IH", data)
+    if kind == NETLINK_ERROR:
+        code = -struct.unpack_from("i", data, 16)[0]
+        raise OSError(code, os.strerror(code))
+    attributes = {}
+    position = 16 + struct.calcsize(body_format)
+    while position + 4 <= length:
+        size, name = struct.unpack_from("HH", data, position)
+        attributes[name & 0x3FFF] = data[position + 4:position + size]
+        position += max(4, (size + 3) & ~3)
+    return struct.unpack_from(body_format, data, 16), attributes
+
 
 class PacketSocket:
     """A socket for single packets that never blocks."""
@@ -1530,6 +1104,7 @@ class PacketSocket:
         if self.family == socket.AF_INET and self.is_raw:
             packet = packet[(packet[0] & 15) * 4:] if packet else b""
         return packet, address[0].partition("%")[0]
+
 
 class Connection:
     """A TCP connection; each call ends by its deadline, also against a peer that drips bytes."""
@@ -1599,6 +1174,245 @@ class Connection:
     def close(self):
         self.handle.close()
 
+
+def os_failure(what, error, deadline, hint=""):
+    """Return the Unreachable that says what failed, why by the OSError, and what to look at."""
+    # socket.timeout is no TimeoutError before Python 3.10; it never has an errno.
+    is_late = isinstance(error, socket.timeout) or error.errno == errno.ETIMEDOUT
+    reason = "nothing came within %s" % render_seconds(deadline.seconds) if is_late else (
+        one_line(error.strerror or str(error)))
+    return Unreachable("%s: %s%s" % (what, reason, " (%s)" % hint if hint else ""))
+
+
+CONNECT_HINTS = {
+    errno.ECONNREFUSED: "is it this device's address and port? Newer plug firmware closes the port "
+                        "when third-party control is off; a hung plug needs its own power cut",
+    None: "is the plug powered, is a firewall between?",  # a time limit of ours
+    errno.EHOSTUNREACH: "is the plug powered and in its Wi-Fi?",
+    errno.ENETUNREACH: "this machine has no route to that network"}
+
+
+class Network:
+    """What one run asks of the network and of the kernel."""
+
+    def resolve(self, host, port, family, deadline):
+        """Return [(family, socket address)] of a host, at most one address a family."""
+        # With two, a command could go to one device and the proof come from another.
+        try:
+            # As bytes: text would load the IDNA codec, a twentieth of a whole run.
+            found = socket.getaddrinfo(host.encode("ascii"), port, family, socket.SOCK_STREAM, 0,
+                                       socket.AI_NUMERICHOST)
+        except socket.gaierror:
+            found = self._resolve_name(host, port, family, deadline)
+        for one_family in (socket.AF_INET, socket.AF_INET6):
+            addresses = sorted({item[4][0] for item in found if item[0] == one_family})
+            if len(addresses) > 1:
+                raise Refused("%s has %d addresses (%s): give the device's own one as ip"
+                              % (quote(host), len(addresses), ", ".join(addresses)))
+        return [(item[0], item[4]) for item in found]
+
+    def _resolve_name(self, host, port, family, deadline):
+        # In a thread: getaddrinfo knows no time limit, and a dead name server takes half a minute.
+        import threading
+        answer = []
+
+        def ask():
+            try:
+                answer.append(socket.getaddrinfo(host, port, family, socket.SOCK_STREAM))
+            except (OSError, UnicodeError) as error:  # the name has an empty or too long part
+                answer.append(error)
+        thread = threading.Thread(target=ask, daemon=True)
+        thread.start()
+        thread.join(deadline.left())
+        if not answer:
+            raise Unreachable("no answer about the name %s within %s (use an address instead)"
+                              % (quote(host), render_seconds(deadline.seconds)))
+        if isinstance(answer[0], Exception):
+            raise Unreachable("no address for %s (use an address)" % quote(host)) from answer[0]
+        return answer[0]
+
+    def connect(self, host, port, family, deadline):
+        """Return a Connection to the first address of host that accepts one."""
+        failure = None
+        for one_family, address in self.resolve(host, port, family, deadline):
+            handle = None
+            try:
+                handle = socket.socket(one_family, socket.SOCK_STREAM)
+                handle.settimeout(max(0.001, deadline.left()))
+                handle.connect(address)
+                handle.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                return Connection(handle)
+            except OSError as error:
+                if handle:
+                    handle.close()
+                failure = failure or os_failure("no connection", error, deadline,
+                                                CONNECT_HINTS.get(error.errno))
+                failure.__cause__ = error
+        raise failure
+
+    def find_path(self, family, target):
+        """Return the Path of packets to target (bytes); raise Unreachable where there is none."""
+        try:
+            route, found = self._ask_kernel(GET_ROUTE, ROUTE_BODY, struct.pack(
+                ROUTE_BODY, family, len(target) * 8, 0, 0, 0, 0, 0, 0, 0)
+                + struct.pack("HH", 4 + len(target), ROUTE_TARGET) + target)
+            doubt = ROUTE_KINDS.get(route[7], "its route is of kind %d" % route[7])
+            if doubt or ROUTE_INTERFACE not in found:
+                raise Unreachable(doubt or "its route names no interface")
+            index = struct.unpack("i", found[ROUTE_INTERFACE])[0]
+            link, facts, link_kind = self._ask_link(index)
+        except OSError as error:
+            raise Unreachable("no route: %s" % one_line(error.strerror or str(error))) from error
+        kind, flags = link[1], link[3]
+        if flags & IFF_LOWER_UP and not flags & IFF_RUNNING:
+            link_kind = "dormant"
+        return Path(
+            facts[LINK_NAME].rstrip(b"\0").decode("ascii", "backslashreplace"), index,
+            facts.get(LINK_MAC, b"") if kind == ETHERNET and not flags & IFF_NOARP else b"",
+            found.get(ROUTE_SOURCE, bytes(len(target))),
+            found.get(ROUTE_GATEWAY, found.get(ROUTE_VIA, b"")),
+            bool(flags & IFF_LOWER_UP and flags & IFF_RUNNING), facts.get(LINK_CHANGES), link_kind)
+
+    def _ask_link(self, index):
+        link, facts = self._ask_kernel(GET_LINK, LINK_BODY, struct.pack(
+            LINK_BODY, 0, 0, index, 0, 0))
+        word = re.match(b"(?s)..\\x01\\0([a-z0-9_-]+)\0", facts.get(LINK_INFO, b""))
+        kind = word.group(1).decode("ascii") if word else ""
+        if kind in STACKED_LINKS and LINK_BELOW in facts and LINK_ELSEWHERE not in facts:
+            kind += " on " + self._ask_link(struct.unpack("i", facts[LINK_BELOW])[0])[2]
+        return link, facts, kind
+
+    def _ask_kernel(self, kind, body_format, body):
+        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0) as handle:  # 0: NETLINK_ROUTE
+            handle.settimeout(1)
+            handle.send(struct.pack("IHHII", 16 + len(body), kind, 1, 1, 0) + body)
+            return parse_netlink(handle.recv(MAX_REPLY_BYTES), body_format)
+
+    def open_echo(self, family):
+        """Return a PacketSocket for ICMP, raw where that is permitted; None where nothing is."""
+        for is_raw, kind in ((True, socket.SOCK_RAW), (False, socket.SOCK_DGRAM)):
+            try:
+                handle = socket.socket(family, kind, ICMP[family].protocol)
+            except OSError:
+                continue
+            if family == socket.AF_INET6:  # neighbours believe nothing that a router could forward
+                for option in (socket.IPV6_UNICAST_HOPS, socket.IPV6_MULTICAST_HOPS):
+                    handle.setsockopt(socket.IPPROTO_IPV6, option, 255)
+            return PacketSocket(handle, family, is_raw)
+        return None
+
+    def open_arp(self, interface):
+        """Return a PacketSocket for ARP on one interface, or None where that is not permitted."""
+        try:
+            handle = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(ETHERTYPE_ARP))
+            handle.bind((interface, ETHERTYPE_ARP))
+        except OSError:
+            return None
+        return PacketSocket(handle, socket.AF_PACKET, True)
+
+    def wait_readable(self, handles, seconds):
+        """Return those of the PacketSockets that have something to read within the time."""
+        import select
+        return select.select(handles, [], [], max(0.0, seconds))[0]
+
+
+class System(Log, FilesAndPrograms, Network):
+    """This machine, as one run of the program sees it."""
+
+    def request_http(self, connect, method, path, headers, deadline, silence_s=None):
+        """Send one HTTP request; return its HttpReply, whatever its status."""
+        # connect: returns the Connection. silence_s: of an event stream, which does not end, take
+        # what came until it is silent for so long.
+        import http.client  # slow, so before the connection: a small device has only one
+        speaker = http.client.HTTPConnection("")  # it follows no redirects and knows no proxies
+        connection = connect()
+        speaker.sock = stream = HttpStream(connection, deadline)
+        try:
+            speaker.request(method, path, b"" if method == "POST" else None, headers)
+            response = speaker.getresponse()
+            body = stream.read_body(response, silence_s)
+        except http.client.RemoteDisconnected as error:
+            raise Unreachable("device closed the connection without an answer (a Tasmota with "
+                              "SetOption128 0 wants its own address as ip)") from error
+        except (http.client.HTTPException, ValueError) as error:
+            raise ProtocolError("the answer is no complete HTTP: %s" % quote(
+                "%s %s" % (type(error).__name__, error))) from error
+        finally:
+            connection.close()
+        return HttpReply(response.status, response.headers, body.decode(errors="backslashreplace"))
+
+
+# SECTION: HTTP ------------------------------------------------------------------------------------
+# One exchange over HTTP, its logins, and what all devices with a web server have in common.
+
+# status: a number. headers: with get() and get_all(). body: text.
+HttpReply = namedtuple("HttpReply", "status headers body")
+
+# HTTP and its logins. Source: RFC 7616 and RFC 7617; read 2026-10. Seen: documents only.
+
+DIGEST_ALGORITHMS = ("SHA-256", "MD5")  # the strongest first
+
+
+def build_basic_login(username, password):
+    import base64
+    text = "%s:%s" % (username, password)
+    return "Basic " + base64.b64encode(text.encode("utf-8", "surrogateescape")).decode()
+
+
+def parse_digest_challenge(values):
+    """Return the fields of the strongest answerable Digest in WWW-Authenticate headers, or None."""
+    found = {}
+    for value in values:
+        scheme = re.search(r"(?i)(?:^|,)\s*digest\s", value)
+        fields = {}
+        pairs = re.findall(r'([\w-]+)=(?:"((?:[^"\\]|\\.)*)"|([^\s,"]+))',
+                           value[scheme.end():][:2000] if scheme else "")
+        for name, quoted, plain in pairs:
+            fields.setdefault(name.lower(), re.sub(r"\\(.)", r"\1", quoted) or plain)
+        if "auth" in re.split("[ ,]+", fields.get("qop", "")):
+            found.setdefault(fields.get("algorithm", "MD5").upper(), fields)
+    return next((found[name] for name in DIGEST_ALGORITHMS if name in found), None)
+
+
+def build_digest_login(fields, username, password, method, path, cnonce):
+    """Return the Authorization header that answers a Digest challenge for one request."""
+    import hashlib
+    make = {"MD5": hashlib.md5, "SHA-256": hashlib.sha256}[fields.get("algorithm", "MD5").upper()]
+
+    def digest(*parts):
+        return make(":".join(parts).encode("utf-8", "surrogateescape")).hexdigest()
+    realm, nonce, count = fields.get("realm", ""), fields.get("nonce", ""), "00000001"
+    response = digest(digest(username, realm, password), nonce, count, cnonce, "auth",
+                      digest(method, path))
+    shown = [("username", username), ("realm", realm), ("nonce", nonce), ("uri", path),
+             ("response", response), ("cnonce", cnonce)]
+    shown += [("opaque", fields["opaque"])] if "opaque" in fields else []
+    texts = ['%s="%s"' % (name, re.sub(r'(["\\])', r"\\\1", text)) for name, text in shown]
+    texts += ["algorithm=" + fields["algorithm"]] if "algorithm" in fields else []
+    return "Digest " + ", ".join(texts + ["qop=auth", "nc=" + count])
+
+
+def find_url_secrets(url):
+    """Return the values in a URL's query whose names say that they are secret."""
+    return re.findall(r"(?i)[?&+][\w-]*(?:pass|pw|token|key|secret|auth)[\w-]*=([^&+]+)", url)
+
+
+def parse_http_body(reply, statuses=(200,)):
+    """Return the text of an HttpReply; raise unless it can be the device's own answer."""
+    if 300 <= reply.status < 400:
+        raise Refused("redirected to %s, which is not followed (right address, port and ssl?)"
+                      % quote(reply.headers.get("Location", "")))
+    if reply.status not in statuses:
+        kind = ProtocolError if reply.status >= 500 else Refused
+        raise kind("HTTP status %d" % reply.status)
+    if reply.headers.get("Content-Encoding", "identity").lower() != "identity":
+        raise ProtocolError("the reply is compressed, which was not asked for (captive portal?)")
+    if re.search(r"(?i)<input[^>]{1,200}type\s?=\s?['\"]?password", reply.body):
+        raise Refused("a page that asks for a password came instead of an answer (captive portal, "
+                      "set-up mode or sign-in page)")
+    return reply.body
+
+
 class HttpStream(io.RawIOBase):
     """What http.client takes for its socket: no read outlasts the deadline or a reply's size."""
 
@@ -1646,31 +1460,6 @@ class HttpStream(io.RawIOBase):
                 raise
         return body
 
-def write_all(descriptor, data):
-    """Write to a file descriptor; a reader that went away must not stop a fence."""
-    try:
-        os.write(descriptor, data)
-    except OSError:
-        pass
-
-def os_failure(what, error, deadline, hint=""):
-    """Return the Unreachable that says what failed, why by the OSError, and what to look at."""
-    # socket.timeout is no TimeoutError before Python 3.10; it never has an errno.
-    is_late = isinstance(error, socket.timeout) or error.errno == errno.ETIMEDOUT
-    reason = "nothing came within %s" % render_seconds(deadline.seconds) if is_late else (
-        one_line(error.strerror or str(error)))
-    return Unreachable("%s: %s%s" % (what, reason, " (%s)" % hint if hint else ""))
-
-CONNECT_HINTS = {
-    errno.ECONNREFUSED: "is it this device's address and port? Newer plug firmware closes the port "
-                        "when third-party control is off; a hung plug needs its own power cut",
-    None: "is the plug powered, is a firewall between?",  # a time limit of ours
-    errno.EHOSTUNREACH: "is the plug powered and in its Wi-Fi?",
-    errno.ENETUNREACH: "this machine has no route to that network"}
-
-# SECTION 8: DEVICES ===============================================================================
-# What can switch power: one class a dialect, all with the contract of Device. Nothing here decides
-# whether a node is fenced.
 
 class Device:
     """The contract of everything that switches power. One object serves one action.
@@ -1717,90 +1506,6 @@ class Device:
             raise Refused("another device has this address now: its MAC is %s, configured is %s"
                           % (render_mac(found), render_mac(wanted)))
 
-class KasaDevice(Device):
-    """A TP-Link Kasa plug or strip over its legacy protocol, on one connection for all requests."""
-    kind = "kasa"
-
-    def __init__(self, system, settings):
-        super().__init__(system, settings)
-        self.connection = None
-        self.description = None
-        self.child_id = None
-
-    def read_state(self, deadline):
-        self.describe_device(deadline)
-        outlet = select_outlet(self.description.outlets, self.settings.plug, self.label)
-        child_id = outlet.identifiers[0] if self.description.is_strip else None
-        if self.child_id not in (None, child_id):
-            raise Refused("outlet %s has become another one in the middle of the action: %s was %s"
-                          % (quote(self.settings.plug), child_id, quote(self.child_id)))
-        self.child_id = child_id
-        return outlet.state
-
-    def request_state(self, wanted, deadline):
-        if not self.connection:
-            self.read_state(deadline)  # a new connection may lead to another device
-        state = 1 if wanted is PowerState.ON else 0
-        self._ask("system", "set_relay_state", {"state": state}, self.child_id, deadline)
-
-    def read_watts(self, deadline):
-        if not self.description.has_meter:
-            return None
-        return parse_kasa_watts(self._ask("emeter", "get_realtime", {}, self.child_id, deadline))
-
-    def list_outlets(self, deadline):
-        return self.describe_device(deadline).outlets
-
-    def describe_device(self, deadline):
-        """Ask for the device's description, alone: mixed queries have crashed devices."""
-        found = parse_kasa_description(self._ask("system", "get_sysinfo", {}, None, deadline))
-        self.check_mac(found.mac)
-        known = self.description or found
-        for name in ("device_id", "mac", "is_strip"):
-            if getattr(found, name) != getattr(known, name):
-                raise Refused("another device answered in the middle of the action: its %s was %s "
-                              "and is %s" % (name, quote(str(getattr(known, name))),
-                                             quote(str(getattr(found, name)))))
-        self.description = found
-        return found
-
-    def close(self):
-        if self.connection:
-            self.connection.close()
-            self.connection = None
-
-    def _ask(self, module, method, arguments, child_id, deadline):
-        """Return the result of one request, which may be sent twice."""
-        # Devices close idle connections, some of them after every answer.
-        is_reused = self.connection is not None
-        try:
-            return self._exchange(module, method, arguments, child_id, deadline)
-        except Unreachable as error:
-            if not (is_reused and error.was_closed):
-                raise
-        return self._exchange(module, method, arguments, child_id, deadline)
-
-    def _exchange(self, module, method, arguments, child_id, deadline):
-        request = build_kasa_request(module, method, arguments, child_id)
-        self.system.debug("%s <- %s" % (self.describe(), json.dumps(request)), level=2)
-        try:
-            if not self.connection:
-                self.connection = self.system.connect(
-                    self.settings.ip, self.settings.ipport, self.settings.family,
-                    deadline.within(self.settings.login_timeout))
-            limit = deadline.within(self.settings.shell_timeout)
-            if self.connection.holds_unasked_bytes():
-                raise ProtocolError("device sent more than one answer to one request")
-            self.connection.send(build_kasa_frame(request), limit)
-            message = self.connection.receive(
-                parse_kasa_length(self.connection.receive(4, limit)), limit)
-            self.system.debug("%s -> %s" % (self.describe(), decrypt_kasa(message).decode(
-                "utf-8", "backslashreplace")), level=2)
-            return parse_kasa_result(message, module, method)
-        except (Unreachable, ProtocolError):
-            # Replies carry no number: on a connection that missed one, the next is the wrong one.
-            self.close()
-            raise
 
 class HttpDevice(Device):
     """What all devices with a web server have in common: the login, one connection a request."""
@@ -1906,6 +1611,306 @@ class HttpDevice(Device):
             connection.close()
             raise
 
+# PART 3: DEVICES ==================================================================================
+
+# SECTION: KASA ------------------------------------------------------------------------------------
+# TP-Link Kasa plugs and strips over their legacy protocol.
+
+
+KASA_FIRST_KEY = 171
+
+# Kasa, legacy protocol. Source: python-kasa 0.12 kasa/transports/xortransport.py and its device
+# captures, softScheck tplink-smartplug; read 2026-10. Seen: documents only.
+
+KasaInfo = namedtuple("KasaInfo", "mac device_id outlets is_strip has_meter")
+
+
+def encrypt_kasa(plain):
+    """Return the bytes under the autokey XOR: each cipher byte is the key of the next one."""
+    key = KASA_FIRST_KEY
+    cipher = bytearray()
+    for byte in plain:
+        key ^= byte
+        cipher.append(key)
+    return bytes(cipher)
+
+
+def decrypt_kasa(cipher):
+    keys = bytes([KASA_FIRST_KEY]) + cipher
+    return bytes(byte ^ key for byte, key in zip(cipher, keys))
+
+
+def build_kasa_message(request):
+    """Return a request (dict) as one datagram; a frame has its length before it."""
+    return encrypt_kasa(json.dumps(request, separators=(",", ":")).encode("utf-8"))
+
+
+def build_kasa_frame(request):
+    message = build_kasa_message(request)
+    return struct.pack(">I", len(message)) + message
+
+
+def build_kasa_request(module, method, arguments, child_id=None):
+    """Return the request for one method; child_id addresses one outlet of a strip."""
+    # SAFETY: exactly one id, or none for a device without children: with several ids or none,
+    # strips have switched their first outlet or all of them (python-kasa #637, softScheck PR #79).
+    # Test: test_a_strip_is_switched_with_exactly_one_child_id
+    request = {} if child_id is None else {"context": {"child_ids": [child_id]}}
+    request[module] = {method: arguments}
+    return request
+
+
+def parse_kasa_length(header):
+    length = struct.unpack(">I", header)[0]
+    if not 2 <= length <= MAX_REPLY_BYTES:
+        raise ProtocolError("reply claims a length of %d bytes (another service?)" % length)
+    return length
+
+
+def parse_kasa_result(message, module, method):
+    """Return the result object of one method from a reply's payload; err_code must be 0."""
+    try:
+        reply = parse_json_object(decrypt_kasa(message).decode("utf-8"))
+    except UnicodeDecodeError:
+        raise ProtocolError("reply of %d bytes is not Kasa's protocol" % len(message)) from None
+    where = "the reply to %s" % method
+    part = require_member(reply, module, dict, where)
+    # An error sits in the method's result, or in the module's place when it lacks the module.
+    result = part if "err_code" in part else require_member(part, method, dict, where)
+    code = require_member(result, "err_code", int, where)
+    if code != 0:
+        raise Refused("device refused %s: error %d %s"
+                      % (method, code, quote(str(result.get("err_msg", "")))))
+    if result is part:
+        raise ProtocolError("%s holds no %s" % (where, method))
+    return result
+
+
+def parse_kasa_relay(value, where):
+    """Return the PowerState of a relay: the integer 0 or 1, and neither false nor "0"."""
+    text = json.dumps(value)
+    if text not in ("0", "1"):
+        raise ProtocolError("%s is neither 0 nor 1: %s" % (where, quote(text)))
+    return PowerState.ON if text == "1" else PowerState.OFF
+
+
+def parse_kasa_description(info):
+    """Return the KasaInfo in a sysinfo result; raise ProtocolError where it contradicts itself."""
+    device_id = require_member(info, "deviceId", str, "device description")
+    if not device_id:
+        raise ProtocolError("device description has an empty deviceId")
+    kind = str(info.get("type", info.get("mic_type", "")))
+    if "BULB" in kind.upper():
+        raise Refused("device is a bulb (%s), not a plug" % quote(kind))
+    is_strip = "children" in info
+    if is_strip is ("relay_state" in info):
+        raise ProtocolError("device description holds %s of relay_state (a plug) and children (a "
+                            "strip)" % ("both" if is_strip else "none"))
+    outlets = parse_kasa_children(info, device_id) if is_strip else (
+        Outlet(1, parse_kasa_alias(info), (device_id, device_id.lower()),
+               parse_kasa_relay(info["relay_state"], "relay_state")),)
+    has_meter = "ENE" in str(info.get("feature", "")).split(":")
+    return KasaInfo(info.get("mac", info.get("mic_mac")), device_id, outlets, is_strip, has_meter)
+
+
+def parse_kasa_alias(info):
+    return info["alias"] if isinstance(info.get("alias"), str) else ""
+
+
+def parse_kasa_children(info, device_id):
+    """Return the outlets of a strip by their numbers: the last two digits of an id, plus one."""
+    # The order of the list is not that on the case (HS300 1.0.21 lists 00,01,02,03,05,04).
+    children = require_member(info, "children", list, "device description")
+    count = require_member(info, "child_num", int, "device description")
+    if not children or count != len(children):
+        raise ProtocolError("device lists %d outlets and counts '%d'" % (len(children), count))
+    outlets = []
+    for child in children:
+        if not isinstance(child, dict):
+            raise ProtocolError("an outlet is no object: %s" % quote(json.dumps(child)))
+        identifier = require_member(child, "id", str, "an outlet")
+        # The bare number comes first or last, the whole id does not: both forms name the outlet.
+        if not re.fullmatch("[0-9A-Za-z_]*[0-9]{2}", identifier):
+            raise ProtocolError("outlet id %s does not end in two digits" % quote(identifier))
+        suffix = identifier[-2:]
+        identifiers = (identifier, identifier.lower(), suffix, (device_id + suffix).lower())
+        state = parse_kasa_relay(child.get("state"), "state of outlet %s" % quote(identifier))
+        outlets.append(Outlet(int(suffix) + 1, parse_kasa_alias(child), identifiers, state))
+    if len({outlet.number for outlet in outlets}) != len(outlets):
+        raise ProtocolError("two outlets have the same number: %s" % describe_outlets(outlets))
+    return tuple(sorted(outlets))
+
+
+def parse_kasa_watts(result):
+    """Return watts from a meter result: "power" (W, hardware 1) or "power_mw" (mW, all others)."""
+    units = {"power_mw": 0.001, "power": 1.0}
+    found = [name for name in units if name in result]
+    if len(found) != 1:
+        raise ProtocolError("meter tells %s of power and power_mw" % ("both" if found else "none"))
+    value = result[found[0]]
+    if not is_number(value):
+        raise ProtocolError("meter: no plausible %s: %s" % (found[0], quote(json.dumps(value))))
+    return max(-1e9, min(value, 1e9)) * units[found[0]]  # absurd: a load, and no silent meter
+
+
+class KasaDevice(Device):
+    """A TP-Link Kasa plug or strip over its legacy protocol, on one connection for all requests."""
+    kind = "kasa"
+
+    def __init__(self, system, settings):
+        super().__init__(system, settings)
+        self.connection = None
+        self.description = None
+        self.child_id = None
+
+    def read_state(self, deadline):
+        self.describe_device(deadline)
+        outlet = select_outlet(self.description.outlets, self.settings.plug, self.label)
+        child_id = outlet.identifiers[0] if self.description.is_strip else None
+        if self.child_id not in (None, child_id):
+            raise Refused("outlet %s has become another one in the middle of the action: %s was %s"
+                          % (quote(self.settings.plug), child_id, quote(self.child_id)))
+        self.child_id = child_id
+        return outlet.state
+
+    def request_state(self, wanted, deadline):
+        if not self.connection:
+            self.read_state(deadline)  # a new connection may lead to another device
+        state = 1 if wanted is PowerState.ON else 0
+        self._ask("system", "set_relay_state", {"state": state}, self.child_id, deadline)
+
+    def read_watts(self, deadline):
+        if not self.description.has_meter:
+            return None
+        return parse_kasa_watts(self._ask("emeter", "get_realtime", {}, self.child_id, deadline))
+
+    def list_outlets(self, deadline):
+        return self.describe_device(deadline).outlets
+
+    def describe_device(self, deadline):
+        """Ask for the device's description, alone: mixed queries have crashed devices."""
+        found = parse_kasa_description(self._ask("system", "get_sysinfo", {}, None, deadline))
+        self.check_mac(found.mac)
+        known = self.description or found
+        for name in ("device_id", "mac", "is_strip"):
+            if getattr(found, name) != getattr(known, name):
+                raise Refused("another device answered in the middle of the action: its %s was %s "
+                              "and is %s" % (name, quote(str(getattr(known, name))),
+                                             quote(str(getattr(found, name)))))
+        self.description = found
+        return found
+
+    def close(self):
+        if self.connection:
+            self.connection.close()
+            self.connection = None
+
+    def _ask(self, module, method, arguments, child_id, deadline):
+        """Return the result of one request, which may be sent twice."""
+        # Devices close idle connections, some of them after every answer.
+        is_reused = self.connection is not None
+        try:
+            return self._exchange(module, method, arguments, child_id, deadline)
+        except Unreachable as error:
+            if not (is_reused and error.was_closed):
+                raise
+        return self._exchange(module, method, arguments, child_id, deadline)
+
+    def _exchange(self, module, method, arguments, child_id, deadline):
+        request = build_kasa_request(module, method, arguments, child_id)
+        self.system.debug("%s <- %s" % (self.describe(), json.dumps(request)), level=2)
+        try:
+            if not self.connection:
+                self.connection = self.system.connect(
+                    self.settings.ip, self.settings.ipport, self.settings.family,
+                    deadline.within(self.settings.login_timeout))
+            limit = deadline.within(self.settings.shell_timeout)
+            if self.connection.holds_unasked_bytes():
+                raise ProtocolError("device sent more than one answer to one request")
+            self.connection.send(build_kasa_frame(request), limit)
+            message = self.connection.receive(
+                parse_kasa_length(self.connection.receive(4, limit)), limit)
+            self.system.debug("%s -> %s" % (self.describe(), decrypt_kasa(message).decode(
+                "utf-8", "backslashreplace")), level=2)
+            return parse_kasa_result(message, module, method)
+        except (Unreachable, ProtocolError):
+            # Replies carry no number: on a connection that missed one, the next is the wrong one.
+            self.close()
+            raise
+
+
+# SECTION: TASMOTA ---------------------------------------------------------------------------------
+# Tasmota, and OpenBeken as far as it does the same.
+
+# Tasmota and OpenBeken, /cm?cmnd=. Source: Tasmota documentation (Commands) and firmware source
+# xdrv_01_9_webserver.ino, OpenBK7231T_App json_interface.c; read 2026-10. Seen: documents only.
+
+def parse_tasmota_url(path):
+    """Return (relay as text, "" for a bare Power; PowerState or None) of a /cm?cmnd= URL."""
+    from urllib.parse import parse_qs
+    page, _, query = path.partition("?")
+    commands = parse_qs(query).get("cmnd", [""])
+    match = re.fullmatch("(?i)power([1-9][0-9]?)?(?: (on|off|1|0))?", commands[0].strip())
+    if page != "/cm" or len(commands) != 1 or not match:
+        raise UsageError("it is not /cm?cmnd=Power, with a relay's number and ON or OFF (for any "
+                         "other URL set device=url)")
+    state = {"on": PowerState.ON, "1": PowerState.ON, "off": PowerState.OFF, "0": PowerState.OFF}
+    return match.group(1) or "", state.get((match.group(2) or "").lower())
+
+
+def parse_tasmota_reply(text, command):
+    """Return the members of a reply; firmware before 8.2 refuses with status 200."""
+    members = parse_json_object(text)
+    if "WARNING" in members:
+        raise Refused("device refuses the command: %s (username and password right?)"
+                      % quote(str(members["WARNING"])))
+    if "Command" in members:
+        raise Refused("device answers %s to the command %s (has it such a relay?)"
+                      % (quote(str(members["Command"])), command))
+    return members
+
+
+def parse_tasmota_power(members, relay):
+    """Return the PowerState of one relay (a number from 1), from no other relay's member."""
+    # SAFETY: the bare POWER is relay 1 and no other: OpenBeken answers with it whatever is asked.
+    # Test: test_relay_2_is_never_read_from_the_bare_power
+    names = ("POWER", "POWER1") if relay == 1 else ("POWER%d" % relay,)
+    words = [members[name] for name in names if name in members]
+    if not words:
+        raise ProtocolError("reply holds no %s (OpenBeken answers for another relay): %s"
+                            % (names[-1], quote(json.dumps(members))))
+    if words[0] != words[-1] or words[0] not in ("ON", "OFF"):
+        raise ProtocolError("%s is neither ON nor OFF: %s (StateText changed, or relay blinking?)"
+                            % (names[-1], quote(json.dumps(words))))
+    return PowerState[words[0]]
+
+
+def parse_tasmota_relays(members):
+    """Return the relays in the reply to Status 11 as Outlets."""
+    states = require_member(members, "StatusSTS", dict, "the reply to Status 11")
+    names = {int(key[5:] or 1): key for key in states if re.fullmatch("POWER([1-9][0-9]?)?", key)}
+    if not names:
+        raise ProtocolError("the reply to Status 11 holds no POWER: the device has no relay")
+    return tuple(Outlet(number, name, (), parse_tasmota_power(states, number))
+                 for number, name in sorted(names.items()))
+
+
+def parse_tasmota_energy(members):
+    """Return (watts, volts) of the reply to Status 10, or None when the device has no meter."""
+    sensors = require_member(members, "StatusSNS", dict, "the reply to Status 10")
+    if "ENERGY" not in sensors:
+        return None
+    energy = require_member(sensors, "ENERGY", dict, "the reply to Status 10")
+
+    def total(name):
+        values = energy.get(name)
+        values = values if isinstance(values, list) else [values]
+        if not all(is_number(value) for value in values):
+            raise ProtocolError("meter: %s is not a number: %s" % (name, quote(json.dumps(values))))
+        return sum(min(abs(value), 1e9) for value in values)
+    return total("Power"), total("Voltage")
+
+
 class TasmotaDevice(HttpDevice):
     """Tasmota, and OpenBeken as far as it does the same; `plug` is the relay's number."""
     kind = "tasmota"
@@ -1975,6 +1980,94 @@ class TasmotaDevice(HttpDevice):
         return self.exchange("GET", "/cm?cmnd=" + command.replace(" ", "%20"), lambda reply: parse(
             parse_tasmota_reply(parse_http_body(reply), command)), deadline)
 
+
+# SECTION: ESPHOME ---------------------------------------------------------------------------------
+# The switches of ESPHome's web_server.
+
+EVENTS_SILENCE_SECONDS = 2.0  # after the states of all switches; the next ping may take ten
+
+
+# ESPHome, web_server. Source: esphome components/web_server of 2024.11, 2026.6 and 2026.10; read
+# 2026-10. Seen: documents only. A switch is called by its object id (made from its name) up to
+# 2025.12, by its name from 2026.7, by both between.
+
+def parse_esphome_url(path):
+    """Return (switch, PowerState or None) of a /switch/ URL."""
+    from urllib.parse import unquote_plus
+    match = re.fullmatch(r"/switch/([^?]+?)(?:/(turn_on|turn_off|toggle))?(?:\?.*)?", path)
+    if not match or match.group(2) == "toggle":
+        raise UsageError("it is not /switch/NAME, /switch/NAME/turn_on or /switch/NAME/turn_off "
+                         "(for any other URL set device=url)")
+    state = {"turn_on": PowerState.ON, "turn_off": PowerState.OFF}
+    return unquote_plus(match.group(1)), state.get(match.group(2))
+
+
+def build_esphome_path(switch):
+    return "/switch/" + "/".join(map(percent_encode, switch.split("/")))
+
+
+def build_esphome_object_id(name):
+    return re.sub(b"[^a-z0-9_-]", b"_", name.encode("utf-8", "backslashreplace").lower()).decode()
+
+
+def parse_esphome_switch(text, switch):
+    """Return (PowerState, assumed) of a reply, which must be that of the switch asked for."""
+    # SAFETY: old firmware finds a switch by an id that two names can share, and answers with the
+    # first. Test: test_a_reply_of_another_switch_is_refused
+    members = parse_json_object(text)
+    if not esphome_reply_is_of(members, switch):
+        raise Refused("another switch answered: %s instead of %s" % (quote(text), quote(switch)))
+    return parse_esphome_state(members), members.get("assumed_state") is True
+
+
+def esphome_reply_is_of(members, switch):
+    """Return whether all that a reply says about its switch (at least one thing) fits `switch`."""
+    device, _, wanted = switch.rpartition("/")
+
+    def fits(name):
+        return name == wanted or build_esphome_object_id(name) == wanted
+    claims = []
+    for identifier in (str(members[key]) for key in ("id", "name_id") if key in members):
+        if identifier.startswith("switch-"):
+            claims.append(identifier[7:] == build_esphome_object_id(wanted))
+        else:
+            owner, _, name = identifier.rpartition("/")
+            claims.append(owner == ("switch/" + device).rstrip("/") and fits(name))
+    if "name" in members:
+        claims.append(fits(str(members["name"])))
+    if device or "device" in members:
+        claims.append(members.get("device") == device)
+    return bool(claims) and all(claims)
+
+
+def parse_esphome_state(members):
+    """Return the PowerState; `value` (true, false) and `state` (ON, OFF) must agree."""
+    words = [members["state"]] if "state" in members else []
+    if "value" in members:
+        words.append({"true": "ON", "false": "OFF"}.get(json.dumps(members["value"])))
+    if not words or words[0] != words[-1] or words[0] not in ("ON", "OFF"):
+        raise ProtocolError("no clear power state: %s" % quote(json.dumps(members)))
+    return PowerState[words[0]]
+
+
+def parse_esphome_events(text):
+    """Return the switches that an event stream tells of, as Outlets."""
+    switches = {}
+    for event in re.split(r"\r?\n\r?\n", text)[:-1]:
+        data = re.search(r"(?m)^data: ?(\{.*\})\r?$", event)
+        is_state = re.search(r"(?m)^event: ?state\r?$", event)
+        members = parse_json_object(data.group(1)) if data and is_state else {}
+        identifier = str(members.get("id", ""))
+        if not re.match("switch[-/]", identifier) or identifier in switches:
+            continue
+        name = str(members.get("name", identifier[7:].rpartition("/")[2]))
+        prefix = "%s/" % members["device"] if members.get("device") else ""
+        switches[identifier] = (prefix + build_esphome_object_id(name), prefix + name,
+                                parse_esphome_state(members))
+    only = ("1",) if len(switches) == 1 else ()
+    return tuple(Outlet(number, name, only, state) for number, name, state in switches.values())
+
+
 class EsphomeDevice(HttpDevice):
     """A switch of an ESPHome device; `plug` is its name or object id, or DEVICE/NAME."""
     # It has no meter: its sensors do not tell to which switch they belong.
@@ -2039,6 +2132,22 @@ class EsphomeDevice(HttpDevice):
                              % quote(self.switch))
         return state
 
+
+# SECTION: PAGES -----------------------------------------------------------------------------------
+# Any device with one URL that switches on, one that switches off, and one that tells.
+
+# Any HTTP switch.
+
+def parse_status_page(text, on_pattern, off_pattern):
+    """Return the PowerState of a status reply, which must match exactly one expression."""
+    patterns = ((PowerState.ON, on_pattern), (PowerState.OFF, off_pattern))
+    found = [state for state, pattern in patterns if re.search(pattern, text)]
+    if len(found) != 1:
+        raise ProtocolError("the reply matches %s of status_on_regex and status_off_regex: %s"
+                            % ("both" if found else "none", quote(text)))
+    return found[0]
+
+
 class UrlDevice(HttpDevice):
     """Any device with one URL that switches on, one that switches off, and one that tells."""
     kind = "url"
@@ -2071,6 +2180,21 @@ class UrlDevice(HttpDevice):
 
     def list_outlets(self, deadline):
         return (Outlet(1, self.label, (), self.read_state(deadline)),)
+
+
+# SECTION: INSTALLED AGENT -------------------------------------------------------------------------
+# Any fence agent of this machine, which is asked and never switches.
+
+def parse_agent_status(code, text):
+    """Return the PowerState that another fence agent tells by its exit code and its output."""
+    # SAFETY: both must say the same. Exit code 2 is a usage error of many programs, and an agent
+    # may print a state before it fails. Test: test_an_agents_exit_code_and_words_must_agree
+    words = set(re.findall("(?m)^Status: (.*?)\\s*$", text))
+    state = {EXIT_GOOD: PowerState.ON, EXIT_OFF: PowerState.OFF}.get(code)
+    if state and words == {state.value}:
+        return state
+    raise ProtocolError("agent ended with code %d and printed %s" % (code, quote(text.strip())))
+
 
 class InstalledAgent(Device):
     """Any fence agent of this machine, asked for the state of its outlet and never to switch it."""
@@ -2109,7 +2233,9 @@ class InstalledAgent(Device):
         # Redacted before it is cut, where half a password would no longer be found.
         return quote(hide_timer_words(redact(text.strip(), self.system.secrets)))
 
+
 DEVICES = {device.kind: device for device in (KasaDevice, TasmotaDevice, EsphomeDevice, UrlDevice)}
+
 
 def open_device(method, system, settings):
     """Return the Device that a method means: http, a kind of DEVICES, ipmi or an agent's name."""
@@ -2128,9 +2254,76 @@ def open_device(method, system, settings):
                          % (quote(kind), ", ".join(sorted(set(DEVICES) - {"url"}))))
     return InstalledAgent(system, settings)
 
-# SECTION 9: PROBES ================================================================================
-# Whether addresses show life, by what, and over which path. Collects what was seen; what it means
-# is judged in section 4.
+# PART 4: FENCING ==================================================================================
+
+# SECTION: PROBES ----------------------------------------------------------------------------------
+# Packets to addresses, and what one look saw of each. What it means is judged in PROOF.
+
+
+ARP_HEADER = struct.pack(">HHBB", 1, 0x0800, 6, 4)  # Ethernet, IPv4, and their address lengths
+NEIGHBOUR_SOLICITATION, NEIGHBOUR_ADVERTISEMENT = 135, 136
+
+
+def build_echo(family, marker, sequence):
+    """Return an echo request; marker: 8 bytes that its answer, and no other, brings back."""
+    # Two of them are the identifier too: that is all of a request that every ICMP error quotes.
+    body = marker[:2] + struct.pack(">H", sequence) + marker
+    words = struct.unpack(">6H", body) + (ICMP[family].request << 8,)
+    # The remainder is the ones' complement sum. For ICMPv6 the kernel fills in its own.
+    return struct.pack(">BBH", ICMP[family].request, 0, 0xFFFF - sum(words) % 0xFFFF) + body
+
+
+def parse_echo_reply(family, message):
+    """Return the marker that an echo reply brings back, or b"" for any other message."""
+    return message[8:16] if message[:2] == bytes([ICMP[family].reply, 0]) else b""
+
+
+def parse_icmp_error(family, message):
+    """Return ((type, code), target, identifier) of the echo an ICMP error is about, or None."""
+    if len(message) < 9 or message[0] not in ICMP[family].errors:
+        return None
+    quoted = message[8:]
+    if family == socket.AF_INET:
+        header_bytes, protocol, target = (quoted[0] & 15) * 4, quoted[9:10], quoted[16:20]
+    else:
+        header_bytes, protocol, target = 40, quoted[6:7], quoted[24:40]
+    echo = quoted[header_bytes:header_bytes + 8]
+    if protocol != bytes([ICMP[family].protocol]) or echo[:1] != bytes([ICMP[family].request]):
+        return None
+    return tuple(message[:2]), target, echo[4:6]
+
+
+def build_arp_request(mac, source, target):
+    """Return "who has target", from our MAC and address; all are bytes."""
+    return ARP_HEADER + struct.pack(">H", 1) + mac + source + bytes(6) + target
+
+
+def parse_arp_sender(message):
+    """Return the address that sent an ARP packet, be it a reply or a request, or b""."""
+    return message[14:18] if message[:6] == ARP_HEADER else b""
+
+
+def is_arp_answer(message, mac):
+    """Return whether an ARP packet is a reply to the one who has this MAC."""
+    return message[6:8] == b"\0\2" and message[18:24] == mac
+
+
+def build_neighbour_solicitation(mac, target):
+    """Return (message, address to send it to) that asks target for its MAC."""
+    group = b"\xff\x02" + bytes(9) + b"\x01\xff" + target[13:]
+    return (struct.pack(">BBHI", NEIGHBOUR_SOLICITATION, 0, 0, 0) + target + b"\x01\x01" + mac,
+            socket.inet_ntop(socket.AF_INET6, group))
+
+
+def parse_neighbour_advertisement(message):
+    """Return the address that an advertisement speaks for, or b"" for any other message."""
+    return message[8:24] if message[:2] == bytes([NEIGHBOUR_ADVERTISEMENT, 0]) else b""
+
+
+def is_solicited(advertisement):
+    """Return whether an advertisement answers a question, and was not sent to all unasked."""
+    return bool(advertisement[4:5]) and bool(advertisement[4] & 0x40)
+
 
 class Look:
     """One look at all addresses at once: each is asked several times, in several ways."""
@@ -2283,6 +2476,7 @@ class Look:
         except Unreachable as error:
             self.system.debug(str(error))
 
+
 def find_device_addresses(system, address):
     """Return the addresses of a fence device that can be a witness: one, or none."""
     # It is a witness for what is attached to the same interface, and for nothing behind a router.
@@ -2296,9 +2490,10 @@ def find_device_addresses(system, address):
         return ()
     return (address,) if sight.is_attached() else ()
 
-# SECTION 10: FENCING ==============================================================================
-# What each action means, and when success may be said. Talks to devices only through the contract
-# of Device; returns (exit code, text for stdout) or raises FenceError.
+
+# SECTION: FENCING ---------------------------------------------------------------------------------
+# What each action of a device agent means, and when success may be said. Talks to devices through
+# their contract alone; returns (exit code, text for stdout) or raises FenceError.
 
 class Job:
     """One action on one device: what it needs, and what it counts for the log."""
@@ -2332,6 +2527,7 @@ class Job:
                 if not error.retryable or not tries or not self.pause(self.deadline):
                     raise
 
+
 def change_power(job, wanted):
     """Switch the outlet and return the answer; raise unless that is confirmed."""
     # The device and the outlet are found first: a strip that is switched without an outlet's id may
@@ -2342,6 +2538,7 @@ def change_power(job, wanted):
         require_meter(job, job.deadline)
     confirm_power(job, wanted)
     return EXIT_GOOD, "Success: %s %s" % ("Already" if old is wanted else "Powered", wanted.value)
+
 
 def confirm_power(job, wanted):
     """Send the command until it is acknowledged, and look until the outlet is in that state."""
@@ -2368,6 +2565,7 @@ def confirm_power(job, wanted):
             raise NotConfirmed(doubt or wanted.value + " was seen only once, and time is up")
         job.system.debug("not confirmed yet: %s" % (doubt or "one more look"))
 
+
 def request_refusal(job, wanted, deadline):
     """Send the command; return "" when it is acknowledged, else why it is not (yet)."""
     job.attempts += 1
@@ -2378,6 +2576,7 @@ def request_refusal(job, wanted, deadline):
         if not error.retryable:
             raise
         return str(error)
+
 
 def reading_doubt(job, wanted, deadline, refusal):
     """Return why the outlet cannot be said to be `wanted` now, or "" when it can."""
@@ -2397,6 +2596,7 @@ def reading_doubt(job, wanted, deadline, refusal):
             raise
         return str(error)
 
+
 def load_doubt(job, deadline):
     """Return the meter's doubt about OFF; a load that was seen stays until seen to be gone."""
     # SAFETY: a meter that falls silent after it has shown a load has shown a welded relay.
@@ -2406,9 +2606,11 @@ def load_doubt(job, deadline):
         job.load_seen = doubt_about_meter(watts, job.settings.power_meter)
     return job.load_seen
 
+
 def require_meter(job, deadline):
     if read_meter(job, deadline) is None:
         raise Refused("the outlet has no power meter that answers, and power_meter=require")
+
 
 def read_meter(job, deadline):
     """Return watts or None; a meter that fails is told, and its silence is judged by the policy."""
@@ -2418,8 +2620,10 @@ def read_meter(job, deadline):
         job.system.warn("power meter of %s: %s" % (job.device.describe(), error))
         return None
 
+
 def run_off(job):
     return change_power(job, PowerState.OFF)
+
 
 def run_on(job):
     for tries_left in range(max(0, job.settings.retry_on), -1, -1):
@@ -2428,6 +2632,7 @@ def run_on(job):
         except NotConfirmed:
             if not tries_left or not job.pause(job.deadline):
                 raise
+
 
 def run_reboot(job):
     """Off with proof, then on. A failing ON is told loudly; it is a success for the fence API."""
@@ -2444,9 +2649,11 @@ def run_reboot(job):
         job.system.error("the outlet is OFF and stays OFF (switch it on by hand): %s" % error)
     return EXIT_GOOD, "Success: Rebooted"
 
+
 def run_status(job):
     state = job.retry(job.device.read_state, READ_ATTEMPTS)
     return (EXIT_GOOD if state is PowerState.ON else EXIT_OFF), "Status: " + state.value
+
 
 def run_monitor(job):
     """Prove that the device could be used now, whatever its state; Pacemaker names no outlet."""
@@ -2460,6 +2667,7 @@ def run_monitor(job):
     job.retry(look, READ_ATTEMPTS)
     return EXIT_GOOD, ""
 
+
 def run_list(job, with_state=False):
     lines = []
     for outlet in job.retry(job.device.list_outlets, READ_ATTEMPTS):
@@ -2467,6 +2675,10 @@ def run_list(job, with_state=False):
         fields += [outlet.state.value] if with_state else []
         lines.append(job.settings.separator.join(fields))
     return EXIT_GOOD, "\n".join(lines)
+
+
+# SECTION: CHECKING --------------------------------------------------------------------------------
+# What each action of fence_check means. It reads, and switches nothing.
 
 # fence_check: whether the target is dead. It reads, and switches nothing.
 
@@ -2480,6 +2692,7 @@ def collect_evidence(job):
     for item in evidence:
         job.system.debug("%s: %s" % (item.finding.value, render_evidence(item)))
     return evidence
+
 
 def observe_power(job):
     """Return what the fence device says about the outlet, as Evidence, whatever goes wrong."""
@@ -2495,6 +2708,7 @@ def observe_power(job):
     finding, reason = judge_power(state, watts, job.settings.power_meter)
     return Evidence(POWER, finding, subject, "power=" + state.value.lower(), reason)
 
+
 def look_at_networks(job):
     """Yield (Target, its Sight, Sights of its witnesses, whether it is one cable) of one look."""
     settings = job.settings
@@ -2507,11 +2721,13 @@ def look_at_networks(job):
                       if network_key(witness.network) == key]
         yield target, sights[target.address], witnesses, key in settings.direct_keys
 
+
 def record_evidence(job, evidence):
     """Write what the verdict stands on to the log: it is read at three in the morning."""
     for item in evidence:
         job.system.event("evidence target=%s finding=%s %s" % (
             job.settings.nodename or "-", item.finding.value, render_evidence(item)))
+
 
 def run_check_off(job, collect=collect_evidence):
     """Return success when the target is proven dead, within power_timeout."""
@@ -2540,10 +2756,12 @@ def run_check_off(job, collect=collect_evidence):
             record_evidence(job, evidence)
             raise NotConfirmed("not proven dead: " + blocked)
 
+
 # SAFETY: exit code 2 is a proof of death; what is not known has none of the others' words.
 # Test: test_status_exits_2_only_for_a_node_that_is_proven_dead
 STATUS_ANSWERS = {Finding.ALIVE: ("ON", EXIT_GOOD), Finding.DEAD: ("OFF", EXIT_OFF),
                   Finding.UNKNOWN: ("UNKNOWN", EXIT_BAD)}
+
 
 def run_check_status(job):
     evidence = collect_evidence(job)
@@ -2556,6 +2774,7 @@ def run_check_status(job):
         job.system.tell("not known: " + render_blockers(verdict))
     return code, "\n".join(lines + ["Status: " + word])
 
+
 def run_check_monitor(job):
     """Prove that this machine could tell now whether the target is dead, whatever it is."""
     run_monitor(job)
@@ -2567,8 +2786,10 @@ def run_check_monitor(job):
         raise Refused("could prove nothing now: %s" % "; ".join(doubts))
     return EXIT_GOOD, ""
 
+
 def run_check_on(job):
     return EXIT_GOOD, "Success: nothing to do"
+
 
 def refuse_check_reboot(job):
     # SAFETY: outside a fencing level Pacemaker would take a success for the fence itself.
@@ -2576,8 +2797,10 @@ def refuse_check_reboot(job):
     raise Refused("fence_check switches nothing, it only proves: make it the second device of a "
                   "fencing level, where it is called with off")
 
-# SECTION 11: AGENTS ===============================================================================
-# The fence agents: names, parameters, actions and texts, as rows; metadata and help from the rows.
+
+# SECTION: AGENTS ----------------------------------------------------------------------------------
+# The fence agents: names, parameters, actions and texts, as rows; metadata and help from the
+# rows; the run of one action.
 
 # What needs no device, what a device agent does with its device, and what fence_check does, whose
 # device is a witness.
@@ -2589,10 +2812,11 @@ CHECK_ACTIONS = {"on": run_check_on, "off": run_check_off, "reboot": refuse_chec
                  "status": run_check_status, "monitor": run_check_monitor, **TEXT_ACTIONS}
 DELAYED = (run_off, run_reboot, run_check_off)        # the parameter delay holds
 WITHOUT_DEVICE = (run_check_on, refuse_check_reboot)  # nothing is asked, no password needed
+
 # Where a repeated spelling of the same action leads.
 ACTION_ALIASES = {"meta-data": "metadata", "enable": "on", "disable": "off"}
-
 Agent = namedtuple("Agent", "name device shortdesc longdesc params defaults required actions")
+
 # The rows of params are kept by their names: PARAMS tells the order in which they are shown.
 AGENTS = {agent.name: agent._replace(params=[row.name for row in agent.params]) for agent in (
     Agent("fence_kasa", "kasa", "Fence agent for TP-Link Kasa smart plugs and power strips",
@@ -2614,8 +2838,10 @@ AGENTS = {agent.name: agent._replace(params=[row.name for row in agent.params]) 
           CHECK_PARAMS + STATUS_PARAMS + COMMON_PARAMS, {"action": "status"},
           ("fence_method", "fence_ip"), CHECK_ACTIONS))}
 
+
 def rows_of(agent):
     return tuple(row for row in PARAMS if row.name in agent.params)
+
 
 def render_metadata(agent):
     """Return the agent's description as fence-agents' lib/metadata.rng wants it."""
@@ -2634,6 +2860,7 @@ def render_metadata(agent):
               for action in agent.actions]
     return "\n".join(lines + ["</actions>", "</resource-agent>"])
 
+
 def render_metadata_parameter(agent, row, name, obsoletes):
     default = agent.defaults.get(row.name, row.default)
     marks = ' obsoletes="%s"' % obsoletes[0] if obsoletes else ""
@@ -2647,11 +2874,13 @@ def render_metadata_parameter(agent, row, name, obsoletes):
     lines += [content + ">"] + options + ["</content>"] if options else [content + "/>"]
     return lines + ['<shortdesc lang="en">%s</shortdesc>' % escape_xml(row.help), "</parameter>"]
 
+
 def render_option(row):
     long_form = "--" + row.name.replace("_", "-")
     if row.kind != BOOLEAN:
         long_form += "=[%s]" % row.name.upper()
     return "-%s, %s" % (row.letter, long_form) if row.letter else long_form
+
 
 def render_help(agent):
     import textwrap
@@ -2668,6 +2897,7 @@ def render_help(agent):
         lines += textwrap.wrap(text, 95, initial_indent=" " * 8, subsequent_indent=" " * 8)
     return "\n".join(lines + ["", "Example, as Pacemaker calls it:",
                               "  printf 'ip=10.20.20.202\\naction=status\\n' | %s" % agent.name])
+
 
 def run_agent(agent, pairs, system, find_parameters=None):
     """Run one call of a fence agent; return its exit code."""
@@ -2705,6 +2935,7 @@ def run_agent(agent, pairs, system, find_parameters=None):
         return EXIT_GOOD
     return run_device_action(agent, action, settings, system)
 
+
 def render_about(agent, action, values):
     """Return what the call asks to be told about the agent itself, or "" when it asks to act."""
     # Metadata comes before the settings are looked at: it is asked for with nothing else.
@@ -2718,12 +2949,14 @@ def render_about(agent, action, values):
         return texts[asked[0]](agent)
     return render_metadata(agent) if action in ("metadata", "manpage") else ""
 
+
 def find_secrets(values):
     """Return the values that no log may hold; options of other agents are known by their names."""
     options = [item.partition("=") for item in split_list(values.get("fence_options", ""))]
     return {values[row.name] for row in PARAMS if row.secret and row.name in values} | {
         value for name, _, value in options
         if value and re.search("pass|secret|key|token|community|_kg", name)}
+
 
 def check_call(agent, action, settings):
     """Raise UsageError unless the call names an action of the agent and what it needs."""
@@ -2738,12 +2971,14 @@ def check_call(agent, action, settings):
             raise UsageError("no %s given (use %s, or %s= on stdin): %s"
                              % (name, render_option(row), name, row.help.lower()))
 
+
 def check_password_script(settings):
     words = settings.password_script.split()
     if "\0" in settings.password_script:
         raise UsageError("password_script holds a NUL")
     if words and not (os.path.isabs(words[0]) and os.access(words[0], os.X_OK)):
         raise UsageError("password_script: %s is no path of a program" % quote(words[0]))
+
 
 def read_password(settings, system):
     """Replace the password by what password_script prints, as fence-agents do (through sh)."""
@@ -2759,12 +2994,14 @@ def read_password(settings, system):
     settings.password = out.rstrip()
     system.secrets.add(settings.password)
 
+
 def build_device(agent, settings, system):
     """Return the agent's device; raises UsageError for parameters that it cannot work with."""
     device = open_device(agent.device or settings.fence_method, system, settings)
     if agent.device and device.kind == "url" and not settings.power_off_url:
         raise UsageError("no power_off_url given, and nothing else says how to switch off")
     return device
+
 
 def run_device_action(agent, name, settings, system):
     """Run one action on the agent's device; write its answer and the event's log line."""
@@ -2796,10 +3033,49 @@ def run_device_action(agent, name, settings, system):
         system.write(text)
     return code
 
-# SECTION 12: CLUSTER FILE =========================================================================
-# Turns cluster.yml (the part of YAML that such files use) or JSON into a Cluster, and reports every
-# mistake with its line. Pure: it is given texts. It never guesses: what two readers of YAML might
-# take in two ways is a mistake that names the construct.
+
+# The external plugin of cluster-glue: verbs in argv, parameters in the environment.
+# Source: cluster-glue 1.0.12 lib/plugins/stonith/external.c; seen: `stonith -t external/kasa`.
+PLUGIN_PARAMS = ("ip", "ipport", "plug", "device_mac", "power_timeout")
+PLUGIN_ACTIONS = {"on": "on", "off": "off", "reset": "reboot", "status": "monitor"}
+
+
+def run_plugin(agent, words, environment, system):
+    """Run one call of the cluster-glue plugin dialect; return its exit code."""
+    verb, host = (words + ["", ""])[:2]
+    hosts = environment.get("hostlist", "").replace(",", " ").split()
+    texts = {
+        "getconfignames": "\n".join(("hostlist",) + PLUGIN_PARAMS), "gethosts": "\n".join(hosts),
+        "getinfo-devid": agent.name, "getinfo-devname": agent.name,
+        "getinfo-devdescr": agent.longdesc, "getinfo-devurl": "see fencetool --help",
+        "getinfo-xml": render_plugin_parameters(agent)}
+    if verb in texts:
+        system.write(texts[verb])
+        return EXIT_GOOD
+    if verb not in PLUGIN_ACTIONS:
+        raise UsageError("unsupported action %s of a cluster-glue plugin" % quote(verb) if verb
+                         else "no action given (this is the cluster-glue plugin)")
+    if [host] != hosts and verb != "status":
+        raise UsageError("%s is not the one node of the hostlist (%s); nothing was switched"
+                         % (quote(host), " ".join(hosts)))
+    pairs = [(key, environment[key]) for key in PLUGIN_PARAMS + ("ipaddr",) if key in environment]
+    return run_agent(agent, pairs + [("action", PLUGIN_ACTIONS[verb]), ("nodename", host)], system)
+
+
+def render_plugin_parameters(agent):
+    agent = agent._replace(required=("hostlist",) + agent.required)
+    rows = [param("hostlist", STRING, "Nodes to be fenced")]
+    rows += [row for row in rows_of(agent) if row.name in PLUGIN_PARAMS]
+    lines = [line for row in rows for line in render_metadata_parameter(agent, row, row.name, ())
+             if not line.startswith("<getopt")]
+    return "\n".join(["<parameters>"] + lines + ["</parameters>"])
+
+
+# PART 5: CLUSTER ==================================================================================
+
+# SECTION: YAML ------------------------------------------------------------------------------------
+# The part of YAML that cluster files use, and JSON. It never guesses: what two readers might take
+# in two ways is a mistake that names the construct. Pure.
 
 # kind: MAP ({key: YamlNode}), LIST, PLAIN (a scalar without quotes) or TEXT. foreign: the construct
 # that is not read, like a tag; values that nobody needs may hold one.
@@ -2815,6 +3091,7 @@ YAML_QUOTED = {"'": re.compile(r"'(?:[^']|'')*'"), '"': re.compile(r'(?s)"(?:[^"
 YAML_ESCAPE = r"(?s)\\(?:x([0-9A-Fa-f]{2})|u([0-9A-Fa-f]{4})|(.))"
 YAML_ESCAPES = {"\\": "\\", '"': '"', "/": "/", "n": "\n", "t": "\t", " ": " ", "\n": ""}
 YAML_PROPERTY = re.compile(r"(!!?[A-Za-z][A-Za-z0-9_/.:]*|&[A-Za-z0-9_-]+)(?: +|$)")
+
 # Inside brackets a plain scalar may hold a colon only between two characters, and no "?".
 YAML_FLOW_PLAIN = re.compile(r"(?:[^\t ,\[\]{}#&*!|>'\"%@`?:-]|-(?=[A-Za-z0-9.]))"
                              r"(?:[^\t ,\[\]{}#?:]|:(?=[^\t ,\[\]{}#?:])| +(?=[^\t ,\[\]{}#?:]))*")
@@ -2823,12 +3100,14 @@ YAML_NULLS = ("", "~", "null", "Null", "NULL")
 YAML_WORDS = {word: str(number) for number, words in enumerate((
     "no No NO false False FALSE off Off OFF", "yes Yes YES true True TRUE on On ON"))
     for word in words.split()}
+
 # Plain scalars that are no text, or not in all versions of YAML; integers are the same in all.
 YAML_AMBIGUOUS = (
     r"(?i)(?!(0|-?[1-9][0-9]*)$)([-+]?[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?"
     r"|[-+]?0(b[01_]+|o[0-7_]+|x[0-9A-F_]+)|[-+]?\.(inf|nan)|[yn=]|<<"
     r"|[-+]?(\.[0-9_]+|[0-9][0-9_]*(\.[0-9_]*)?)([eE][-+]?[0-9]+)?"
     r"|[0-9]{4}-[0-9]{1,2}-[0-9]{1,2}([Tt ].*)?)")
+
 
 class YamlReader:
     """Reads one file; raises SyntaxMistake at the first construct that it does not know."""
@@ -3088,6 +3367,7 @@ class YamlReader:
         elif self.next_in_flow() != bracket:
             self.fail("%s where a comma or %s belongs" % (quote(self.next_in_flow()), bracket))
 
+
 def check_json(text):
     """Raise SyntaxMistake unless the text is strict JSON."""
     def refuse(name):
@@ -3096,6 +3376,11 @@ def check_json(text):
         json.loads(text, parse_constant=refuse)
     except (ValueError, RecursionError) as error:
         raise SyntaxMistake(getattr(error, "lineno", 1), "not JSON: %s" % error) from None
+
+
+# SECTION: CLUSTER FILE ----------------------------------------------------------------------------
+# Turns the YAML of a cluster file into a Cluster, and reports every mistake with its line. Pure:
+# it is given texts.
 
 # What a key of the cluster file holds, beside the kinds of PARAMETERS; what those are written as.
 ADDRESS, PORT, WHOLE_SECONDS = "address", "port", "whole seconds"
@@ -3106,8 +3391,6 @@ NAMES, NAMED_ADDRESSES, OPTIONS = "a list [a, b]", "a map {name: address}", "a m
 ClusterKey = namedtuple("ClusterKey", "name kind power verify methods default")
 ClusterKey.__new__.__defaults__ = (STRING, "", "", (), "")
 FENCE_OPTIONS = "fence_options"
-HTTP_METHODS = ("tasmota", "esphome", "http")
-PLUG_METHODS = ("kasa",) + HTTP_METHODS
 CLUSTER_KEYS = (
     ClusterKey("stonith_nodes", MAP),
     ClusterKey("stonith_fence_verify", BOOLEAN, default="1"),
@@ -3141,19 +3424,6 @@ NODE_KEYS = NETWORK_KEYS + (
     ClusterKey("delay", WHOLE_SECONDS),
     ClusterKey("off_timeout", WHOLE_SECONDS),
     ClusterKey("options", OPTIONS))
-
-# agent "": the node names it. comes_back: whether a fenced node is powered on again by default.
-Method = namedtuple("Method", "name agent fixed required comes_back")
-METHODS = {method.name: method for method in (
-    Method("ipmi", "fence_ipmilan", (("lanplus", "1"),), ("ip", "user"), True),
-    Method("kasa", "fence_kasa", (), ("ip",), False),
-    Method("tasmota", "fence_http", (("device", "tasmota"),), ("ip",), False),
-    Method("esphome", "fence_http", (("device", "esphome"),), ("ip",), False),
-    Method("http", "fence_http", (), ("ip", "power_off_url", "status_url", "status_on_regex",
-                                      "status_off_regex"), False),
-    Method("agent", "", (), ("agent",), True),
-    Method("none", "", (), (), False))}
-NO_DEVICE = METHODS["none"]
 OFF_TIMEOUT_SECONDS = 60   # that Pacemaker gives a power device, unless off_timeout says another
 VERIFY_SPARE_SECONDS = 45  # that Pacemaker gives a verifier beyond the agent's own limit
 LOOK_SECONDS = 20          # that fence_check may need after verify_wait
@@ -3162,23 +3432,28 @@ RACE_DELAY_SECONDS = 10    # head start in a fence race: slow plugs take seconds
 TIME_LIMITS = ("login_timeout", "shell_timeout", "power_timeout")
 NODE_NAME = "[A-Za-z0-9][A-Za-z0-9._-]{0,200}"
 AGENT_NAME = "fence_(?!kasa$|http$|check$)[A-Za-z0-9_-]+"
+
 # Parameters that follow from other keys, or would undo what makes the configuration safe.
 # SAFETY: with version=1 or help=1, fence agents end an off with success and switch nothing.
 # Test: test_options_cannot_make_an_agent_lie_or_lead_to_another_device
 RESERVED_OPTION = ("action|option|method|nodename|plug|port|port_as_ip|missing_as_off|version"
                    "|help|delay|pcmk_(host|delay)_.*|pcmk_[a-z]+_action"
                    "|pcmk_(off|on|reboot)_timeout")
+
 # Fence agents cut blanks at the end of a value and a pair of quotes around it.
 MANGLED_VALUE = '".*"|.* '
+
 # Pacemaker 2.1.5 writes these characters without their escapes, and loses them (cibadmin shows).
 DAMAGED_VALUE = "[^\x00-\x7f].*[&<>\"']"
-
 Mistake = namedtuple("Mistake", "file line is_warning text")
+
 # values and places: {key: value} and {key: (file, line)} of the stonith_ keys. networks: {how a
 # network's name is compared: its name}.
 Cluster = namedtuple("Cluster", "nodes values places networks")
+
 # values and places: the same of the node's keys that are given; networks: {name: own address}.
 ClusterNode = namedtuple("ClusterNode", "name method values places networks")
+
 
 def read_cluster(file, data, host_files=()):
     """Return (Cluster, [Mistake]); the Cluster is None when a mistake is more than a warning."""
@@ -3192,9 +3467,11 @@ def read_cluster(file, data, host_files=()):
     mistakes = sorted(set(reader.mistakes))
     return None if any(not mistake.is_warning for mistake in mistakes) else cluster, mistakes
 
+
 def render_mistake(mistake):
     return "%s:%d: %s%s" % (mistake.file, mistake.line, "warning: " if mistake.is_warning else "",
                             mistake.text)
+
 
 class ClusterReader:
     """Turns YamlNodes into values by their rows, and collects what is wrong with them."""
@@ -3308,10 +3585,12 @@ class ClusterReader:
             members[name] = self.read_value(ClusterKey(row.name, kind, name), entry)
         return {name: text for name, text in members.items() if text}
 
+
 def suggest(word, known):
     import difflib
     near = difflib.get_close_matches(word, known, 1)
     return ", did you mean %s?" % near[0] if near else ""
+
 
 def read_scalar(row, node):
     """Return the text of one value as it is handed on; raise UsageError with what is wrong."""
@@ -3334,6 +3613,7 @@ def read_scalar(row, node):
                          "damages such a value (use other letters, or password_script)")
     return render_cluster_value(row, text) if text else ""
 
+
 def render_cluster_value(row, text):
     if row.kind == ADDRESS:
         return render_ip(text)
@@ -3354,6 +3634,7 @@ def render_cluster_value(row, text):
             raise UsageError("%s is none of %s" % (quote(text), ", ".join(own.choices)))
     return text
 
+
 def render_ip(text):
     """Return an IP address in its usual form; raise UsageError for anything else."""
     family = socket.AF_INET6 if ":" in text else socket.AF_INET
@@ -3362,6 +3643,7 @@ def render_ip(text):
         raise UsageError("%s is not the address of one machine in a network" % quote(text))
     return usual
 
+
 def networks_named(cluster, name):
     """Return the networks that a name in the file means: "client" is all but mgmt and storage."""
     if network_key(name) in cluster.networks:
@@ -3369,16 +3651,20 @@ def networks_named(cluster, name):
     others = sorted(set(cluster.networks.values()) - {"mgmt", "storage"})
     return others if name.lower() == "client" else []
 
+
 def is_verified(cluster):
     return cluster.values["stonith_fence_verify"] == "1"
 
+
 def nodes_with_device(cluster):
     return [node for node in cluster.nodes if node.method is not NO_DEVICE]
+
 
 def find_verifiers(cluster, node):
     """Return the nodes that may verify that this one is dead: they see all its networks."""
     return [other for other in cluster.nodes
             if other is not node and node.networks.keys() <= other.networks.keys()]
+
 
 def fence_delay(cluster, node):
     """Return the seconds that fencing this node waits; two nodes that race need a winner."""
@@ -3388,10 +3674,12 @@ def fence_delay(cluster, node):
         return RACE_DELAY_SECONDS if node is cluster.nodes[0] else 0
     return int(node.values.get("delay", "0"))
 
+
 def off_timeout(cluster, node):
     """Return the seconds that Pacemaker gives the power device of a node for one action."""
     # A delay comes on top: before 2.1.6, Pacemaker's own timers do not count it.
     return int(node.values.get("off_timeout", OFF_TIMEOUT_SECONDS + fence_delay(cluster, node)))
+
 
 def power_limits(cluster, node):
     """Return the time limits (name: text) of a plug's agent that differ from its defaults."""
@@ -3404,6 +3692,7 @@ def power_limits(cluster, node):
             1, off_timeout(cluster, node) - fence_delay(cluster, node) - others)
     return limits
 
+
 def verify_limits(cluster, node):
     """Return the same of fence_check, which asks the same device: a slow one is slow for both."""
     options = node.values["options"]
@@ -3414,9 +3703,11 @@ def verify_limits(cluster, node):
         limits["power_timeout"] = str(needed)
     return limits
 
+
 def agent_seconds(limits):
     """Return how long an action of our agents may take with these limits (name: text)."""
     return sum(parse_seconds(limits.get(key, PARAMS_BY_NAME[key].default)) for key in TIME_LIMITS)
+
 
 def check_nodes(cluster, reader):
     names = {node.name for node in cluster.nodes}
@@ -3449,6 +3740,7 @@ def check_nodes(cluster, reader):
     if len(cluster.nodes) < 2 or not nodes_with_device(cluster):
         reader.error(cluster.places["stonith_nodes"], "nobody could fence: one node, or no device")
 
+
 def check_parameters(cluster, reader):
     """What cannot be passed to an agent, and what should not."""
     for node in nodes_with_device(cluster):
@@ -3473,6 +3765,7 @@ def check_parameters(cluster, reader):
             changeme = "; and it is CHANGEME" if "CHANGEME" in node.values["password"] else ""
             reader.warn(node.places["password"], "pcs, the CIB and its backups will show this "
                         "password to root on every node (password_script: PROGRAM)" + changeme)
+
 
 def check_addresses(cluster, reader):
     """Own addresses are single, devices are nobody's own address, outlets belong to one node."""
@@ -3503,6 +3796,7 @@ def check_addresses(cluster, reader):
                              "names none" % (other, node.name, address or node.method.name))
         devices[device].append((node.name, port, outlet))
 
+
 def check_timeouts(cluster, reader):
     """What Pacemaker gives must be longer than what the agents' own limits add up to."""
     for node in nodes_with_device(cluster):
@@ -3522,6 +3816,7 @@ def check_timeouts(cluster, reader):
         if given <= needed:
             reader.error(place, "off_timeout: the agent and its delay need more than %d s" % needed)
 
+
 def check_networks(cluster, reader):
     for key in ("stonith_direct_networks", "stonith_witness_ips"):
         for name in cluster.values[key]:
@@ -3539,6 +3834,7 @@ def check_networks(cluster, reader):
                 node.name, "no other node is in all its networks (%s)" % ", ".join(node.networks)
                 if node.networks else "it has no mgmt_ip, storage_ip or client_ips (--host-vars)"))
 
+
 def check_race(cluster, reader):
     delays = [fence_delay(cluster, node) for node in nodes_with_device(cluster)]
     place = cluster.places["stonith_nodes"]
@@ -3550,17 +3846,20 @@ def check_race(cluster, reader):
           and cluster.values["stonith_quorum_device"] == "0"):
         reader.warn(place, "with the same delay both nodes could fence each other at once")
 
+
 CLUSTER_CHECKS = (
     check_nodes, check_parameters, check_addresses, check_timeouts, check_networks, check_race)
 
-# SECTION 13: GENERATORS ===========================================================================
-# From a Cluster to one Configuration, what the cluster should hold, and from that to a script for
-# pcs, to crmsh, CIB XML, nftables and Ansible. Pure.
+
+# SECTION: PLAN ------------------------------------------------------------------------------------
+# From a Cluster to one Configuration: what the cluster should hold. Pure.
 
 # A fence device: options {name: value}, and its monitor's interval in seconds.
 Primitive = namedtuple("Primitive", "id agent options interval")
+
 # devices: ids of the primitives of level 1 of a node, in the order of their execution.
 Level = namedtuple("Level", "node devices")
+
 # nodes: names of the nodes that must not run a device.
 Ban = namedtuple("Ban", "device nodes is_verifier")
 Configuration = namedtuple("Configuration", "nodes primitives levels bans properties")
@@ -3570,6 +3869,7 @@ Configuration = namedtuple("Configuration", "nodes primitives levels bans proper
 OWNER = ("managed-by", "fencetool")
 MONITOR_TIMEOUT_SECONDS = 40  # or more, see monitor_timeout
 MAX_NODE_WITNESSES = 3
+
 
 def build_configuration(cluster):
     primitives, levels, bans = [], [], []
@@ -3595,11 +3895,13 @@ def build_configuration(cluster):
         tuple(node.name for node in cluster.nodes), tuple(primitives), tuple(levels), tuple(bans),
         (("stonith-enabled", "true"), ("stonith-timeout", "%ds" % longest)))
 
+
 def monitor_timeout(device):
     """Return the seconds that a monitor may take: more than a connection and two slow answers."""
     answer = device.options.get("shell_timeout", PARAMS_BY_NAME["shell_timeout"].default)
     needed = agent_seconds(dict(device.options, power_timeout=answer))
     return max(MONITOR_TIMEOUT_SECONDS, int(needed) + SPARE_SECONDS)
+
 
 def collect_options(node, column):
     """Return {parameter: value} from the node's keys, by a column of NODE_KEYS."""
@@ -3608,6 +3910,7 @@ def collect_options(node, column):
     if "password_script" in options:
         options.pop("password", None)
     return options
+
 
 def build_power_device(cluster, node):
     options = dict(node.method.fixed, **collect_options(node, "power"))
@@ -3629,6 +3932,7 @@ def build_power_device(cluster, node):
     if fence_delay(cluster, node):
         options["pcmk_delay_base"] = str(fence_delay(cluster, node))
     return Primitive("fence-" + node.name, node.values.get("agent", node.method.agent), options, 60)
+
 
 def build_verifier(cluster, node):
     """Return the fence_check device that proves the death of a node."""
@@ -3653,6 +3957,7 @@ def build_verifier(cluster, node):
     return Primitive("fence-verify-" + node.name, "fence_check",
                      {name: value for name, value in options.items() if value}, 300)
 
+
 def build_targets(cluster, node):
     """Return the parameters of fence_check that say where a node would show life."""
     # Another node is a witness only where a third one may be the verifier: nobody's own address
@@ -3672,6 +3977,14 @@ def build_targets(cluster, node):
     return {"target_mgmt_ip": node.networks.get("mgmt", ""),
             "target_storage_ip": node.networks.get("storage", ""), "target_ips": ",".join(more),
             "witness_ips": ",".join(witnesses), "direct_networks": ",".join(sorted(direct))}
+
+
+def ban_id(ban, node):
+    return "location-%s-%s--INFINITY" % (ban.device, node)  # as pcs names it
+
+
+# SECTION: OUTPUTS ---------------------------------------------------------------------------------
+# From a Configuration to a script for pcs, to crmsh, CIB XML, nftables and Ansible. Pure.
 
 # The script for pcs. All is in functions that the last lines call: half a script does nothing.
 PCS_HEAD = r"""#!/bin/sh
@@ -3802,6 +4115,7 @@ finish() {
 }
 """
 
+
 def render_pcs(configuration, source):
     devices = configuration.primitives
     lines = PCS_HEAD.split("\n")
@@ -3824,14 +4138,17 @@ def render_pcs(configuration, source):
                                                    for item in configuration.properties])
     return "\n".join(lines + ["}", "", 'prepare "$@"', "configure", "finish", ""])
 
+
 def render_banner(source, what):
     return ["# %s, made by fencetool %s from %s." % (what, __version__, one_line(source)),
             "# It may hold passwords: mode 0700, and not into a repository."]
+
 
 def render_sh(text):
     """Return text as one word of a shell command."""
     safe = re.fullmatch("[A-Za-z0-9_./:=,@%+-]+", text)
     return text if safe else "'%s'" % text.replace("'", r"'\''")
+
 
 def wrap_words(words):
     """Return shell words as the lines of one indented command."""
@@ -3842,6 +4159,7 @@ def wrap_words(words):
             lines.append("       ")
         lines[-1] += " " + word
     return lines
+
 
 def render_crmsh(configuration, source):
     """Return lines for `crm configure load update`, which removes nothing but levels."""
@@ -3866,8 +4184,6 @@ def render_crmsh(configuration, source):
     lines += [" ".join(["property"] + ["%s=%s" % item for item in configuration.properties])]
     return "\n".join(lines + [""])
 
-def ban_id(ban, node):
-    return "location-%s-%s--INFINITY" % (ban.device, node)  # as pcs names it
 
 def render_cib(configuration, source):
     """Return the configuration as a CIB, with the ids that pcs gives."""
@@ -3897,7 +4213,9 @@ def render_cib(configuration, source):
               % (level.node, level.node, ",".join(level.devices)) for level in configuration.levels]
     return "\n".join(lines + ["</fencing-topology>", "</configuration>", "<status/>", "</cib>", ""])
 
+
 RENDERERS = {"pcs": render_pcs, "crmsh": render_crmsh, "cib": render_cib}
+
 
 def render_nftables(cluster, name, source):
     """Return a table for one node: it reaches the fence devices of the others and not its own."""
@@ -3916,6 +4234,7 @@ def render_nftables(cluster, name, source):
         lines += ["        ip%s daddr %s counter %s" % ("6" if ":" in address else "", address,
                                                        verdict) for address in sorted(addresses)]
     return "\n".join(lines + ["    }", "}", ""])
+
 
 ANSIBLE_PLAY = """
 - name: Fencing with fencetool
@@ -3938,6 +4257,7 @@ ANSIBLE_PLAY = """
       run_once: true
 """
 
+
 def render_ansible(cluster, source):
     """Return a playbook that installs this tool on all nodes and runs the script on the first."""
     return "\n".join(render_banner(source, "Playbook")[:1] + [
@@ -3945,22 +4265,11 @@ def render_ansible(cluster, source):
     ]) + ANSIBLE_PLAY % (json.dumps(",".join(node.name for node in cluster.nodes)),
                          json.dumps(sorted(AGENTS)))
 
-# SECTION 14: COMMANDS =============================================================================
-# What people call: one cmd_ function a subcommand; it returns the exit code.
+# PART 6: PEOPLE ===================================================================================
 
-HOST_VARS_OPTION = (("--host-vars",), {"metavar": "DIR", "help": "directory of NODE.yml files with "
-                                       "mgmt_ip, storage_ip and client_ips (Ansible's host_vars)"})
-CHECK_OPTIONS = (
-    (("cluster",), {"nargs": "?", "default": CLUSTER_FILE, "help": "cluster file (%(default)s)"}),
-    HOST_VARS_OPTION, (("--json",), {"action": "store_true", "help": "for machines"}))
-GENERATE_OPTIONS = (
-    (("words",), {
-        "nargs": "*", "metavar": "CLUSTER", "help": "cluster file (%s); or: nftables NODE "
-        "[CLUSTER], a firewall; or: ansible [CLUSTER], a playbook for all" % CLUSTER_FILE}),
-    HOST_VARS_OPTION,
-    (("--format",), {"choices": RENDERERS, "default": "pcs",
-                     "help": "what the configuration is for (default: a script for pcs)"}),
-    (("-o", "--output"), {"metavar": "FILE", "help": "write there, mode 0700, not to stdout"}))
+# SECTION: LOOK-UP ---------------------------------------------------------------------------------
+# What fence_check -n NODE does not have to be told, since the cluster knows it.
+
 
 def load_cluster(path, host_vars, system):
     """Return (Cluster or None, [Mistake]) of a cluster file and a directory of host_vars."""
@@ -3977,80 +4286,53 @@ def load_cluster(path, host_vars, system):
         if re.fullmatch(r"(?!\.).*\.(yml|yaml|json)|[^.]*[^.~]", os.path.basename(file))
         or os.path.basename(file) == node and node.encode() in data])
 
-def cmd_check_config(options, system):
-    """Report every mistake in a cluster file, with its line; exit code 1 if there is one."""
-    cluster, mistakes = load_cluster(options.cluster, options.host_vars, system)
-    if options.json:
-        shown = {"good": bool(cluster), "mistakes": [mistake._asdict() for mistake in mistakes]}
-        system.write(json.dumps(shown, indent=2))
-    else:
-        errors = sum(not mistake.is_warning for mistake in mistakes)
-        system.write("\n".join([render_mistake(mistake) for mistake in mistakes] + [
-            "%s: %d mistakes, %d warnings" % (options.cluster, errors, len(mistakes) - errors)]))
-    return EXIT_GOOD if cluster else EXIT_BAD
 
-def cmd_gen_config(options, system):
-    """Write the fencing configuration of a cluster: a script for pcs, or what --format says."""
-    words = list(options.words)
-    what = words.pop(0) if words[:1] in (["nftables"], ["ansible"]) else options.format
-    node = words.pop(0) if words and what == "nftables" else ""
-    path = words.pop(0) if words else CLUSTER_FILE
-    if words:
-        raise UsageError("%s is one word too many (see gen-config --help)" % quote(words[0]))
-    cluster, mistakes = load_cluster(path, options.host_vars, system)
-    for mistake in mistakes:
-        system.tell(render_mistake(mistake))
+def find_check_parameters(node, values, system):
+    """Return the fence_check parameters of a node: from the cluster file, else from the cluster."""
+    path = values.get("config", CLUSTER_FILE)
+    if "config" in values or os.path.exists(path):
+        return read_check_parameters(path, node, system)
+    query = ["cibadmin", "--query", "--local", "--xpath", "//primitive[@type='fence_check']"]
+    code, out, err = system.run(query, "", system.deadline(10))
+    if code != 0:
+        raise UsageError("%s does not exist, and the cluster knows no fence_check for %s: %s"
+                         % (CLUSTER_FILE, quote(node), quote(err.strip())))
+    return parse_check_parameters(out, node)
+
+
+def read_check_parameters(path, name, system):
+    """Return the fence_check parameters of a node from a cluster file, by their names."""
+    cluster, mistakes = load_cluster(path, "", system)
     if not cluster:
-        raise FenceError("nothing was written: mend the mistakes in %s first" % path)
-    text = (render_ansible(cluster, path) if what == "ansible" else
-            render_nftables(cluster, node, path) if what == "nftables" else
-            RENDERERS[what](build_configuration(cluster), path))
-    if options.output:
-        system.write_script(options.output, text)
-    else:
-        system.write(text.rstrip("\n"))
-    return EXIT_GOOD
+        raise UsageError(render_mistake(next(item for item in mistakes if not item.is_warning)))
+    for node in nodes_with_device(cluster):
+        if node.name == name:
+            return {option: value for option, value in build_verifier(cluster, node).options.items()
+                    if not option.startswith("pcmk_")}
+    raise UsageError("%s has no fence device for %s" % (path, quote(name)))
 
-def cmd_agents(arguments, system):
-    """Print the names of the fence agents in this file: install.sh makes a link for each."""
-    system.write("\n".join(AGENTS))
-    return EXIT_GOOD
 
-# The external plugin of cluster-glue: verbs in argv, parameters in the environment.
-# Source: cluster-glue 1.0.12 lib/plugins/stonith/external.c; seen: `stonith -t external/kasa`.
-PLUGIN_PARAMS = ("ip", "ipport", "plug", "device_mac", "power_timeout")
-PLUGIN_ACTIONS = {"on": "on", "off": "off", "reset": "reboot", "status": "monitor"}
+def parse_check_parameters(text, node):
+    """Return the parameters of the one fence_check device in a part of the CIB that is for node."""
+    from xml.etree import ElementTree
+    found = []
+    try:
+        tree = ElementTree.fromstring(text)
+    except ElementTree.ParseError:
+        raise UsageError("cibadmin printed no XML: %s" % quote(text)) from None
+    for primitive in tree.iter("primitive"):
+        pairs = {pair.get("name"): pair.get("value", "")
+                 for pair in primitive.iterfind("instance_attributes/nvpair")}
+        hosts = re.split("[,; \t]+", pairs.get("pcmk_host_list", ""))
+        hosts += re.findall("([^:; \t]+):", pairs.get("pcmk_host_map", ""))
+        if node in hosts:
+            found.append(pairs)
+    if len(found) != 1:
+        raise UsageError("the CIB has %d fence_check devices for %s" % (len(found), quote(node)))
+    return found[0]
 
-def run_plugin(agent, words, environment, system):
-    """Run one call of the cluster-glue plugin dialect; return its exit code."""
-    verb, host = (words + ["", ""])[:2]
-    hosts = environment.get("hostlist", "").replace(",", " ").split()
-    texts = {
-        "getconfignames": "\n".join(("hostlist",) + PLUGIN_PARAMS), "gethosts": "\n".join(hosts),
-        "getinfo-devid": agent.name, "getinfo-devname": agent.name,
-        "getinfo-devdescr": agent.longdesc, "getinfo-devurl": "see fencetool --help",
-        "getinfo-xml": render_plugin_parameters(agent)}
-    if verb in texts:
-        system.write(texts[verb])
-        return EXIT_GOOD
-    if verb not in PLUGIN_ACTIONS:
-        raise UsageError("unsupported action %s of a cluster-glue plugin" % quote(verb) if verb
-                         else "no action given (this is the cluster-glue plugin)")
-    if [host] != hosts and verb != "status":
-        raise UsageError("%s is not the one node of the hostlist (%s); nothing was switched"
-                         % (quote(host), " ".join(hosts)))
-    pairs = [(key, environment[key]) for key in PLUGIN_PARAMS + ("ipaddr",) if key in environment]
-    return run_agent(agent, pairs + [("action", PLUGIN_ACTIONS[verb]), ("nodename", host)], system)
 
-def render_plugin_parameters(agent):
-    agent = agent._replace(required=("hostlist",) + agent.required)
-    rows = [param("hostlist", STRING, "Nodes to be fenced")]
-    rows += [row for row in rows_of(agent) if row.name in PLUGIN_PARAMS]
-    lines = [line for row in rows for line in render_metadata_parameter(agent, row, row.name, ())
-             if not line.startswith("<getopt")]
-    return "\n".join(["<parameters>"] + lines + ["</parameters>"])
-
-# SECTION 15: SIMULATOR ============================================================================
+# SECTION: SIMULATOR AND DEMO ----------------------------------------------------------------------
 # Virtual plugs on real sockets, with faults to order, and the demo that shows them. Used by no
 # agent. A virtual device keeps apart what its relay reports and what its contact does.
 
@@ -4059,6 +4341,7 @@ FAULTS = {
     "welded": "reports OFF while the contact stays closed",
     "portal": "answers everything with the sign-in page of a captive portal (HTTP)"}
 WATTS = 43.0  # that a node draws
+
 
 class VirtualDevice:
     """A device that listens on loopback (or another address) until stop()."""
@@ -4126,7 +4409,9 @@ class VirtualDevice:
     def send_answer(self, handle, answer):
         handle.sendall(answer)
 
+
 KASA_REFUSAL = {"err_code": -1, "err_msg": "module not support"}
+
 
 class VirtualKasa(VirtualDevice):
     """A Kasa plug, or a strip when it has several aliases."""
@@ -4189,8 +4474,10 @@ class VirtualKasa(VirtualDevice):
         return {"current_ma": int(watts / 0.23), "power_mw": int(watts * 1000), "total_wh": 26889,
                 "voltage_mv": 230000, "err_code": 0}
 
+
 PORTAL_PAGE = ("<!DOCTYPE html><html><title>Sign in: Wi-Fi ON or OFF</title><form>"
                "<input id=psk name=psk type=password></form></html>")
+
 
 class VirtualHttp(VirtualDevice):
     """A web server; subclasses answer in their dialect."""
@@ -4240,6 +4527,7 @@ class VirtualHttp(VirtualDevice):
         lines.append("Content-Length: %d" % len(data))
         return "\r\n".join(lines + ["", ""]).encode("latin-1") + data
 
+
 class VirtualTasmota(VirtualHttp):
     """A Tasmota device."""
 
@@ -4288,19 +4576,21 @@ class VirtualTasmota(VirtualHttp):
         watts = WATTS * sum(outlet.powered for outlet in self.outlets) if shown else 0
         return {"ENERGY": {"Total": 3.185, "Power": watts, "Voltage": 230 if shown else 0}}
 
+
 def parse_query(path):
     from urllib.parse import parse_qsl
     return dict(parse_qsl(path.partition("?")[2]))
 
+
 # A switch by its web pages: paths of on, off and status, and the status page with its words.
 VirtualPages = namedtuple("VirtualPages", "on off status page words")
-
 SHELLY_PAGES = VirtualPages(
     "/relay/0?turn=on", "/relay/0?turn=off", "/relay/0",
     '{"ison":%s,"has_timer":false,"source":"http"}', {"ON": "true", "OFF": "false"})
 ESPHOME_PAGES = VirtualPages(
     "/switch/relay/turn_on", "/switch/relay/turn_off", "/switch/relay?detail=all",
     '{"id":"switch/relay","name":"relay","state":"%s"}', {"ON": "ON", "OFF": "OFF"})
+
 
 class VirtualSwitch(VirtualHttp):
     """A switch of whatever make, by its pages."""
@@ -4315,10 +4605,10 @@ class VirtualSwitch(VirtualHttp):
             return 404, {}, "Not Found: OFF"
         return 200, {}, pages.page % pages.words[self.words()[1]]
 
+
 # One step of the demo. device: key of a virtual device; expected: exit code; shows: what the output
 # must hold; lesson: what the reader should take from it.
 DemoStep = namedtuple("DemoStep", "device parameters expected shows lesson")
-
 DEMO_PARAMETERS = "nodename=storage-b\nshell_timeout=1\npower_timeout=3\nstonith_status_sleep=0.5\n"
 DEMO_STEPS = (
     DemoStep("plug", "action=status", 0, "Status: ON", "a node runs on this plug"),
@@ -4338,6 +4628,7 @@ DEMO_STEPS = (
     DemoStep("switch", "action=off\npower_off_url=/relay/0?turn=off\nstatus_url=/relay/0\n"
              'status_on_regex="ison":true\nstatus_off_regex="ison":false', 1, "sign-in page",
              "any device with URLs (a Shelly), but its Wi-Fi is a captive portal now: NOT fenced"))
+
 
 def cmd_demo(arguments, system):
     """Fence virtual nodes on this machine: no hardware, no root, nothing leaves loopback."""
@@ -4363,6 +4654,7 @@ def cmd_demo(arguments, system):
                  "  sh install.sh\n  fence_kasa -a ADDRESS -o status" % len(DEMO_STEPS))
     return EXIT_GOOD
 
+
 def run_demo_step(number, step, device, system):
     """Run one step and show it; return whether it went as told."""
     parameters = "ip=%s\nipport=%d\n%s%s\n" % (device.address + (DEMO_PARAMETERS, step.parameters))
@@ -4377,12 +4669,97 @@ def run_demo_step(number, step, device, system):
                                             % (step.expected, step.shows)))
     return good
 
-# SECTION 16: ENTRY ================================================================================
-# From the name and the arguments that the program was started with to one exit code.
+
+# SECTION: COMMANDS --------------------------------------------------------------------------------
+# What people call: one cmd_ function a subcommand; it returns the exit code.
+
+HOST_VARS_OPTION = (("--host-vars",), {"metavar": "DIR", "help": "directory of NODE.yml files with "
+                                       "mgmt_ip, storage_ip and client_ips (Ansible's host_vars)"})
+CHECK_OPTIONS = (
+    (("cluster",), {"nargs": "?", "default": CLUSTER_FILE, "help": "cluster file (%(default)s)"}),
+    HOST_VARS_OPTION, (("--json",), {"action": "store_true", "help": "for machines"}))
+GENERATE_OPTIONS = (
+    (("words",), {
+        "nargs": "*", "metavar": "CLUSTER", "help": "cluster file (%s); or: nftables NODE "
+        "[CLUSTER], a firewall; or: ansible [CLUSTER], a playbook for all" % CLUSTER_FILE}),
+    HOST_VARS_OPTION,
+    (("--format",), {"choices": RENDERERS, "default": "pcs",
+                     "help": "what the configuration is for (default: a script for pcs)"}),
+    (("-o", "--output"), {"metavar": "FILE", "help": "write there, mode 0700, not to stdout"}))
+
+
+def cmd_check_config(options, system):
+    """Report every mistake in a cluster file, with its line; exit code 1 if there is one."""
+    cluster, mistakes = load_cluster(options.cluster, options.host_vars, system)
+    if options.json:
+        shown = {"good": bool(cluster), "mistakes": [mistake._asdict() for mistake in mistakes]}
+        system.write(json.dumps(shown, indent=2))
+    else:
+        errors = sum(not mistake.is_warning for mistake in mistakes)
+        system.write("\n".join([render_mistake(mistake) for mistake in mistakes] + [
+            "%s: %d mistakes, %d warnings" % (options.cluster, errors, len(mistakes) - errors)]))
+    return EXIT_GOOD if cluster else EXIT_BAD
+
+
+def cmd_gen_config(options, system):
+    """Write the fencing configuration of a cluster: a script for pcs, or what --format says."""
+    words = list(options.words)
+    what = words.pop(0) if words[:1] in (["nftables"], ["ansible"]) else options.format
+    node = words.pop(0) if words and what == "nftables" else ""
+    path = words.pop(0) if words else CLUSTER_FILE
+    if words:
+        raise UsageError("%s is one word too many (see gen-config --help)" % quote(words[0]))
+    cluster, mistakes = load_cluster(path, options.host_vars, system)
+    for mistake in mistakes:
+        system.tell(render_mistake(mistake))
+    if not cluster:
+        raise FenceError("nothing was written: mend the mistakes in %s first" % path)
+    text = (render_ansible(cluster, path) if what == "ansible" else
+            render_nftables(cluster, node, path) if what == "nftables" else
+            RENDERERS[what](build_configuration(cluster), path))
+    if options.output:
+        system.write_script(options.output, text)
+    else:
+        system.write(text.rstrip("\n"))
+    return EXIT_GOOD
+
+
+def cmd_agents(arguments, system):
+    """Print the names of the fence agents in this file: install.sh makes a link for each."""
+    system.write("\n".join(AGENTS))
+    return EXIT_GOOD
+
 
 # Each subcommand with its options; its help is its function's docstring.
 COMMANDS = {"demo": (cmd_demo, ()), "check-config": (cmd_check_config, CHECK_OPTIONS),
             "gen-config": (cmd_gen_config, GENERATE_OPTIONS), "agents": (cmd_agents, ())}
+
+
+def run_command(arguments, system):
+    import argparse
+    parser = argparse.ArgumentParser(
+        prog="fencetool", allow_abbrev=False, description=__doc__.split("\n\n")[0],
+        epilog="Agents: %s (fencetool.py AGENT --help tells their options)." % ", ".join(AGENTS))
+    parser.add_argument("--version", action="version", version="fencetool " + __version__)
+    subparsers = parser.add_subparsers(dest="command", metavar="SUBCOMMAND")
+    for name, (run, rows) in COMMANDS.items():
+        subparser = subparsers.add_parser(name, help=run.__doc__, allow_abbrev=False,
+                                          description=run.__doc__)
+        for names, settings in rows:
+            subparser.add_argument(*names, **settings)
+    try:
+        options = parser.parse_args(arguments)
+    except SystemExit as stop:
+        sys.stdout.flush()
+        return stop.code
+    if not options.command:
+        parser.print_help(sys.stderr)
+        return EXIT_USAGE
+    return COMMANDS[options.command][0](options, system)
+
+
+# SECTION: ENTRY -----------------------------------------------------------------------------------
+# From the name and the arguments that the program was started with to one exit code.
 
 def main(argv, environment):
     """Run the program and return its exit code; nothing but exit codes and lines leaves here."""
@@ -4415,47 +4792,6 @@ def main(argv, environment):
         system.error(describe_defect(error))
     return EXIT_BAD
 
-def find_check_parameters(node, values, system):
-    """Return the fence_check parameters of a node: from the cluster file, else from the cluster."""
-    path = values.get("config", CLUSTER_FILE)
-    if "config" in values or os.path.exists(path):
-        return read_check_parameters(path, node, system)
-    query = ["cibadmin", "--query", "--local", "--xpath", "//primitive[@type='fence_check']"]
-    code, out, err = system.run(query, "", system.deadline(10))
-    if code != 0:
-        raise UsageError("%s does not exist, and the cluster knows no fence_check for %s: %s"
-                         % (CLUSTER_FILE, quote(node), quote(err.strip())))
-    return parse_check_parameters(out, node)
-
-def read_check_parameters(path, name, system):
-    """Return the fence_check parameters of a node from a cluster file, by their names."""
-    cluster, mistakes = load_cluster(path, "", system)
-    if not cluster:
-        raise UsageError(render_mistake(next(item for item in mistakes if not item.is_warning)))
-    for node in nodes_with_device(cluster):
-        if node.name == name:
-            return {option: value for option, value in build_verifier(cluster, node).options.items()
-                    if not option.startswith("pcmk_")}
-    raise UsageError("%s has no fence device for %s" % (path, quote(name)))
-
-def parse_check_parameters(text, node):
-    """Return the parameters of the one fence_check device in a part of the CIB that is for node."""
-    from xml.etree import ElementTree
-    found = []
-    try:
-        tree = ElementTree.fromstring(text)
-    except ElementTree.ParseError:
-        raise UsageError("cibadmin printed no XML: %s" % quote(text)) from None
-    for primitive in tree.iter("primitive"):
-        pairs = {pair.get("name"): pair.get("value", "")
-                 for pair in primitive.iterfind("instance_attributes/nvpair")}
-        hosts = re.split("[,; \t]+", pairs.get("pcmk_host_list", ""))
-        hosts += re.findall("([^:; \t]+):", pairs.get("pcmk_host_map", ""))
-        if node in hosts:
-            found.append(pairs)
-    if len(found) != 1:
-        raise UsageError("the CIB has %d fence_check devices for %s" % (len(found), quote(node)))
-    return found[0]
 
 def describe_defect(error):
     """Return one line for an exception that should not have come, with the place it came from."""
@@ -4464,33 +4800,13 @@ def describe_defect(error):
     return "internal error, please report it: %s: %s (%s line %d)" % (
         type(error).__name__, error, place.name, place.lineno)
 
-def run_command(arguments, system):
-    import argparse
-    parser = argparse.ArgumentParser(
-        prog="fencetool", allow_abbrev=False, description=__doc__.split("\n\n")[0],
-        epilog="Agents: %s (fencetool.py AGENT --help tells their options)." % ", ".join(AGENTS))
-    parser.add_argument("--version", action="version", version="fencetool " + __version__)
-    subparsers = parser.add_subparsers(dest="command", metavar="SUBCOMMAND")
-    for name, (run, rows) in COMMANDS.items():
-        subparser = subparsers.add_parser(name, help=run.__doc__, allow_abbrev=False,
-                                          description=run.__doc__)
-        for names, settings in rows:
-            subparser.add_argument(*names, **settings)
-    try:
-        options = parser.parse_args(arguments)
-    except SystemExit as stop:
-        sys.stdout.flush()
-        return stop.code
-    if not options.command:
-        parser.print_help(sys.stderr)
-        return EXIT_USAGE
-    return COMMANDS[options.command][0](options, system)
 
 def open_missing_descriptors():
     # SAFETY: with stderr closed, the connection to the plug would become stderr.
     # Test: test_closed_descriptors_are_no_hazard
     while os.open(os.devnull, os.O_RDWR) < 3:
         pass
+
 
 if __name__ == "__main__":
     open_missing_descriptors()
