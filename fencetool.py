@@ -56,7 +56,6 @@ EXIT_USAGE = 2  # subcommands for people
 LOG_ERR, LOG_WARNING, LOG_INFO = 3, 4, 6  # priorities of syslog(3)
 LOG_DAEMON = 3 << 3
 LOG_SOCKET = "/dev/log"
-KASA_PORT = 9999
 HTTP_PORT = 80
 HTTPS_PORT = 443
 MAX_REPLY_BYTES = 65536   # the largest honest replies are event streams of big ESPHome devices
@@ -206,6 +205,11 @@ def check_address(text):
 
 def split_list(text):
     return [item.strip() for item in text.split(",") if item.strip()]
+
+
+def render_identifier(name):
+    """Return a name as devices make identifiers from it: a-z, 0-9, _ and -, all else a _ a byte."""
+    return re.sub(b"[^a-z0-9_-]", b"_", name.encode("utf-8", "backslashreplace").lower()).decode()
 
 
 def render_mac(digits):
@@ -504,39 +508,60 @@ def render_blockers(verdict):
 
 
 # SECTION: DIALECTS --------------------------------------------------------------------------------
-# What families of plugs there are, one row each. Choices, ports, methods, keys, help and errors
-# are derived from the rows.
+# A dialect is what a family of plugs speaks: one row each. Choices, ports, keys of the cluster
+# file, help and errors are derived from the rows; a family's facts and code are in its room.
 
-METHOD_PORTS = {"kasa": KASA_PORT, "tasmota": HTTP_PORT, "esphome": HTTP_PORT, "http": HTTP_PORT}
-HTTP_METHODS = ("tasmota", "esphome", "http")
-PLUG_METHODS = ("kasa",) + HTTP_METHODS
+# name: as device= and the rooms of part 3 call it. title: for help texts. method: its word in the
+# cluster file and in fence_method. agent: who speaks it; "" where the cluster file names the agent.
+# port: that the device listens on; 0 where an installed agent knows it. urls: the pattern of the
+# paths that only it has. keys: of the cluster file, beside those that every method takes; required:
+# of all of them (password_script serves as a password). fixed: parameters that its agent gets each
+# time. comes_back: whether a node is powered on again after it was fenced, unless power_on tells.
+Dialect = namedtuple("Dialect", "name title method agent port urls keys required fixed comes_back")
 
-# agent "": the node names it. comes_back: whether a fenced node is powered on again by default.
-Method = namedtuple("Method", "name agent fixed required comes_back")
-METHODS = {method.name: method for method in (
-    Method("ipmi", "fence_ipmilan", (("lanplus", "1"),), ("ip", "user"), True),
-    Method("kasa", "fence_kasa", (), ("ip",), False),
-    Method("tasmota", "fence_http", (("device", "tasmota"),), ("ip",), False),
-    Method("esphome", "fence_http", (("device", "esphome"),), ("ip",), False),
-    Method("http", "fence_http", (), ("ip", "power_off_url", "status_url", "status_on_regex",
-                                      "status_off_regex"), False),
-    Method("agent", "", (), ("agent",), True),
-    Method("none", "", (), (), False))}
-NO_DEVICE = METHODS["none"]
+DIALECTS = {row.name: row for row in (
+    Dialect(
+        name="ipmi", title="IPMI", method="ipmi", agent="fence_ipmilan", port=0, urls="",
+        keys=(), required=("ip", "user", "password"), fixed={"lanplus": "1"}, comes_back=True),
+    Dialect(
+        name="kasa", title="TP-Link Kasa", method="kasa", agent="fence_kasa", port=9999, urls="",
+        keys=("mac", "outlet", "power_meter"), required=("ip",), fixed={}, comes_back=False),
+    Dialect(
+        name="tasmota", title="Tasmota", method="tasmota", agent="fence_http", port=HTTP_PORT,
+        urls=r"/cm\?(.*&)?cmnd=", keys=("mac", "outlet", "power_meter", "ssl", "ssl_insecure"),
+        required=("ip",), fixed={"device": "tasmota"}, comes_back=False),
+    Dialect(
+        name="esphome", title="ESPHome", method="esphome", agent="fence_http", port=HTTP_PORT,
+        urls="/switch/",
+        keys=("mac", "outlet", "switch_name", "power_meter", "ssl", "ssl_insecure"),
+        required=("ip",), fixed={"device": "esphome"}, comes_back=False),
+    Dialect(
+        name="url", title="any HTTP power switch", method="http", agent="fence_http",
+        port=HTTP_PORT, urls="",
+        keys=("power_on_url", "power_off_url", "status_url", "status_on_regex",
+              "status_off_regex", "http_method", "power_meter", "ssl", "ssl_insecure"),
+        required=("ip", "power_off_url", "status_url", "status_on_regex", "status_off_regex"),
+        fixed={}, comes_back=False),
+    Dialect(
+        name="agent", title="an installed fence agent", method="agent", agent="", port=0, urls="",
+        keys=("agent", "outlet"), required=("agent",), fixed={}, comes_back=True))}
+DIALECTS_BY_METHOD = {row.method: row for row in DIALECTS.values()}
 
 
-def choose_http_device(settings):
-    """Return the kind of device (a key of DEVICES) that the URLs mean; all must mean the same."""
-    paths = [re.sub("^https?://[^/]*", "", getattr(settings, name)) for name in URL_PARAMS]
-    kinds = {"tasmota" if re.match(r"/cm\?(.*&)?cmnd=", path)
-             else "esphome" if path.startswith("/switch/") else "url" for path in paths if path}
-    if not kinds:
-        raise UsageError("nothing says what the device is: set device=tasmota or device=esphome, "
-                         "or power_on_url, power_off_url and status_url")
-    if len(kinds) > 1:
-        raise UsageError("the URLs belong to different kinds of device (%s): set device"
-                         % ", ".join(sorted(kinds)))
-    return kinds.pop()
+def dialects_of(agent):
+    """Return the rows that one of our own agents speaks."""
+    return [row for row in DIALECTS.values() if row.agent == agent]
+
+
+def find_own_methods():
+    """Return the words of fence_method for what this file speaks, and for IPMI."""
+    return [row.method for row in DIALECTS.values() if row.agent]
+
+
+def find_url_dialects(paths):
+    """Return the names of the dialects that paths of URLs belong to; no one else's is "url"."""
+    return {next((row.name for row in DIALECTS.values() if row.urls and re.match(row.urls, path)),
+                 "url") for path in paths}
 
 
 # SECTION: PARAMETERS ------------------------------------------------------------------------------
@@ -750,6 +775,19 @@ def check_settings(settings):
         settings.ip, settings.ipport = split_address(settings.ip, settings.ipport)
 
 
+def choose_http_dialect(settings):
+    """Return the dialect that the URLs mean; all must mean the same."""
+    paths = [re.sub("^https?://[^/]*", "", getattr(settings, name)) for name in URL_PARAMS]
+    found = find_url_dialects([path for path in paths if path])
+    if not found:
+        raise UsageError("nothing says what the device is: set device=tasmota or device=esphome, "
+                         "or power_on_url, power_off_url and status_url")
+    if len(found) > 1:
+        raise UsageError("the URLs belong to different kinds of device (%s): set device"
+                         % ", ".join(sorted(found)))
+    return found.pop()
+
+
 def find_path(url, settings):
     """Return the path of a URL parameter; a full URL must lead to the device itself."""
     match = re.fullmatch("(https?)://([^/]+)(/.*)", url)
@@ -814,8 +852,7 @@ def parse_options(text):
     return options
 
 
-# Where fence_check's parameters go in the settings of its fence device, and the default port of
-# what that speaks; an installed agent has one of its own.
+# Where fence_check's parameters go in the settings of its fence device.
 DEVICE_NAMES = {"fence_ip": "ip", "fence_ipport": "ipport", "fence_user": "username",
                 "fence_pass": "password", "fence_plug": "plug"}
 
@@ -827,7 +864,8 @@ def build_check_settings(settings):
     if settings.fence_pass and settings.password not in ("", settings.fence_pass):
         raise UsageError("fence_pass and password are both given, with different values")
     options = parse_options(settings.fence_options)
-    port = METHOD_PORTS.get(settings.fence_method)
+    dialect = DIALECTS_BY_METHOD.get(settings.fence_method)
+    port = dialect.port if dialect else 0
     values, unknown = collect_values(options.items() if port else (), PARAMS)
     own = sorted(name for name in values if hasattr(settings, name))
     if unknown or own:
@@ -2006,10 +2044,6 @@ def build_esphome_path(switch):
     return "/switch/" + "/".join(map(percent_encode, switch.split("/")))
 
 
-def build_esphome_object_id(name):
-    return re.sub(b"[^a-z0-9_-]", b"_", name.encode("utf-8", "backslashreplace").lower()).decode()
-
-
 def parse_esphome_switch(text, switch):
     """Return (PowerState, assumed) of a reply, which must be that of the switch asked for."""
     # SAFETY: old firmware finds a switch by an id that two names can share, and answers with the
@@ -2025,11 +2059,11 @@ def esphome_reply_is_of(members, switch):
     device, _, wanted = switch.rpartition("/")
 
     def fits(name):
-        return name == wanted or build_esphome_object_id(name) == wanted
+        return name == wanted or render_identifier(name) == wanted
     claims = []
     for identifier in (str(members[key]) for key in ("id", "name_id") if key in members):
         if identifier.startswith("switch-"):
-            claims.append(identifier[7:] == build_esphome_object_id(wanted))
+            claims.append(identifier[7:] == render_identifier(wanted))
         else:
             owner, _, name = identifier.rpartition("/")
             claims.append(owner == ("switch/" + device).rstrip("/") and fits(name))
@@ -2062,7 +2096,7 @@ def parse_esphome_events(text):
             continue
         name = str(members.get("name", identifier[7:].rpartition("/")[2]))
         prefix = "%s/" % members["device"] if members.get("device") else ""
-        switches[identifier] = (prefix + build_esphome_object_id(name), prefix + name,
+        switches[identifier] = (prefix + render_identifier(name), prefix + name,
                                 parse_esphome_state(members))
     only = ("1",) if len(switches) == 1 else ()
     return tuple(Outlet(number, name, only, state) for number, name, state in switches.values())
@@ -2109,7 +2143,7 @@ class EsphomeDevice(HttpDevice):
     def _find_switch(self, switch, deadline):
         """Return the state of a switch, or None when the device knows it neither by name nor id."""
         device, _, name = switch.rpartition("/")
-        object_id = (device + "/" if device else "") + build_esphome_object_id(name)
+        object_id = (device + "/" if device else "") + render_identifier(name)
         self.switch = switch
         for spelling in (switch, object_id) if object_id != switch else (switch,):
             path = build_esphome_path(spelling)
@@ -2241,7 +2275,7 @@ def open_device(method, system, settings):
     """Return the Device that a method means: http, a kind of DEVICES, ipmi or an agent's name."""
     kind = method
     if method == "http":
-        kind = settings.device if settings.device != "auto" else choose_http_device(settings)
+        kind = settings.device if settings.device != "auto" else choose_http_dialect(settings)
     if getattr(settings, "switch_name", ""):
         if settings.plug not in ("", settings.nodename, settings.switch_name):
             raise UsageError("plug %s and switch_name %s name different outlets"
@@ -2823,7 +2857,8 @@ AGENTS = {agent.name: agent._replace(params=[row.name for row in agent.params]) 
           "fence_kasa switches the outlets of TP-Link Kasa plugs and power strips over their local "
           "protocol on TCP port 9999. It reports success only when the device itself has confirmed "
           "the new power state and, where the outlet has a power meter, the load is gone.",
-          DEVICE_PARAMS + COMMON_PARAMS, {"ipport": str(KASA_PORT)}, ("ip",), DEVICE_ACTIONS),
+          DEVICE_PARAMS + COMMON_PARAMS, {"ipport": str(DIALECTS["kasa"].port)}, ("ip",),
+          DEVICE_ACTIONS),
     Agent("fence_http", "http", "Fence agent for Tasmota, ESPHome and any HTTP power switch",
           "fence_http switches the relays of Tasmota and ESPHome devices over their web servers, "
           "and any device that has one URL to switch on, one to switch off and one to tell the "
@@ -3387,43 +3422,52 @@ ADDRESS, PORT, WHOLE_SECONDS = "address", "port", "whole seconds"
 NAMES, NAMED_ADDRESSES, OPTIONS = "a list [a, b]", "a map {name: address}", "a map {name: value}"
 
 # power: the parameter of the power agent; verify: that of fence_check, or FENCE_OPTIONS, through
-# which the power agent's goes. methods: those that have the key, () for all.
-ClusterKey = namedtuple("ClusterKey", "name kind power verify methods default")
-ClusterKey.__new__.__defaults__ = (STRING, "", "", (), "")
+# which the power agent's goes. Which methods have a key is told by the rows of DIALECTS.
+ClusterKey = namedtuple("ClusterKey", "name kind power verify default")
 FENCE_OPTIONS = "fence_options"
+
+
+def cluster_key(name, kind=STRING, power="", verify="", default=""):
+    return ClusterKey(name=name, kind=kind, power=power, verify=verify, default=default)
+
+
 CLUSTER_KEYS = (
-    ClusterKey("stonith_nodes", MAP),
-    ClusterKey("stonith_fence_verify", BOOLEAN, default="1"),
-    ClusterKey("stonith_verify_wait", WHOLE_SECONDS, default="10"),
-    ClusterKey("stonith_quorum_device", BOOLEAN, default="0"),
-    ClusterKey("stonith_direct_networks", NAMES, default=()),
-    ClusterKey("stonith_witness_ips", NAMED_ADDRESSES, default={}))
-NETWORK_KEYS = (ClusterKey("mgmt_ip", ADDRESS), ClusterKey("storage_ip", ADDRESS),
-                ClusterKey("client_ips", NAMED_ADDRESSES))
+    cluster_key("stonith_nodes", MAP),
+    cluster_key("stonith_fence_verify", BOOLEAN, default="1"),
+    cluster_key("stonith_verify_wait", WHOLE_SECONDS, default="10"),
+    cluster_key("stonith_quorum_device", BOOLEAN, default="0"),
+    cluster_key("stonith_direct_networks", NAMES, default=()),
+    cluster_key("stonith_witness_ips", NAMED_ADDRESSES, default={}))
+NETWORK_KEYS = (cluster_key("mgmt_ip", ADDRESS), cluster_key("storage_ip", ADDRESS),
+                cluster_key("client_ips", NAMED_ADDRESSES))
 NODE_KEYS = NETWORK_KEYS + (
-    ClusterKey("method"),
-    ClusterKey("agent"),
-    ClusterKey("ip", ADDRESS, "ip", "fence_ip"),
-    ClusterKey("port", PORT, "ipport", "fence_ipport"),
-    ClusterKey("user", STRING, "username", "fence_user"),
-    ClusterKey("password", STRING, "password", "password"),
-    ClusterKey("password_script", STRING, "password_script", "password_script"),
-    ClusterKey("mac", MAC, "device_mac", "device_mac", ("kasa", "tasmota", "esphome")),
-    ClusterKey("outlet", STRING, "plug", "fence_plug", ("kasa", "tasmota", "esphome", "agent")),
-    ClusterKey("switch_name", STRING, "switch_name", "switch_name", ("esphome",)),
-    ClusterKey("ssl", BOOLEAN, "ssl", FENCE_OPTIONS, HTTP_METHODS),
-    ClusterKey("ssl_insecure", BOOLEAN, "ssl_insecure", FENCE_OPTIONS, HTTP_METHODS),
-    ClusterKey("power_on_url", STRING, "power_on_url", "", ("http",)),
-    ClusterKey("power_off_url", STRING, "power_off_url", "", ("http",)),
-    ClusterKey("status_url", STRING, "status_url", "status_url", ("http",)),
-    ClusterKey("status_on_regex", STRING, "status_on_regex", "status_on_regex", ("http",)),
-    ClusterKey("status_off_regex", STRING, "status_off_regex", "status_off_regex", ("http",)),
-    ClusterKey("http_method", STRING, "http_method", "", ("http",)),
-    ClusterKey("power_meter", STRING, "power_meter", "power_meter", PLUG_METHODS),
-    ClusterKey("power_on", BOOLEAN),
-    ClusterKey("delay", WHOLE_SECONDS),
-    ClusterKey("off_timeout", WHOLE_SECONDS),
-    ClusterKey("options", OPTIONS))
+    cluster_key("method"),
+    cluster_key("agent"),
+    cluster_key("ip", ADDRESS, power="ip", verify="fence_ip"),
+    cluster_key("port", PORT, power="ipport", verify="fence_ipport"),
+    cluster_key("user", power="username", verify="fence_user"),
+    cluster_key("password", power="password", verify="password"),
+    cluster_key("password_script", power="password_script", verify="password_script"),
+    cluster_key("mac", MAC, power="device_mac", verify="device_mac"),
+    cluster_key("outlet", power="plug", verify="fence_plug"),
+    cluster_key("switch_name", power="switch_name", verify="switch_name"),
+    cluster_key("ssl", BOOLEAN, power="ssl", verify=FENCE_OPTIONS),
+    cluster_key("ssl_insecure", BOOLEAN, power="ssl_insecure", verify=FENCE_OPTIONS),
+    cluster_key("power_on_url", power="power_on_url"),
+    cluster_key("power_off_url", power="power_off_url"),
+    cluster_key("status_url", power="status_url", verify="status_url"),
+    cluster_key("status_on_regex", power="status_on_regex", verify="status_on_regex"),
+    cluster_key("status_off_regex", power="status_off_regex", verify="status_off_regex"),
+    cluster_key("http_method", power="http_method"),
+    cluster_key("power_meter", power="power_meter", verify="power_meter"),
+    cluster_key("power_on", BOOLEAN),
+    cluster_key("delay", WHOLE_SECONDS),
+    cluster_key("off_timeout", WHOLE_SECONDS),
+    cluster_key("options", OPTIONS))
+# Keys that some methods take and others do not.
+SPECIAL_KEYS = {key for dialect in DIALECTS.values() for key in dialect.keys}
+NO_DEVICE = "none"  # the method of a node that nothing can fence
+METHODS = tuple(DIALECTS_BY_METHOD) + (NO_DEVICE,)
 OFF_TIMEOUT_SECONDS = 60   # that Pacemaker gives a power device, unless off_timeout says another
 VERIFY_SPARE_SECONDS = 45  # that Pacemaker gives a verifier beyond the agent's own limit
 LOOK_SECONDS = 20          # that fence_check may need after verify_wait
@@ -3451,8 +3495,9 @@ Mistake = namedtuple("Mistake", "file line is_warning text")
 # network's name is compared: its name}.
 Cluster = namedtuple("Cluster", "nodes values places networks")
 
-# values and places: the same of the node's keys that are given; networks: {name: own address}.
-ClusterNode = namedtuple("ClusterNode", "name method values places networks")
+# dialect: a row of DIALECTS, None for a node without a fence device. values and places: the same
+# of the node's keys that are given; networks: {name: own address}.
+ClusterNode = namedtuple("ClusterNode", "name dialect values places networks")
 
 
 def read_cluster(file, data, host_files=()):
@@ -3529,7 +3574,7 @@ class ClusterReader:
             self.error(place, "%s cannot be the name of a node" % quote(name))
         if entry.kind != MAP or entry.foreign:
             self.error(place, "%s must be a map of keys (method: ...)" % quote(name))
-            return ClusterNode(name, NO_DEVICE, {}, {"": place}, {})
+            return ClusterNode(name=name, dialect=None, values={}, places={"": place}, networks={})
         values = dict({"options": {}}, **self.read_keys(entry.value, NODE_KEYS))
         places = {"": place, **{key: (self.file, node.line) for key, node in entry.value.items()}}
         method = values.get("method", "agent" if "agent" in values else "")
@@ -3537,13 +3582,14 @@ class ClusterReader:
             self.error(places.get("method", place), "%s has %s%s (one of %s; or agent: fence_xyz)"
                        % (name, "the method " + quote(method) if method else "no method",
                           suggest(method, METHODS), ", ".join(METHODS)))
-        return ClusterNode(name, METHODS.get(method, NO_DEVICE), values, places, {})
+        return ClusterNode(name=name, dialect=DIALECTS_BY_METHOD.get(method), values=values,
+                           places=places, networks={})
 
     def add_host(self, nodes, name, members):
         """Add the networks of a host_vars file; a host that has some is a node of the cluster."""
         networks = {row.name: members[row.name] for row in NETWORK_KEYS if row.name in members}
         if networks and name not in nodes:
-            without_device = {"method": YamlNode(TEXT, NO_DEVICE.name, 1, "")}
+            without_device = {"method": YamlNode(TEXT, NO_DEVICE, 1, "")}
             nodes[name] = self.read_node(name, YamlNode(MAP, without_device, 1, ""))
         for key, value in self.read_keys(networks, NETWORK_KEYS).items():
             place = (self.file, networks[key].line)
@@ -3576,13 +3622,13 @@ class ClusterReader:
             return ""
         kind = ADDRESS if row.kind == NAMED_ADDRESSES else STRING
         if row.kind == NAMES:
-            return tuple(self.read_value(ClusterKey(row.name), entry) for entry in node.value)
+            return tuple(self.read_value(cluster_key(row.name), entry) for entry in node.value)
         members = {}
         for name, entry in node.value.items():
             is_taken = row.name == "client_ips" and network_key(name) in ("management", "storage")
             if is_taken or not re.fullmatch(NODE_NAME, name):
                 self.error((self.file, entry.line), "%s: %s is no name" % (row.name, quote(name)))
-            members[name] = self.read_value(ClusterKey(row.name, kind, name), entry)
+            members[name] = self.read_value(cluster_key(row.name, kind, power=name), entry)
         return {name: text for name, text in members.items() if text}
 
 
@@ -3657,7 +3703,7 @@ def is_verified(cluster):
 
 
 def nodes_with_device(cluster):
-    return [node for node in cluster.nodes if node.method is not NO_DEVICE]
+    return [node for node in cluster.nodes if node.dialect]
 
 
 def find_verifiers(cluster, node):
@@ -3713,27 +3759,28 @@ def check_nodes(cluster, reader):
     names = {node.name for node in cluster.nodes}
     for node in cluster.nodes:
         here = node.places[""]
-        if node.method is NO_DEVICE:
+        if not node.dialect:
             reader.warn(here, "%s counts as a node of the cluster and has no fence device: when it "
                         "fails, nothing is recovered until a person confirms its end" % node.name)
         if node.name.startswith("verify-") and node.name[7:] in names:
             reader.error(here, "rename it: fence-%s is the name of a verifier" % node.name)
-        needed = set(node.method.required)
-        if node.method is not NO_DEVICE and is_verified(cluster):
+        needed = set(node.dialect.required) if node.dialect else set()
+        if node.dialect and is_verified(cluster):
             needed.add("ip")  # fence_check asks the device too
-        if node.method.name == "http" and node.values.get("power_on") == "1":
+        if node.dialect and "power_on_url" in node.dialect.keys and (
+                node.values.get("power_on") == "1"):
             needed.add("power_on_url")
         for name in needed:
-            if name not in node.values:
-                reader.error(here, "%s has no %s (method %s)" % (node.name, name, node.method.name))
+            if name not in node.values and (name, "password_script" in node.values) != (
+                    "password", True):
+                reader.error(here, "%s has no %s (method %s)" % (
+                    node.name, name, node.dialect.method))
         if {"outlet", "switch_name"} <= set(node.values):
             reader.error(node.places["outlet"], "outlet and switch_name both name the switch")
-        if node.method.name == "ipmi" and not {"password", "password_script"} & set(node.values):
-            reader.error(here, "%s has neither password nor password_script" % node.name)
-        for row in NODE_KEYS:
-            if row.name in node.values and row.methods and node.method.name not in row.methods:
-                reader.error(node.places[row.name], "%s has no meaning for method %s"
-                             % (row.name, node.method.name))
+        own = set(node.dialect.keys) if node.dialect else set()
+        for name in SPECIAL_KEYS & set(node.values) - own:
+            reader.error(node.places[name], "%s has no meaning for method %s" % (
+                name, node.dialect.method if node.dialect else NO_DEVICE))
         if not re.fullmatch(AGENT_NAME, node.values.get("agent", "fence_x")):
             reader.error(node.places["agent"], "%s is no fence agent, or one that has a method"
                          % quote(node.values["agent"]))
@@ -3744,14 +3791,15 @@ def check_nodes(cluster, reader):
 def check_parameters(cluster, reader):
     """What cannot be passed to an agent, and what should not."""
     for node in nodes_with_device(cluster):
-        is_plug = node.method.name in PLUG_METHODS
-        taken = {name for row in NODE_KEYS if row.power and (is_plug or not row.methods)
+        is_plug = node.dialect.port > 0
+        taken = {name for row in NODE_KEYS
+                 if row.power and (is_plug or row.name not in SPECIAL_KEYS)
                  for name in (row.power,) + PARAMS_BY_NAME[row.power].aliases}
-        taken.update(name for name, _ in node.method.fixed if is_plug)
+        taken.update(node.dialect.fixed if is_plug else ())
         for name, text in node.values["options"].items():
             key = name.replace("-", "_")  # agents take either
             wrong = ("is set by other keys" if key in taken or re.fullmatch(RESERVED_OPTION, key)
-                     else "is unknown to %s%s" % (node.method.agent, suggest(name, PARAMS_BY_NAME))
+                     else "is unknown to %s%s" % (node.dialect.agent, suggest(name, PARAMS_BY_NAME))
                      if is_plug and PARAMS_BY_NAME.get(name) in (None,) + CHECK_PARAMS
                      else "holds a comma, or more than ASCII" if max(text) > "~" or "," in text
                      else "")
@@ -3786,14 +3834,14 @@ def check_addresses(cluster, reader):
         device = address or repr((node.values.get("agent"), sorted(node.values["options"].items())))
         outlet = "".join(node.values.get(key, "") for key in (
             "outlet", "switch_name", "power_off_url"))
-        outlet = build_esphome_object_id(re.sub("^https?://[^/:]*(:80)?(?=/)", "", outlet)
+        outlet = render_identifier(re.sub("^https?://[^/:]*(:80)?(?=/)", "", outlet)
                                          or ("" if address else node.name))
         port = node.values.get("port", "")
         for other, other_port, other_outlet in devices.setdefault(device, []):
             if ((port == other_port or not port or not other_port)
                     and (outlet == other_outlet or not outlet or not other_outlet)):
                 reader.error(here, "%s and %s are on the same outlet of %s, or one "
-                             "names none" % (other, node.name, address or node.method.name))
+                             "names none" % (other, node.name, address or node.dialect.method))
         devices[device].append((node.name, port, outlet))
 
 
@@ -3806,7 +3854,7 @@ def check_timeouts(cluster, reader):
         if "off_timeout" in node.values and given <= verifying:
             reader.error(place, "off_timeout: verifying needs more than %d s" % verifying)
         needed = parse_seconds(options.get("power_timeout", "20"))  # 20: fence-agents' library
-        if node.method.name in PLUG_METHODS:
+        if node.dialect.port:
             needed = agent_seconds(limits)
             try:
                 build_settings(dict(options, **limits), PARAMS, {"ipport": "1"})
@@ -3913,9 +3961,9 @@ def collect_options(node, column):
 
 
 def build_power_device(cluster, node):
-    options = dict(node.method.fixed, **collect_options(node, "power"))
+    options = dict(node.dialect.fixed, **collect_options(node, "power"))
     options.update(node.values["options"])
-    if node.method.name in PLUG_METHODS:
+    if node.dialect.port:
         options.update(power_limits(cluster, node))
     outlet = options.get("plug", "")
     if re.fullmatch("[A-Za-z0-9._-]+", outlet):  # what pcmk_host_map can hold
@@ -3927,11 +3975,12 @@ def build_power_device(cluster, node):
             options["pcmk_host_argument"] = "none"
     for action in ("off", "on", "reboot"):
         options["pcmk_%s_timeout" % action] = str(off_timeout(cluster, node))
-    if node.values.get("power_on", str(int(node.method.comes_back))) == "0":
+    if node.values.get("power_on", str(int(node.dialect.comes_back))) == "0":
         options["pcmk_reboot_action"] = "off"
     if fence_delay(cluster, node):
         options["pcmk_delay_base"] = str(fence_delay(cluster, node))
-    return Primitive("fence-" + node.name, node.values.get("agent", node.method.agent), options, 60)
+    agent = node.values.get("agent", node.dialect.agent)
+    return Primitive("fence-" + node.name, agent, options, 60)
 
 
 def build_verifier(cluster, node):
@@ -3945,13 +3994,13 @@ def build_verifier(cluster, node):
     more.update(item for item in node.values["options"].items()
                 if item[0][:5] != "pcmk_" and (
                     item[0] not in AGENTS["fence_check"].params
-                    or item[0] in TIME_LIMITS[:2] and node.method.name not in PLUG_METHODS))
+                    or item[0] in TIME_LIMITS[:2] and not node.dialect.port))
     options[FENCE_OPTIONS] = ",".join("%s=%s" % item for item in more.items())
     options.update(build_targets(cluster, node), **verify_limits(cluster, node))
     timeout = node.values.get("off_timeout") or "%d" % (
         agent_seconds(verify_limits(cluster, node)) + VERIFY_SPARE_SECONDS)
     options.update(
-        fence_method=node.values.get("agent", node.method.name), pcmk_host_list=node.name,
+        fence_method=node.values.get("agent", node.dialect.method), pcmk_host_list=node.name,
         verify_wait=cluster.values["stonith_verify_wait"], pcmk_off_timeout=timeout,
         pcmk_off_retries="1")  # a second try would only repeat the wait
     return Primitive("fence-verify-" + node.name, "fence_check",

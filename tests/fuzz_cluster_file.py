@@ -170,7 +170,7 @@ def find_texts(node):
             yield from find_texts(value)
         return
     try:
-        yield node.value, fencetool.read_scalar(fencetool.ClusterKey("x"), node)
+        yield node.value, fencetool.read_scalar(fencetool.cluster_key("x"), node)
     except fencetool.UsageError:
         pass
 

@@ -91,7 +91,7 @@ class Yaml(CheckedFile):
                 self.assert_mistake(text, line, words)
 
     def test_numbers_dates_and_truth_values_are_no_text_without_quotes(self):
-        row = fencetool.ClusterKey("x")
+        row = fencetool.cluster_key("x")
         for text in ("010", "0x1F", "0b1", "1_000", "1e3", "1.5", ".5", "1:30", "11:22:33:44:55:56",
                      "yes", "Off", "y", "2024-01-01", ".inf", "+1", "=", "<<"):
             node = fencetool.YamlReader("x: " + text).read_documents()[0].value["x"]

@@ -188,7 +188,7 @@ class Esphome(unittest.TestCase):
     def test_object_ids_are_made_as_the_firmware_makes_them(self):
         for name, expected in (("Node 1 (Power)", "node_1__power_"), ("K\u00fcche", "k__che"),
                                ("Relay", "relay"), ("a-b_c", "a-b_c"), ("\ud800", "_ud800")):
-            self.assertEqual(fencetool.build_esphome_object_id(name), expected)
+            self.assertEqual(fencetool.render_identifier(name), expected)
 
     def test_names_are_percent_encoded_once(self):
         self.assertEqual(fencetool.build_esphome_path("Node 1 (Power)"),
@@ -283,12 +283,12 @@ class Parameters(unittest.TestCase):
                 ("http://10.0.0.5/cm?cmnd=Power", "tasmota"), ("/switch/relay", "esphome"),
                 ("https://plug/switch/relay/turn_off", "esphome"), ("/relay/0?turn=off", "url"),
                 ("/cm", "url"), ("/x?cmnd=Power", "url"), ("/switches/1", "url")):
-            self.assertEqual(fencetool.choose_http_device(self.settings(status_url=url)), kind, url)
+            self.assertEqual(fencetool.choose_http_dialect(self.settings(status_url=url)), kind, url)
 
     def test_urls_of_two_kinds_or_none_are_usage_errors(self):
         for urls in ({}, {"power_off_url": "/cm?cmnd=Power%20OFF", "status_url": "/state"}):
             with self.assertRaises(UsageError):
-                fencetool.choose_http_device(self.settings(**urls))
+                fencetool.choose_http_dialect(self.settings(**urls))
 
     def test_a_url_without_form_is_refused_without_being_shown(self):
         for text in ("off", "/a b", "/\u00e4", "http://u:s3cret@h/", "ftp://h/", "http://h"):

@@ -318,7 +318,7 @@ class Esphome(Http, fencetool.VirtualHttp):
         return 200, {"Content-Type": "application/json"}, json.dumps(self.describe(found[0]))
 
     def names(self, outlet):
-        by_id = fencetool.build_esphome_object_id(outlet.alias)
+        by_id = fencetool.render_identifier(outlet.alias)
         return {"2024": [by_id], "2026.6": [by_id, outlet.alias]}.get(
             self.version, [outlet.alias])
 
@@ -328,7 +328,7 @@ class Esphome(Http, fencetool.VirtualHttp):
                    "value": word == "ON" if word else 0, "state": word,
                    "assumed_state": self.assumed}
         if self.version != "2026.10":
-            members["id"] = "switch-" + fencetool.build_esphome_object_id(outlet.alias)
+            members["id"] = "switch-" + fencetool.render_identifier(outlet.alias)
         if self.version == "2026.6":
             members["name_id"] = "switch/" + outlet.alias
         return members

@@ -88,7 +88,7 @@ class Wired:
 DIALECTS = {name: type("Wired" + device.__name__, (Wired, device), {})
             for name, device in (("kasa", virtual.Kasa), ("tasmota", virtual.Tasmota),
                                  ("esphome", virtual.Esphome))}
-PORTS = {"kasa": fencetool.KASA_PORT, "tasmota": fencetool.HTTP_PORT,
+PORTS = {"kasa": fencetool.DIALECTS["kasa"].port, "tasmota": fencetool.HTTP_PORT,
          "esphome": fencetool.HTTP_PORT}
 
 
