@@ -35,9 +35,8 @@ def check_settings(**changes):
     values = dict(GOOD, **changes)
     values = {name: value for name, value in values.items() if value is not None}
     agent = fencetool.AGENTS["fence_check"]
-    found, _ = fencetool.collect_values(values.items(), fencetool.rows_of(agent))
-    return fencetool.build_check_settings(
-        fencetool.build_settings(found, fencetool.rows_of(agent), agent.defaults))
+    found, _ = fencetool.collect_values(values.items(), agent.params)
+    return fencetool.build_check_settings(found, agent.defaults)
 
 
 class VerdictTest(unittest.TestCase):
@@ -232,12 +231,11 @@ class ParameterTest(support.AgentTest):
                    {"target_client_ip": "10.30.3.2"})
         methods = [{"fence_method": "ipmi", "fence_ip": "10.20.20.101", "fence_user": "bmcadmin",
                     "fence_pass": "CHANGEME"}, {"fence_method": "kasa", "fence_ip": "10.20.20.202"}]
-        if "tasmota" in fencetool.DEVICES:
-            methods += [
-                {"fence_method": "tasmota", "fence_ip": "10.20.20.203", "fence_user": "admin"},
-                {"fence_method": "esphome", "fence_ip": "10.20.20.204", "switch_name": "relay"},
-                {"fence_method": "http", "fence_ip": "10.20.20.205", "status_url": "/state",
-                 "status_on_regex": "ON", "status_off_regex": "OFF"}]
+        methods += [
+            {"fence_method": "tasmota", "fence_ip": "10.20.20.203", "fence_user": "admin"},
+            {"fence_method": "esphome", "fence_ip": "10.20.20.204", "switch_name": "relay"},
+            {"fence_method": "http", "fence_ip": "10.20.20.205", "status_url": "/state",
+             "status_on_regex": "ON", "status_off_regex": "OFF"}]
         for method, client in itertools.product(methods, clients):
             with self.subTest(method=method["fence_method"]):
                 self.assert_success(support.on_stdin("fence_check", dict(

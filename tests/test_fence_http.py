@@ -209,7 +209,7 @@ class Works(HttpTest):
         device = self.start(virtual.Esphome(["relay"], assumed=True))
         parameters = self.reach(device, action="off", **ESPHOME_URLS)
         self.assert_success(on_stdin("fence_http", parameters))
-        self.assertIn("warning: switch 'relay' is an assumed_state",
+        self.assertIn("warning: switch 'relay' has an assumed_state",
                       on_stdin("fence_http", dict(parameters, verbose="1")).err)
 
     def test_device_mac_lets_the_right_device_through(self):
@@ -332,7 +332,7 @@ class Faults(HttpTest):
 
     def test_faults_have_reasons_that_can_be_acted_on(self):
         for fault, words in (
-                ("redirect", "redirected to 'http://192.168.4.1/'"), ("portal", "captive portal"),
+                ("redirect", "redirects to 'http://192.168.4.1/'"), ("portal", "captive portal"),
                 ("server_error", "HTTP status 500"), ("endless", "longer than 65536 bytes"),
                 ("oversize", "claims a length of 1073741824"), ("garbage", "no complete HTTP"),
                 ("wrong_type", "neither ON nor OFF"), ("wrong_key", "no POWER1"),
@@ -494,15 +494,15 @@ class Refuses(HttpTest):
         esphome = self.start(virtual.Esphome(["Relay", "Fan"]))
         switch = self.start(virtual.Switch())
         cases = (
-            (tasmota, TASMOTA_URLS, "no outlet named"),
-            (tasmota, {"device": "tasmota", "plug": "5"}, "'5' names none"),
-            (tasmota, {"device": "tasmota", "plug": "n", "nodename": "n"}, "'n' names none"),
-            (tasmota, {"device": "tasmota", "plug": "0"}, "'0' names none"),
-            (beken, {"device": "tasmota", "plug": "2"}, "'2' names none"),
-            (esphome, {"device": "esphome"}, "no outlet named"),
-            (esphome, {"device": "esphome", "plug": "2"}, "'2' names none"),
+            (tasmota, TASMOTA_URLS, "no outlet was named"),
+            (tasmota, {"device": "tasmota", "plug": "5"}, "'5' names no outlet"),
+            (tasmota, {"device": "tasmota", "plug": "n", "nodename": "n"}, "'n' names no outlet"),
+            (tasmota, {"device": "tasmota", "plug": "0"}, "'0' names no outlet"),
+            (beken, {"device": "tasmota", "plug": "2"}, "'2' names no outlet"),
+            (esphome, {"device": "esphome"}, "no outlet was named"),
+            (esphome, {"device": "esphome", "plug": "2"}, "'2' names no outlet"),
             (esphome, {"device": "esphome", "plug": "FAN"}, "relay ('Relay'), fan ('Fan')"),
-            (esphome, {"device": "esphome", "plug": "n", "nodename": "n"}, "'n' names none"),
+            (esphome, {"device": "esphome", "plug": "n", "nodename": "n"}, "'n' names no outlet"),
             (switch, dict(HTTP_URLS, plug="3", nodename="n"), "the URLs alone say"))
         for (_, _, words), result in zip(cases, at_once([call(on_stdin, self.reach(
                 device, action="off", **more)) for device, more, _ in cases])):
@@ -548,7 +548,7 @@ class Refuses(HttpTest):
         device = self.start(virtual.Tasmota())
         device.switch = lambda number, on: None
         self.assert_failure(on_stdin("fence_http", self.reach(
-            device, action="off", **TASMOTA_URLS)), "OFF was not acknowledged", "PowerLock")
+            device, action="off", **TASMOTA_URLS)), "did not acknowledge OFF", "PowerLock")
 
     def test_a_connection_without_an_answer_says_so(self):
         device = self.start(virtual.Tasmota())
@@ -619,14 +619,11 @@ class OneDevice(HttpTest):
                 else resolve(host, port, family, deadline)
         system.resolve = change_with_each_look
         settings = fencetool.build_settings(
-            {"ip": "plug.lan", "ipport": str(first.address[1]), "device": "tasmota"},
-            fencetool.rows_of(fencetool.AGENTS["fence_http"]), {})
-        settings.family = 0
-        device = fencetool.TasmotaDevice(system, settings)
+            {"ip": "plug.lan", "ipport": str(first.address[1]), "device": "tasmota"}, {})
         deadline = system.deadline(10)
-        device.find_outlet(deadline)
-        device.request_state(fencetool.PowerState.OFF, deadline)
-        self.assertIs(device.read_state(deadline), fencetool.PowerState.OFF)
+        outlet = fencetool.TasmotaDevice(system, settings).open(deadline)
+        outlet.send(fencetool.PowerState.OFF, deadline)
+        self.assertIs(outlet.read(deadline), fencetool.PowerState.OFF)
         self.assertEqual(other.requests, [])
         self.assertEqual(len(answers), 1)
 
@@ -644,12 +641,10 @@ class OneDevice(HttpTest):
         self.addCleanup(stopped.set)
         system = fencetool.System("test")
         settings = fencetool.build_settings(
-            dict(HTTP_URLS, ip="127.0.0.1", ipport=str(device.address[1]), shell_timeout="1"),
-            fencetool.rows_of(fencetool.AGENTS["fence_http"]), {})
-        settings.family = 0
+            dict(HTTP_URLS, ip="127.0.0.1", ipport=str(device.address[1]), shell_timeout="1"), {})
         started = system.clock()
         with self.assertRaisesRegex(fencetool.Unreachable, "no complete answer"):
-            fencetool.UrlDevice(system, settings).read_state(system.deadline(9))
+            fencetool.UrlDevice(system, settings).open(system.deadline(9))
         self.assertLess(system.clock() - started, 8)  # of the nine that the action has
 
 

@@ -129,7 +129,7 @@ class Actions(AgentTest):
         result = on_stdin("fence_kasa", self.address(device, action="reboot", power_timeout="4",
                                                      retry_on="0"))
         self.assertEqual((result.code, result.out), (0, "Success: Rebooted\n"))
-        self.assertIn("stays OFF (switch it on by hand)", result.err)
+        self.assertIn("stays OFF until somebody switches it on", result.err)
         self.assertEqual(result.err.count("\n"), 1)
 
     def test_a_reboot_without_proof_of_off_never_switches_on(self):
@@ -182,7 +182,7 @@ class Faults(AgentTest):
         "garbage": ({}, "not Kasa's protocol", "not Kasa's protocol"),
         "wrong_type": ({}, "neither 0 nor 1: 'true'", "neither 0 nor 1: 'true'"),
         "ignore": ({}, "acknowledged OFF and still reports ON after 3 s", None),
-        "welded": ({"metered": True}, "relay reports OFF but the outlet still draws 43 W", None),
+        "welded": ({"metered": True}, "relay reports OFF, but the outlet still draws 43 W", None),
         "wrong_outlet": ({"aliases": ("a", "b")}, "still reports ON", None),
     }
 
@@ -243,7 +243,7 @@ class Faults(AgentTest):
         self.assert_success(results[1])
         self.assert_failure(results[2], "power_meter=require")
         told = on_stdin("fence_kasa", self.address(device, action="off", verbose="1"))
-        self.assertIn("warning: power meter", told.err)
+        self.assertIn("warning: the power meter", told.err)
 
     def test_a_welded_relay_passes_only_where_the_meter_is_to_be_ignored(self):
         device = self.start(virtual.Kasa(metered=True, fault="welded"))
@@ -358,7 +358,7 @@ class Reconnecting(AgentTest):
             if number == 3:
                 device.outlets[0].alias, device.outlets[1].alias = "b", "a"
                 device.outlets[0].relay = False
-        self.assert_failure(self.run_with(device, rename, plug="b"), "has become another one")
+        self.assert_failure(self.run_with(device, rename, plug="b"), "has become another outlet")
 
     def test_an_answer_that_comes_twice_is_not_taken_for_the_next_one(self):
         device = self.start(virtual.Kasa())
@@ -384,7 +384,7 @@ class BadInput(AgentTest):
             ({"action": "explode"}, "unsupported action 'explode'"), ({"action": ""}, "no action"),
             ({"password_script": "/nonexistent/script"}, "/nonexistent/script"),
             ({"password_script": "/etc/passwd"}, "/etc/passwd"),
-            ({"password_script": "/bin/false"}, "password_script ended with code 1"),
+            ({"password_script": "/bin/false"}, "password_script ended with exit code 1"),
             ({"device_mac": "12"}, "device_mac"), ({"power_meter": "yes"}, "power_meter"),
             ({"quiet": "perhaps"}, "quiet"))
         calls = [call(on_stdin, dict(good, **case)) for case, _ in cases]
@@ -542,7 +542,7 @@ class AsPacemakerRunsIt(AgentTest):
         self.assertEqual((version.code, version.out), (0, fencetool.__version__ + "\n"))
         shown = support.fencetool("fence_kasa", "--help")
         self.assertEqual((shown.code, shown.err), (0, ""))
-        for row in fencetool.rows_of(fencetool.AGENTS["fence_kasa"]):
+        for row in fencetool.AGENTS["fence_kasa"].params:
             self.assertIn("--" + row.name.replace("_", "-"), shown.out)
         self.assertEqual(support.fencetool("--version").out,
                          "fencetool %s\n" % fencetool.__version__)
@@ -623,7 +623,7 @@ class NameResolution(unittest.TestCase):
                              stdin="ip=plug.invalid\naction=status\nlogin_timeout=1\n",
                              environment={"PATH": "/usr/bin:/bin"})
         self.assertEqual((result.code, result.out), (1, ""))
-        self.assertIn("(use an address)", result.err)
+        self.assertIn("(give the device's address as ip)", result.err)
 
     def test_a_name_of_this_machine_works(self):
         device = virtual.Kasa()
