@@ -612,8 +612,8 @@ DIALECTS = {row.name: row for row in (
         fixed={"lanplus": "1"}, comes_back=True),
     Dialect(
         name="kasa", title="TP-Link Kasa plugs and strips", method="kasa",
-        agent="fence_kasa", port=9999, urls="", url_form="", keys=("mac", "outlet", "power_meter"), required=("ip",),
-        fixed={}, comes_back=False),
+        agent="fence_kasa", port=9999, urls="", url_form="",
+        keys=("mac", "outlet", "power_meter"), required=("ip",), fixed={}, comes_back=False),
     Dialect(
         name="tasmota", title="Tasmota", method="tasmota", agent="fence_http", port=HTTP_PORT,
         urls=r"/cm\?(.*&)?cmnd=", url_form="/cm?cmnd=",
@@ -679,8 +679,8 @@ def tell_dialect_by_urls(urls):
         raise UsageError("nothing says what the device is: set %s, or power_on_url, power_off_url "
                          "and status_url" % known)
     if len(found) > 1:
-        raise UsageError("the URLs belong to different kinds of device (%s): set device, or mend the "
-                         "URLs" % ", ".join(found))
+        raise UsageError("the URLs belong to different kinds of device (%s): set device, or mend "
+                         "the URLs" % ", ".join(found))
     return found[0]
 
 
@@ -2361,7 +2361,8 @@ class TasmotaRelay(HttpOutlet):
                 "SetOption21", lambda members: str(members.get("SetOption21")), deadline)
         watts, volts = energy
         # Without a voltage the chip does not answer, or it sits behind the relay.
-        return watts if self.meter_setting == "ON" and (volts > 0 or watts > 0) else None
+        is_working = volts > 0 or watts > 0
+        return watts if self.meter_setting == "ON" and is_working else None
 
     def _ask_power(self, command, deadline):
         return self.device.ask(
@@ -4838,7 +4839,7 @@ class VirtualDevice:
     # options: values for the attributes of the class, in the classes below too. on_power(number,
     # powered) is called when a contact changes. requests: every request that came, decoded.
     # commands: how many of them were to switch.
-    agent = ""  # that this device is for
+    dialect = ""  # a name of DIALECTS
     mac = "CC:32:E5:00:00:01"
     metered = False
     fault = ""  # a name of FAULTS
@@ -4857,12 +4858,18 @@ class VirtualDevice:
         self.address = ("", 0)
         self.lock = threading.RLock()
 
+    @property
+    def agent(self):
+        """The name of the fence agent that this device is for."""
+        return DIALECTS[self.dialect].agent
+
     def start(self, host="127.0.0.1", port=0):
         """Listen on TCP (port 0: any free one)."""
         import socketserver
+        family = address_family(host)
 
         class Server(socketserver.ThreadingTCPServer):
-            address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+            address_family = family
             daemon_threads = True
             request_queue_size = 16
 
@@ -4906,7 +4913,7 @@ KASA_REFUSAL = {"err_code": -1, "err_msg": "module not support"}
 class VirtualKasa(VirtualDevice):
     """A Kasa plug, or a strip when it has several aliases."""
     # The list of outlets is reversed, as real firmware keeps no order.
-    agent = "fence_kasa"
+    dialect = "kasa"
     device_id = "8006" + "0A" * 18
 
     def converse(self, handle):
@@ -4921,10 +4928,13 @@ class VirtualKasa(VirtualDevice):
         with self.lock:
             self.requests.append(request)
             chosen = request.pop("context", {}).get("child_ids", [])
-            reply = {module: {method: self._call(module, method, arguments or {}, chosen)
-                              for method, arguments in methods.items()}
+            reply = {module: self._call_all(module, methods, chosen)
                      for module, methods in request.items()}
         return build_kasa_message(reply)
+
+    def _call_all(self, module, methods, chosen):
+        return {method: self._call(module, method, arguments or {}, chosen)
+                for method, arguments in methods.items()}
 
     def _call(self, module, method, arguments, chosen):
         handler = getattr(self, "_%s_%s" % (module, method), None)
@@ -4972,7 +4982,6 @@ PORTAL_PAGE = ("<!DOCTYPE html><html><title>Sign in: Wi-Fi ON or OFF</title><for
 class VirtualHttp(VirtualDevice):
     """A web server; subclasses answer in their dialect."""
     # requests: (method, path, header fields by their lower-case names).
-    agent = "fence_http"
     password = ""  # of the user admin
     challenge = 'Basic realm="Login Required"'
 
@@ -5020,6 +5029,8 @@ class VirtualHttp(VirtualDevice):
 
 class VirtualTasmota(VirtualHttp):
     """A Tasmota device."""
+
+    dialect = "tasmota"
 
     def knows_login(self, method, path, fields):
         query = parse_query(path)
@@ -5075,15 +5086,17 @@ def parse_query(path):
 # A switch by its web pages: paths of on, off and status, and the status page with its words.
 VirtualPages = namedtuple("VirtualPages", "on off status page words")
 SHELLY_PAGES = VirtualPages(
-    "/relay/0?turn=on", "/relay/0?turn=off", "/relay/0",
-    '{"ison":%s,"has_timer":false,"source":"http"}', {"ON": "true", "OFF": "false"})
+    on="/relay/0?turn=on", off="/relay/0?turn=off", status="/relay/0",
+    page='{"ison":%s,"has_timer":false,"source":"http"}', words={"ON": "true", "OFF": "false"})
 ESPHOME_PAGES = VirtualPages(
-    "/switch/relay/turn_on", "/switch/relay/turn_off", "/switch/relay?detail=all",
-    '{"id":"switch/relay","name":"relay","state":"%s"}', {"ON": "ON", "OFF": "OFF"})
+    on="/switch/relay/turn_on", off="/switch/relay/turn_off", status="/switch/relay?detail=all",
+    page='{"id":"switch/relay","name":"relay","state":"%s"}', words={"ON": "ON", "OFF": "OFF"})
 
 
 class VirtualSwitch(VirtualHttp):
     """A switch of whatever make, by its pages."""
+
+    dialect = "url"
     pages = SHELLY_PAGES
 
     def respond(self, method, path, fields):
@@ -5099,25 +5112,46 @@ class VirtualSwitch(VirtualHttp):
 # One step of the demo. device: key of a virtual device; expected: exit code; shows: what the output
 # must hold; lesson: what the reader should take from it.
 DemoStep = namedtuple("DemoStep", "device parameters expected shows lesson")
+
 DEMO_PARAMETERS = "nodename=storage-b\nshell_timeout=1\npower_timeout=3\nstonith_status_sleep=0.5\n"
 DEMO_STEPS = (
-    DemoStep("plug", "action=status", 0, "Status: ON", "a node runs on this plug"),
-    DemoStep("plug", "action=off", 0, "Success: Powered OFF", "commanded, then seen OFF twice"),
-    DemoStep("plug", "action=status", 2, "Status: OFF", "exit code 2 means OFF, and nothing else"),
-    DemoStep("plug", "action=reboot", 0, "Success: Rebooted", "off with proof, a pause, on again"),
-    DemoStep("strip", "action=off\nplug=2", 0, "Success: Powered OFF", "one outlet of a strip"),
-    DemoStep("strip", "action=list-status", 0, "3,spare,ON", "the other outlets were left alone"),
-    DemoStep("liar", "action=off", 1, "still reports ON",
-             "a plug that acknowledges and does not switch: NOT fenced"),
-    DemoStep("welded", "action=off", 1, "still draws 43 W",
-             "a relay that reports OFF with its contact welded: NOT fenced"),
-    DemoStep("tasmota", "action=off\ndevice=tasmota\nplug=2\npassword=s3cret", 0,
-             "Success: Powered OFF", "relay 2 of a Tasmota device with a password"),
-    DemoStep("esphome", "action=off\npower_off_url=/switch/relay/turn_off\n"
-             "status_url=/switch/relay", 0, "Success: Powered OFF", "ESPHome, by its URLs"),
-    DemoStep("switch", "action=off\npower_off_url=/relay/0?turn=off\nstatus_url=/relay/0\n"
-             'status_on_regex="ison":true\nstatus_off_regex="ison":false', 1, "sign-in page",
-             "any device with URLs (a Shelly), but its Wi-Fi is a captive portal now: NOT fenced"))
+    DemoStep(
+        device="plug", parameters="action=status", expected=0, shows="Status: ON",
+        lesson="a node runs on this plug"),
+    DemoStep(
+        device="plug", parameters="action=off", expected=0, shows="Success: Powered OFF",
+        lesson="commanded, then seen OFF twice"),
+    DemoStep(
+        device="plug", parameters="action=status", expected=2, shows="Status: OFF",
+        lesson="exit code 2 means OFF, and nothing else"),
+    DemoStep(
+        device="plug", parameters="action=reboot", expected=0, shows="Success: Rebooted",
+        lesson="off with proof, a pause, on again"),
+    DemoStep(
+        device="strip", parameters="action=off\nplug=2", expected=0, shows="Success: Powered OFF",
+        lesson="one outlet of a strip"),
+    DemoStep(
+        device="strip", parameters="action=list-status", expected=0, shows="3,spare,ON",
+        lesson="the other outlets were left alone"),
+    DemoStep(
+        device="liar", parameters="action=off", expected=1, shows="still reports ON",
+        lesson="a plug that acknowledges and does not switch: NOT fenced"),
+    DemoStep(
+        device="welded", parameters="action=off", expected=1, shows="still draws 43 W",
+        lesson="a relay that reports OFF with its contact welded: NOT fenced"),
+    DemoStep(
+        device="tasmota", parameters="action=off\ndevice=tasmota\nplug=2\npassword=s3cret",
+        expected=0, shows="Success: Powered OFF",
+        lesson="relay 2 of a Tasmota device with a password"),
+    DemoStep(
+        device="esphome", parameters="action=off\npower_off_url=/switch/relay/turn_off\n"
+        "status_url=/switch/relay", expected=0, shows="Success: Powered OFF",
+        lesson="ESPHome, by its URLs"),
+    DemoStep(
+        device="switch", parameters="action=off\npower_off_url=/relay/0?turn=off\n"
+        'status_url=/relay/0\nstatus_on_regex="ison":true\nstatus_off_regex="ison":false',
+        expected=1, shows="sign-in page", lesson="any device with URLs (a Shelly), but its Wi-Fi "
+        "is a captive portal now: NOT fenced"))
 
 
 def cmd_demo(arguments, system):
