@@ -2938,9 +2938,7 @@ class Job:
 
 def run_off(job):
     outlet = open_outlet(job)
-    if job.settings.power_meter == "require":
-        require_meter(job, outlet, job.deadline)
-    confirm_power(job, outlet, PowerState.OFF)
+    switch_off(job, outlet)
     return EXIT_GOOD, describe_change(outlet, PowerState.OFF)
 
 
@@ -2958,9 +2956,7 @@ def run_reboot(job):
     Test: test_reboot_keeps_the_outlet_off_long_enough_to_cut_a_power_supply
     """
     outlet = open_outlet(job)
-    if job.settings.power_meter == "require":
-        require_meter(job, outlet, job.deadline)
-    confirm_power(job, outlet, PowerState.OFF)
+    switch_off(job, outlet)
     try:
         if job.deadline.left() <= REBOOT_OFF_SECONDS:
             raise NotConfirmed("no time is left to switch it on")
@@ -3017,6 +3013,13 @@ def open_outlet(job):
 
 def describe_change(outlet, wanted):
     return "Success: %s %s" % ("Already" if outlet.state is wanted else "Powered", wanted.value)
+
+
+def switch_off(job, outlet):
+    """Switch the outlet off; a meter that is required must give a reading before anything moves."""
+    if job.settings.power_meter == "require":
+        require_meter(job, outlet, job.deadline)
+    confirm_power(job, outlet, PowerState.OFF)
 
 
 def switch_on(job, outlet):
