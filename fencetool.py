@@ -1355,7 +1355,7 @@ class Connection:
             self.handle.settimeout(max(0.001, deadline.left()))
             self.handle.sendall(data)
         except OSError as error:
-            raise os_failure("connection broke off while sending", error, deadline) from error
+            raise os_failure("the connection broke off while a request was sent", error, deadline) from error
 
     def start_tls(self, name, verified, deadline):
         """Encrypt from here on; verified: the certificate must be good, and for this name."""
@@ -1371,7 +1371,7 @@ class Connection:
             if isinstance(error, ValueError) or "CERTIFICATE" in str(getattr(error, "reason", "")):
                 raise Refused("the certificate is not trusted: %s (ssl_insecure=1 accepts any)"
                               % quote(str(error))) from error
-            raise os_failure("no TLS", error, deadline, "does this port speak it?") from error
+            raise os_failure("no TLS", error, deadline, "does this port speak TLS?") from error
 
     def receive_some(self, count, deadline):
         """Return at most `count` bytes as they come; none when the device closed the connection."""
