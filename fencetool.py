@@ -422,10 +422,10 @@ class Sight:
         # Whether its silence may count at all.
         self.route = None        # the Route, if there is one and it held for the whole look
         self.obstacle = ""       # the first reason why its silence would mean nothing
-        # What came back. Each of them alone is life.
+        self.uses_arp = False    # it is asked by ARP too, which no IP firewall filters
+        # What came back. Each of these alone is life.
         self.echoed = False      # it answered an ICMP echo
         self.rejected = False    # it refused one with an ICMP error of its own
-        self.uses_arp = False    # it was asked by ARP too
         self.neighbour = False   # it answered ARP or neighbour discovery
 
     def answered(self):
@@ -1169,9 +1169,9 @@ LINK_MAC, LINK_NAME, LINK_BELOW, LINK_INFO, LINK_CHANGES, LINK_ELSEWHERE = 1, 3,
 ROUTE_TARGET, ROUTE_INTERFACE, ROUTE_GATEWAY, ROUTE_SOURCE, ROUTE_VIA = 1, 4, 5, 7, 18
 # Types of route, and why one of them leads to no other machine; "" for the one that does.
 ROUTE_TYPES = {1: "",
-               2: "it is this machine's own address (is the check running on the target itself?)",
-               3: "it is a broadcast address, not one of a machine",
-               5: "it is a multicast address, not one of a machine"}
+               2: "it is this machine's own address; is the check running on the target itself?",
+               3: "it is a broadcast address, not a node's",
+               5: "it is a multicast address, not a node's"}
 ETHERNET = 1
 STACKED_LINKS = ("vlan", "macvlan", "ipvlan")  # have the carrier of the link that they stand on
 IFF_RUNNING, IFF_NOARP, IFF_LOWER_UP = 0x40, 0x80, 0x10000
@@ -1264,10 +1264,9 @@ class PacketSocket:
         try:
             self.handle.sendto(packet, address)
         except OSError as error:
-            is_forbidden = error.errno == errno.EPERM
-            raise Unreachable("this machine cannot send to it: %s%s" % (
-                explain_os_error(error),
-                " (does its own firewall forbid it?)" if is_forbidden else "")) from error
+            hint = "; does its own firewall forbid it?" if error.errno == errno.EPERM else ""
+            raise Unreachable("this machine cannot send to it: %s%s"
+                              % (explain_os_error(error), hint)) from error
 
     def receive(self):
         """Return (packet without IP header, sender); (b"", "") when an error came instead."""
@@ -2535,7 +2534,7 @@ class Listener:
         elif kind != ICMP[family].silence:
             # "Host unreachable" is what a router says of a dead target: no more than its silence.
             # Everything else tells of a path that does not work.
-            reason = "%s does not forward packets to it (ICMP type %d, code %d)" % (
+            reason = "%s does not forward packets to it: ICMP type %d, code %d" % (
                 (sender,) + kind)
             sight.add_obstacle(reason)
             self.router_errors[sight.address] = reason
@@ -2611,7 +2610,7 @@ class Look:
         finally:
             self.sockets.close()
         for sight in self._routed():
-            if not self.sockets.echo(sight.family):
+            if not self.sockets.by_family[sight.family]:
                 self._run_ping(sight)
         for sight in self.sights:
             self._check_route(sight)
@@ -2661,21 +2660,26 @@ class Look:
 
     def _ask(self, sight, turn):
         """Send one echo, and one question to the neighbour where it can be asked."""
-        route = sight.route
         echo = self.sockets.echo(sight.family)
         if echo:
             packet = build_echo(sight.family, self.listener.marker, turn)
             self._send(sight, echo, packet, (sight.address, 0))
         if sight.uses_arp:
-            arp = self.sockets.arp(route.interface)
-            if arp:
-                packet = build_arp_request(route.mac, route.source, sight.packed)
-                self._send(sight, arp, packet,
-                           (route.interface, ETHERTYPE_ARP, 0, 0, BROADCAST_MAC))
-        elif sight.family == socket.AF_INET6 and self._may_ask_neighbour(sight):
-            if echo and echo.is_raw:
-                packet, group = build_neighbour_solicitation(route.mac, sight.packed)
-                self._send(sight, echo, packet, (group, 0, 0, route.index))
+            self._ask_by_arp(sight)
+        elif echo and echo.is_raw and self._may_ask_neighbour(sight):
+            self._solicit(sight, echo)
+
+    def _ask_by_arp(self, sight):
+        route = sight.route
+        arp = self.sockets.arp(route.interface)
+        if arp:
+            packet = build_arp_request(route.mac, route.source, sight.packed)
+            self._send(sight, arp, packet, (route.interface, ETHERTYPE_ARP, 0, 0, BROADCAST_MAC))
+
+    def _solicit(self, sight, echo):
+        """Ask by neighbour discovery, the ARP of IPv6, which travels as ICMP."""
+        packet, group = build_neighbour_solicitation(sight.route.mac, sight.packed)
+        self._send(sight, echo, packet, (group, 0, 0, sight.route.index))
 
     def _send(self, sight, handle, packet, receiver):
         try:
@@ -3030,7 +3034,7 @@ def run_check_status(job):
     lines = ["fence_check status for %s:" % node]
     lines += ["  " + render_evidence(item) for item in evidence]
     if verdict.finding is Finding.UNKNOWN:
-        job.system.tell("status: cannot tell whether %s is dead: %s"
+        job.system.tell("status %s: cannot tell whether it is alive or dead: %s"
                         % (node, render_blockers(verdict)))
     return code, "\n".join(lines + ["Status: " + word])
 

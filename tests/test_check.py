@@ -172,6 +172,31 @@ class NetworkEvidenceTest(unittest.TestCase):
                          (DEAD, "unreachable", ""))
 
 
+    def test_a_doubt_names_what_is_missing(self):
+        router, bridge = ROUTE._replace(gateway=b"\1\2\3\4"), ROUTE._replace(link_kind="bridge")
+        silent = [sight("10.0.0.9"), sight("10.0.0.8")]
+        for found, witnesses, words in (
+                (sight(route=None, obstacle="Network is unreachable"), [],
+                 "no usable route from this machine: Network is unreachable"),
+                (sight(route=ROUTE._replace(has_carrier=False)), [], "own link is down: eth0 has"),
+                (sight(obstacle="in the way"), [], "^in the way$"),
+                (sight(), silent[:1], "^witness 10.0.0.9 is silent too"),
+                (sight(), silent, "^witnesses 10.0.0.9 and 10.0.0.8 are silent too"),
+                (sight(route=bridge, uses_arp=True), [], r"because the carrier of eth0 \(bridge\)"),
+                (sight(route=router), [], "because the address is behind a router: add one"),
+                (sight("fd00::2"), [], "because IPv6 has no ARP"),
+                (sight(route=ROUTE._replace(mac=b"")), [], "because eth0 is a link without ARP"),
+                (sight(), [], "because arp_check is 0: add one to witness_ips")):
+            with self.subTest(words):
+                self.assertRegex(fencetool.doubt_about_path(found, witnesses, False), words)
+
+    def test_no_route_outweighs_what_was_in_the_way_before(self):
+        lost = sight(obstacle="in the way")
+        lost.lose_route("Network is down")
+        lost.add_obstacle("later")
+        self.assertEqual((lost.route, lost.obstacle), (None, "Network is down"))
+
+
 class ParameterTest(support.AgentTest):
     def test_parameters_that_could_prove_nothing_are_usage_errors(self):
         for changes in (

@@ -120,7 +120,7 @@ def row(situation, code, words, checker="check", **parameters):
 
 NEEDS_WITNESS = "a witness on the same route is needed, because "
 BEHIND_ROUTER = NEEDS_WITNESS + "the address is behind a router"
-REJECTED_BY_ROUTER = "10.77.0.254 does not forward packets to it (ICMP type 3, code 0)"
+REJECTED_BY_ROUTER = "10.77.0.254 does not forward packets to it: ICMP type 3, code 0"
 # Exit codes of status: 0 alive, 2 proven dead, 1 not known. The outlet is OFF in all of them.
 ALIVE, DEAD, UNKNOWN = 0, 2, 1
 SITUATIONS = (
@@ -159,12 +159,13 @@ SITUATIONS = (
     row("own output firewall drops the echo, target alive", ALIVE, "(ARP only",
         checker="no-output", target_mgmt_ip="10.77.0.2"),
     row("own output firewall drops the echo, target dead", UNKNOWN,
-        "this machine cannot send to it: Operation not permitted (does its own firewall",
+        "this machine cannot send to it: Operation not permitted; does its own firewall",
         checker="no-output", target_mgmt_ip=NOBODY),
     row("own output firewall rejects the echo", UNKNOWN,
         "this machine cannot send to it: Operation not permitted", checker="rejects-out",
         target_mgmt_ip=NOBODY),
-    row("own link without carrier", UNKNOWN, "(this machine's own link is down: dark has no carrier)",
+    row("own link without carrier", UNKNOWN,
+        "(this machine's own link is down: dark has no carrier)",
         target_storage_ip="10.74.0.2"),
     row("own link without carrier, a cable from node to node", DEAD,
         "(the other end of the direct cable is dead: dark has no carrier)",
@@ -203,7 +204,8 @@ SITUATIONS = (
     row("the router swallows it", UNKNOWN, "(", target_ips="net=10.81.0.2"),
     row("a router answers ARP for it", ALIVE, "reachable (ARP only", target_mgmt_ip="10.77.0.200"),
     row("a port that swallows everything, without a witness", DEAD,
-        "(no witness known: judged by the route and the carrier of swallow alone)", target_storage_ip="10.75.0.2"),
+        "(no witness known: judged by the route and the carrier of swallow alone)",
+        target_storage_ip="10.75.0.2"),
     row("a port that swallows everything, and a witness", UNKNOWN,
         "witness 10.75.0.8 is silent too", target_storage_ip="10.75.0.2",
         witness_ips="storage=10.75.0.8"),
@@ -216,8 +218,8 @@ SITUATIONS = (
         "reachable (neighbour discovery only: ICMP is filtered)", target_ips="six=fd77::3"),
     row("IPv6, dead, without a witness", UNKNOWN, NEEDS_WITNESS + "IPv6 has no ARP",
         target_ips="six=fd77::99"),
-    row("IPv6, dead, with a witness of the other family", UNKNOWN, NEEDS_WITNESS + "IPv6 has no ARP",
-        target_ips="six=fd77::99", witness_ips="six=10.77.0.8"),
+    row("IPv6, dead, with a witness of the other family", UNKNOWN,
+        NEEDS_WITNESS + "IPv6 has no ARP", target_ips="six=fd77::99", witness_ips="six=10.77.0.8"),
     row("IPv6, dead, with a witness", DEAD, "six fd77::99: unreachable\n",
         target_ips="six=fd77::99", witness_ips="six=fd77::8"),
     row("one network dead, one not known", UNKNOWN, "Management 10.77.0.99: unreachable\n",
@@ -300,7 +302,6 @@ class SituationTest(LabTest):
                 else:
                     self.assert_failure(result, "not proven dead", "storage-b")
                     self.assertNotRegex(result.err.lower(), "time-?out|timed out")
-
 
     def test_what_a_router_said_holds_for_the_whole_action(self):
         """The router tells of the missing route in the first look, and is silent in others."""

@@ -149,8 +149,8 @@ class MatchingTest(unittest.TestCase):
         self.take(V4, error_about(V4, request, "10.0.0.2", (3, 1)), "10.0.0.254")
         self.assertEqual((self.four.answered(), self.four.obstacle), (False, ""))
         self.take(V4, error_about(V4, request, "10.0.0.2", (11, 0)), "10.0.0.254")
-        self.assertEqual(self.four.obstacle, "10.0.0.254 does not forward packets to it "
-                                             "(ICMP type 11, code 0)")
+        self.assertEqual(self.four.obstacle, "10.0.0.254 does not forward packets to it: "
+                                             "ICMP type 11, code 0")
         self.take(V4, error_about(V4, request, "10.0.0.2", (3, 1)), "10.0.0.2")
         self.assertTrue(self.four.rejected)
 
