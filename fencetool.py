@@ -2547,25 +2547,14 @@ class Listener:
             sight.neighbour = True
 
 
-class LookSockets:
-    """The sockets by which a look asks and listens, each opened when it is first asked for."""
+class Asker:
+    """Asks the addresses of one look, by sockets that are opened when they are first needed."""
 
-    def __init__(self, system):
+    def __init__(self, system, arp_check):
         self.system = system
-        self.by_family = {}     # for ICMP; None where there can be none
-        self.by_interface = {}  # for ARP; the same
-
-    def echo(self, family):
-        """Return the PacketSocket for ICMP of a family, or None."""
-        if family not in self.by_family:
-            self.by_family[family] = self.system.open_echo(family)
-        return self.by_family[family]
-
-    def arp(self, interface):
-        """Return the PacketSocket for ARP on an interface, or None."""
-        if interface not in self.by_interface:
-            self.by_interface[interface] = self.system.open_arp(interface)
-        return self.by_interface[interface]
+        self.arp_check = arp_check
+        self.by_family = {}     # sockets for ICMP; None where there can be none
+        self.by_interface = {}  # sockets for ARP; the same
 
     def opened(self):
         handles = list(self.by_family.values()) + list(self.by_interface.values())
@@ -2574,6 +2563,59 @@ class LookSockets:
     def close(self):
         for handle in self.opened():
             handle.close()
+
+    def choose_questions(self, sight):
+        """Find out how an address can be asked, and what then its silence is worth."""
+        if sight.family not in self.by_family:
+            self.by_family[sight.family] = self.system.open_echo(sight.family)
+        echo = self.by_family[sight.family]
+        if not echo or not echo.is_raw:
+            sight.add_obstacle("no raw ICMP socket can be opened, so silence proves nothing: "
+                               "run it as root")
+        sight.uses_arp = sight.family == socket.AF_INET and self._may_ask_neighbour(sight)
+        if sight.uses_arp:
+            self._open_arp(sight)
+
+    def _open_arp(self, sight):
+        interface = sight.route.interface
+        if interface not in self.by_interface:
+            self.by_interface[interface] = self.system.open_arp(interface)
+        if not self.by_interface[interface]:
+            sight.add_obstacle("no ARP socket can be opened on %s, so silence proves nothing: "
+                               "run it as root" % interface)
+
+    def _may_ask_neighbour(self, sight):
+        return bool(self.arp_check) and sight.is_attached()
+
+    def ask(self, sight, marker, turn):
+        """Send one echo, and one question to the neighbour where it can be asked."""
+        echo = self.by_family[sight.family]
+        if echo:
+            self._send(sight, echo, build_echo(sight.family, marker, turn), (sight.address, 0))
+        if not self._may_ask_neighbour(sight):
+            return
+        if sight.uses_arp:
+            self._ask_by_arp(sight)
+        elif echo and echo.is_raw:
+            self._ask_by_discovery(sight, echo)
+
+    def _ask_by_arp(self, sight):
+        route = sight.route
+        arp = self.by_interface[route.interface]
+        if arp:
+            packet = build_arp_request(route.mac, route.source, sight.packed)
+            self._send(sight, arp, packet, (route.interface, ETHERTYPE_ARP, 0, 0, BROADCAST_MAC))
+
+    def _ask_by_discovery(self, sight, echo):
+        """Ask as IPv6 does instead of by ARP: its question travels as ICMP."""
+        packet, group = build_neighbour_solicitation(sight.route.mac, sight.packed)
+        self._send(sight, echo, packet, (group, 0, 0, sight.route.index))
+
+    def _send(self, sight, handle, packet, receiver):
+        try:
+            handle.send(packet, receiver)
+        except Unreachable as error:
+            sight.add_obstacle(str(error))
 
 
 class Look:
@@ -2597,7 +2639,7 @@ class Look:
             if sight.address in router_errors:
                 sight.add_obstacle(router_errors[sight.address])
         self.listener = Listener(self.sights, self.targets, router_errors)
-        self.sockets = LookSockets(system)
+        self.asker = Asker(system, settings.arp_check)
 
     def run(self):
         """Return {address: Sight}."""
@@ -2605,12 +2647,12 @@ class Look:
             self._find_route(sight)
         try:
             for sight in self._routed():
-                self._choose_questions(sight)
+                self.asker.choose_questions(sight)
             self._ask_and_listen()
         finally:
-            self.sockets.close()
+            self.asker.close()
         for sight in self._routed():
-            if not self.sockets.by_family[sight.family]:
+            if not self.asker.by_family[sight.family]:
                 self._run_ping(sight)
         for sight in self.sights:
             self._check_route(sight)
@@ -2634,64 +2676,21 @@ class Look:
         if sight.route != before:
             sight.lose_route("its route or carrier changed while the answers were awaited")
 
-    def _choose_questions(self, sight):
-        """Find out how an address can be asked, and what then its silence is worth."""
-        echo = self.sockets.echo(sight.family)
-        if not echo or not echo.is_raw:
-            sight.add_obstacle("no raw ICMP socket can be opened, so silence proves nothing: "
-                               "run it as root")
-        sight.uses_arp = sight.family == socket.AF_INET and self._may_ask_neighbour(sight)
-        if sight.uses_arp and not self.sockets.arp(sight.route.interface):
-            sight.add_obstacle("no ARP socket can be opened on %s, so silence proves nothing: "
-                               "run it as root" % sight.route.interface)
-
-    def _may_ask_neighbour(self, sight):
-        return bool(self.settings.arp_check) and sight.is_attached()
-
     def _ask_and_listen(self):
         """Ask at even intervals, so that a burst of losses does not take all questions."""
         # Counted, not timed: a process that was held up for a while still asks every question.
         for turn in range(self.settings.ping_count):
             for sight in self._routed():
                 if not sight.echoed:
-                    self._ask(sight, turn)
+                    self.asker.ask(sight, self.listener.marker, turn)
             self._listen(self.settings.ping_timeout * ASKING_PART / self.settings.ping_count)
         self._listen(self.settings.ping_timeout * (1 - ASKING_PART))
-
-    def _ask(self, sight, turn):
-        """Send one echo, and one question to the neighbour where it can be asked."""
-        echo = self.sockets.echo(sight.family)
-        if echo:
-            packet = build_echo(sight.family, self.listener.marker, turn)
-            self._send(sight, echo, packet, (sight.address, 0))
-        if sight.uses_arp:
-            self._ask_by_arp(sight)
-        elif echo and echo.is_raw and self._may_ask_neighbour(sight):
-            self._solicit(sight, echo)
-
-    def _ask_by_arp(self, sight):
-        route = sight.route
-        arp = self.sockets.arp(route.interface)
-        if arp:
-            packet = build_arp_request(route.mac, route.source, sight.packed)
-            self._send(sight, arp, packet, (route.interface, ETHERTYPE_ARP, 0, 0, BROADCAST_MAC))
-
-    def _solicit(self, sight, echo):
-        """Ask by neighbour discovery, the ARP of IPv6, which travels as ICMP."""
-        packet, group = build_neighbour_solicitation(sight.route.mac, sight.packed)
-        self._send(sight, echo, packet, (group, 0, 0, sight.route.index))
-
-    def _send(self, sight, handle, packet, receiver):
-        try:
-            handle.send(packet, receiver)
-        except Unreachable as error:
-            sight.add_obstacle(str(error))
 
     def _listen(self, seconds):
         """Take in what comes in this time, and all that has piled up by its end."""
         end = self.system.clock() + seconds
         late_reads = 0
-        handles = self.sockets.opened()
+        handles = self.asker.opened()
         while not self._is_complete():
             ready = self.system.wait_readable(handles, end - self.system.clock())
             if not ready:

@@ -171,7 +171,6 @@ class NetworkEvidenceTest(unittest.TestCase):
         self.assertEqual(fencetool.judge_address(sight(uses_arp=True), [witness], False),
                          (DEAD, "unreachable", ""))
 
-
     def test_a_doubt_names_what_is_missing(self):
         router, bridge = ROUTE._replace(gateway=b"\1\2\3\4"), ROUTE._replace(link_kind="bridge")
         silent = [sight("10.0.0.9"), sight("10.0.0.8")]
@@ -417,7 +416,7 @@ class WrongTimesTest(unittest.TestCase):
         system = self.System()
         look = fencetool.Look(system, check_settings(), {}, [])
         look.sights[0].route = ROUTE
-        look.sockets.by_family = {"any": types.SimpleNamespace(
+        look.asker.by_family = {"any": types.SimpleNamespace(
             family="any", receive=lambda: (b"", ()))}
         taken = []
         look.listener.take = lambda family, *packet: taken.append(packet)

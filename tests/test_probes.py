@@ -113,6 +113,7 @@ class MatchingTest(unittest.TestCase):
 
     def setUp(self):
         self.look = fencetool.Look(None, types.SimpleNamespace(
+            arp_check=True,
             targets=[fencetool.Target("Storage", "10.0.0.2"), fencetool.Target("six", "fd00::2")],
             witnesses=[fencetool.Target("Storage", "10.0.0.9"),
                        fencetool.Target("six", "fd00::9")]), {}, ())
