@@ -438,9 +438,9 @@ class Sight:
     def is_witness_for(self, silent):
         """Return whether packets to this address prove the path to another one, which has a route.
 
-        The answer of an address of the other family, on another interface or behind another router
-        says nothing. An address that has no route may belong on any path: it stays a witness that
-        is silent, for if it were left out, nobody would seem to have been named.
+        An answer from the other family, by another interface or through another router says
+        nothing. A witness that has no route at all might take any, so it counts as one that is
+        silent: left out, it would look as if nobody had named a witness, and less would do.
         """
         if self.family != silent.family:
             return False
@@ -2541,7 +2541,7 @@ class Listener:
 
     def _note_neighbour(self, sight, is_answer):
         """Any packet of a target is life; of a witness only an answer to our question counts."""
-        # SAFETY: what is overheard proves the path here, and not the path there.
+        # SAFETY: what is overheard proves the path from it to us, and not from us to it.
         # Test: test_a_witness_that_is_only_overheard_proves_nothing
         if is_answer or sight.address in self.targets:
             sight.neighbour = True
@@ -3006,8 +3006,9 @@ def run_check_off(job, collect=collect_evidence):
             if proven_seconds >= settings.early_exit:
                 record_evidence(job, evidence)
                 return EXIT_GOOD, "Success: %s is proven dead" % describe_node(settings)
-            doubt = "when the action had to end, the proof had held for only %s of the %s of " \
-                "early_exit" % (render_seconds(proven_seconds), render_seconds(settings.early_exit))
+            doubt = ("the proof had held for only %s of the %s of early_exit when the action had "
+                     "to end" % (render_seconds(proven_seconds),
+                                 render_seconds(settings.early_exit)))
             has_time = limit.left() > 0
         else:
             proven_since = None
@@ -3033,7 +3034,7 @@ def run_check_status(job):
     lines = ["fence_check status for %s:" % node]
     lines += ["  " + render_evidence(item) for item in evidence]
     if verdict.finding is Finding.UNKNOWN:
-        job.system.tell("status %s: cannot tell whether it is alive or dead: %s"
+        job.system.tell("cannot tell whether %s is alive or dead: %s"
                         % (node, render_blockers(verdict)))
     return code, "\n".join(lines + ["Status: " + word])
 
