@@ -446,6 +446,20 @@ class Finding(enum.Enum):
     UNKNOWN = "unknown"
 
 
+# How a target is proven dead, from here to the end of the section. One look gives
+#   - what the fence device says about the outlet, judged by judge_power, and
+#   - a Sight of every address of the target and of every witness; each address of the target is
+#     judged by judge_address, beside its witnesses.
+# Each of them becomes one Evidence, and judge adds all Evidence up to the Verdict.
+#
+# An answer is easy: who answers is alive. The difficulty is silence, which a broken cable on this
+# side brings about as well as a dead target. So silence counts only over a path that is proven to
+# work. A *route* is what this machine's kernel says about packets to an address: a belief. The
+# *path* is all that the packets pass, switches and firewalls included. What proves it, the best
+# first:
+#   - a witness: another address that takes the same route, and that answers in the same look;
+#   - where nobody knows a witness, the carrier of a wire, and ARP, which no IP firewall filters;
+#   - on a cable from node to node, the lost carrier itself: it is the other node that feeds it.
 POWER, NETWORK = "power", "network"
 
 # One observation about the target. source: POWER or NETWORK. subject: what was observed. seen: what
@@ -456,48 +470,81 @@ Evidence = namedtuple("Evidence", "source finding subject seen reason")
 Verdict = namedtuple("Verdict", "finding blockers")
 Target = namedtuple("Target", "network address")
 
+# The networks that have a parameter of their own: their key in a cluster file, and their name in
+# what people read.
+NETWORK_NAMES = {"mgmt": "Management", "storage": "Storage", "client": "Client"}
+
 
 def network_key(name):
-    """Return the name of a network as names are compared: in any case, and mgmt is management."""
-    return {"mgmt": "management"}.get(name.lower(), name.lower())
+    """Return a network's name as names are compared: in any case, and mgmt is Management."""
+    return NETWORK_NAMES.get(name.lower(), name).lower()
 
 
-# How packets to one address leave this machine, by its kernel. mac, source: our own addresses there
-# (bytes); mac is b"" where nobody speaks ARP or neighbour discovery. gateway: b"" for an attached
-# network. changes: how often the carrier came or went. kind: of the link, and of what it stands on:
-# "" for a network card, "dormant" for one that waits, "bridge", "bond", "macvlan on bridge"...
-Path = namedtuple("Path", "interface index mac source gateway has_carrier changes kind")
-WIRED_LINKS = ("", "veth", "bond", "team")  # kinds of links whose carrier is that of a wire
+def describe_target(target):
+    return "%s %s" % (target.network, target.address)
+
+
+# What the kernel says about packets to one address.
+#   interface, index: of the link that they leave by.
+#   mac, source:      our own addresses there (bytes); mac is b"" on a link that has neither ARP nor
+#                     neighbour discovery.
+#   gateway:          the router (bytes); b"" where the network is attached to the link.
+#   has_carrier:      the other end of the link is there.
+#   carrier_changes:  how often the carrier came or went since the link exists (bytes).
+#   link_kind:        "" for a network card, "dormant" for a link that still waits (for a login at
+#                     the switch, say), else what the kernel calls it; with what it stands on, if
+#                     its carrier is that one's: "bridge", "bond", "macvlan on bridge".
+Route = namedtuple("Route", "interface index mac source gateway has_carrier carrier_changes "
+                            "link_kind")
+CABLE_LINKS = ("", "veth")                     # their carrier is fed by the other end alone
+WIRED_LINKS = CABLE_LINKS + ("bond", "team")   # their carrier is that of a wire, or of several
 
 
 class Sight:
-    """What one look saw of one address."""
+    """What one look saw of one address, of the target or of a witness."""
 
     def __init__(self, address):
         self.address = address
         self.family = socket.AF_INET6 if ":" in address else socket.AF_INET
         self.packed = socket.inet_pton(self.family, address)
-        self.path = None         # a Path, if there is one
-        self.obstacle = ""       # why its silence would mean nothing
-        self.echoed = False      # it answered an echo
+        # Whether its silence may count at all.
+        self.route = None        # the Route, if there is one and it held for the whole look
+        self.obstacle = ""       # the first reason why its silence would mean nothing
+        self.uses_arp = False    # it is asked by ARP too, which no IP firewall filters
+        # What came back. Each of these alone is life.
+        self.echoed = False      # it answered an ICMP echo
         self.rejected = False    # it refused one with an ICMP error of its own
-        self.uses_arp = False
-        self.neighbour = False   # it answered ARP (if uses_arp) or neighbour discovery
+        self.neighbour = False   # it answered ARP or neighbour discovery
 
     def answered(self):
         return self.echoed or self.rejected or self.neighbour
 
     def is_attached(self):
-        return bool(self.path.mac) and not self.path.gateway
+        """Return whether it can be asked without a router, by ARP or neighbour discovery."""
+        return bool(self.route.mac) and not self.route.gateway
 
-    def goes_the_way_of(self, other):
-        """An address without a path may go any way: it must not pass for one nobody asked about."""
-        return self.family == other.family and (self.path is None or (
-            self.path.interface, self.path.gateway) == (other.path.interface, other.path.gateway))
+    def is_witness_for(self, silent):
+        """Return whether packets to this address prove the path to another one, which has a route.
 
-    def block(self, reason):
-        """Remember the first reason why silence means nothing."""
+        An answer from the other family, by another interface or through another router says
+        nothing. A witness that has no route at all might take any, so it counts as one that is
+        silent: left out, it would look as if nobody had named a witness, and less would do.
+        """
+        if self.family != silent.family:
+            return False
+        if self.route is None:
+            return True
+        return (self.route.interface, self.route.gateway) == (
+            silent.route.interface, silent.route.gateway)
+
+    def add_obstacle(self, reason):
+        """Note why its silence would mean nothing; the first reason is the one that is told."""
         self.obstacle = self.obstacle or reason
+
+    def lose_route(self, reason):
+        """Note that there is no route, which outweighs any other obstacle."""
+        self.route = None
+        self.obstacle = reason
 
 
 def judge(evidence):
@@ -505,13 +552,14 @@ def judge(evidence):
     # SAFETY: one sign of life outweighs everything, and dead is only what every observation agrees
     # on: exactly one device, which says OFF, and at least one silent network.
     # Test: test_dead_needs_every_observation_to_agree
-    sources = [item.source for item in evidence]
     alive = [item for item in evidence if item.finding is Finding.ALIVE]
-    doubts = [item for item in evidence if item.finding is not Finding.DEAD]
     if alive:
         return Verdict(Finding.ALIVE, alive)
-    if doubts or sources.count(POWER) != 1 or sources.count(NETWORK) < 1:
-        return Verdict(Finding.UNKNOWN, doubts)
+    unknown = [item for item in evidence if item.finding is not Finding.DEAD]
+    sources = [item.source for item in evidence]
+    is_complete = sources.count(POWER) == 1 and sources.count(NETWORK) >= 1
+    if unknown or not is_complete:
+        return Verdict(Finding.UNKNOWN, unknown)
     return Verdict(Finding.DEAD, [])
 
 
@@ -520,8 +568,10 @@ def judge_power(state, watts, policy):
     # SAFETY: only a positive OFF is evidence of death; a load that is still drawn is evidence of
     # life: the relay is welded, or another outlet was switched.
     # Test: test_only_a_positive_off_is_evidence_of_death
+    if state is PowerState.ON:
+        return Finding.ALIVE, ""
     if state is not PowerState.OFF:
-        return Finding.ALIVE if state is PowerState.ON else Finding.UNKNOWN, ""
+        return Finding.UNKNOWN, ""
     doubt = "" if policy == "ignore" else doubt_about_meter(watts, policy)
     if not doubt:
         return Finding.DEAD, ""
@@ -529,66 +579,124 @@ def judge_power(state, watts, policy):
 
 
 def judge_address(sight, witnesses, is_direct):
-    """Return (finding, what was seen, reason) for one address of the target after one look."""
+    """Return (finding, what was seen, reason) for one address of the target after one look.
+
+    witnesses: the Sights of all that are named for its network, and of the fence device.
+    is_direct: the network is one cable from node to node.
+    """
     if sight.answered():
-        means = "ARP" if sight.family == socket.AF_INET else "neighbour discovery"
-        reason = ("" if sight.echoed else "it rejects ICMP echo with an error of its own"
-                  if sight.rejected else means + " only: ICMP is filtered")
-        return Finding.ALIVE, "reachable", reason
+        return Finding.ALIVE, "reachable", explain_answer(sight)
     doubt = doubt_about_path(sight, witnesses, is_direct)
     if doubt:
         return Finding.UNKNOWN, "unreachable", doubt
-    remark = ""
-    if not sight.path.has_carrier:
-        remark = "the other end of the cable is dead: %s has no carrier" % sight.path.interface
-    elif not any(witness.goes_the_way_of(sight) for witness in witnesses):
-        remark = "no witness: route and carrier of %s must do" % sight.path.interface
-    return Finding.DEAD, "unreachable", remark
+    return Finding.DEAD, "unreachable", explain_silence(sight, witnesses)
 
 
-def doubt_about_path(sight, witnesses, is_direct):
-    """Return why silence of this address would prove nothing, or "" when it would."""
-    # SAFETY: own failures look exactly like a dead target, so silence needs a path that is known to
-    # work: a route, a carrier, and the answer of a witness that goes the same way. Where no witness
-    # is known only ARP is believed, which no IP firewall on either side filters.
-    # Test: test_silence_counts_only_over_a_proven_path
-    if sight.path is None:
-        return "no path from here: " + sight.obstacle
-    if not sight.path.has_carrier:
-        # A cable without a switch: the peer itself feeds the carrier, so its loss is its silence;
-        # a bridge, a bond or a macvlan also loses it when its own port is switched off here.
-        is_cable = is_direct and not sight.path.gateway and sight.path.kind in ("", "veth")
-        return "" if is_cable else "no path from here: %s has no carrier" % sight.path.interface
-    if sight.obstacle:
-        return sight.obstacle
-    known = [witness for witness in witnesses if witness.goes_the_way_of(sight)]
-    if known and not any(witness.answered() for witness in known):
-        return "no path from here: witness %s is silent too" % " and ".join(
-            witness.address for witness in known)
-    if not known and sight.path.kind.rpartition(" on ")[2] not in WIRED_LINKS:
-        return "no proof of a path: a %s has a carrier of its own (witness_ips)" % sight.path.kind
-    if not known and not sight.uses_arp:
-        return "no proof of a path: without ARP a witness there must answer (witness_ips)"
+def explain_answer(sight):
+    """Return how an address showed life, or "" when it simply answered the echo."""
+    if sight.echoed:
+        return ""
+    if sight.rejected:
+        return "it rejects ICMP echo with an error of its own"
+    means = "ARP" if sight.family == socket.AF_INET else "neighbour discovery"
+    return means + " only: ICMP is filtered"
+
+
+def explain_silence(sight, witnesses):
+    """Return what had to do as proof of the path where no witness has answered, or ""."""
+    interface = sight.route.interface
+    if not sight.route.has_carrier:
+        return "the other end of the direct cable is dead: %s has no carrier" % interface
+    if not any(witness.is_witness_for(sight) for witness in witnesses):
+        return "no witness known: judged by the route and the carrier of %s alone" % interface
     return ""
 
 
-# What to look at first, by the evidence that stands against death.
+def doubt_about_path(sight, witnesses, is_direct):
+    """Return why silence of this address would prove nothing, or "" when it would.
+
+    Asked about an address that answers, as monitor does, it tells what its silence would be worth.
+    """
+    # SAFETY: own failures look exactly like a dead target, so silence needs a path that is known to
+    # work: a route, a carrier, and the answer of a witness that takes the same route. Where no
+    # witness is known only ARP is believed, which no IP firewall on either side filters.
+    # Test: test_silence_counts_only_over_a_proven_path
+    if sight.route is None:
+        return "no usable route from this machine: " + sight.obstacle
+    if not sight.route.has_carrier:
+        # Before the obstacles: without a carrier nothing can be sent, and on a direct cable that is
+        # the proof.
+        if is_direct and is_end_of_cable(sight.route):
+            return ""
+        return "this machine's own link is down: %s has no carrier" % sight.route.interface
+    if sight.obstacle:
+        return sight.obstacle
+    known = [witness for witness in witnesses if witness.is_witness_for(sight)]
+    if known:
+        return doubt_about_witnesses(known)
+    need = need_of_witness(sight)
+    if need:
+        return "a witness on the same route is needed, because %s: add one to witness_ips" % need
+    return ""
+
+
+def is_end_of_cable(route):
+    """Return whether it is the other end alone that feeds the carrier of this route's link."""
+    # A bridge, a bond or a macvlan also loses it when its own port is switched off here.
+    return not route.gateway and route.link_kind in CABLE_LINKS
+
+
+def doubt_about_witnesses(witnesses):
+    """Return "" when one of them has answered, else who was silent."""
+    # One is enough: a witness may be down for reasons of its own.
+    if any(witness.answered() for witness in witnesses):
+        return ""
+    names = " and ".join(witness.address for witness in witnesses)
+    if len(witnesses) > 1:
+        return "witnesses %s are silent too, so the path to it may be broken" % names
+    return "witness %s is silent too, so the path to it may be broken" % names
+
+
+def need_of_witness(sight):
+    """Return why route and carrier are not enough to believe this silence, or "" when they are."""
+    route = sight.route
+    # What decides is the lowest link, the one whose carrier it is.
+    if route.link_kind.rpartition(" on ")[2] not in WIRED_LINKS:
+        return "the carrier of %s (%s) does not show a cut cable" % (
+            route.interface, route.link_kind)
+    if sight.uses_arp:
+        return ""
+    if route.gateway:
+        return "the address is behind a router"
+    if sight.family == socket.AF_INET6:
+        return "IPv6 has no ARP, and firewalls can filter its neighbour discovery"
+    if not route.mac:
+        return "%s is a link without ARP" % route.interface
+    return "arp_check is 0"
+
+
+# What to do first, by the evidence that stands against death.
 FIRST_LOOKS = {
-    (POWER, Finding.ALIVE): "did the device before this one in the level act on the right outlet?",
-    (POWER, Finding.UNKNOWN): "look first at the fence device and the way to it",
-    (NETWORK, Finding.ALIVE): "it has power: is it the right outlet, is there a UPS or a second "
-                              "power supply?",
-    (NETWORK, Finding.UNKNOWN): "look at this machine's link, route and firewall, and the witness"}
+    (POWER, Finding.ALIVE): "the outlet still has power: did the power agent in this fencing level "
+                            "switch the right outlet?",
+    (POWER, Finding.UNKNOWN): "check the fence device and this machine's connection to it",
+    (NETWORK, Finding.ALIVE): "the node is still running: is it the right outlet, or is there a "
+                              "UPS or a second power supply?",
+    (NETWORK, Finding.UNKNOWN): "check this machine's link, route and firewall, and the witness"}
 
 
 def render_evidence(item):
-    return "%s: %s%s" % (item.subject, item.seen, " (%s)" % item.reason if item.reason else "")
+    remark = " (%s)" % item.reason if item.reason else ""
+    return "%s: %s%s" % (item.subject, item.seen, remark)
 
 
 def render_blockers(verdict):
-    """Return which evidence stands against death, and what to look at first."""
-    hints = [FIRST_LOOKS[item.source, item.finding] for item in verdict.blockers[:1]]
-    return "; ".join([render_evidence(item) for item in verdict.blockers] + hints)
+    """Return which evidence stands against death, and what to do first."""
+    if not verdict.blockers:
+        return "the evidence is incomplete"
+    first = verdict.blockers[0]
+    reasons = [render_evidence(item) for item in verdict.blockers]
+    return "; ".join(reasons + [FIRST_LOOKS[first.source, first.finding]])
 
 
 # SECTION: DIALECTS --------------------------------------------------------------------------------
@@ -1277,20 +1385,28 @@ class FilesAndPrograms:
 
 # Signs of life. Source: RFC 792 and 4443 (echo and errors), RFC 826 (ARP), RFC 4861 (neighbour
 # discovery), linux/rtnetlink.h, linux/if_link.h; read 2026-11. Seen: Linux 6.18.
-# The numbers of one family. silence: the (type, code) for "nobody there".
-IcmpWords = namedtuple("IcmpWords", "protocol request reply errors silence")
-ICMP = {socket.AF_INET: IcmpWords(socket.IPPROTO_ICMP, 8, 0, (3, 11), (3, 1)),
-        socket.AF_INET6: IcmpWords(socket.IPPROTO_ICMPV6, 128, 129, (1, 3), (1, 3))}
+# The numbers of ICMP in one family. request, reply: types of an echo. errors: the types that quote
+# the packet they are about. silence: the (type, code) of "host unreachable", nobody is there.
+IcmpNumbers = namedtuple("IcmpNumbers", "protocol request reply errors silence")
+ICMP = {socket.AF_INET: IcmpNumbers(protocol=socket.IPPROTO_ICMP, request=8, reply=0,
+                                    errors=(3, 11), silence=(3, 1)),
+        socket.AF_INET6: IcmpNumbers(protocol=socket.IPPROTO_ICMPV6, request=128, reply=129,
+                                     errors=(1, 3), silence=(1, 3))}
 ETHERTYPE_ARP = 0x0806
 
-# What the kernel is asked about routes and links, and the parts of its answers.
+# What the kernel is asked about routes and links: messages, and attributes of the answers.
 GET_LINK, GET_ROUTE = 18, 26
-LINK_BODY, ROUTE_BODY = "BxHiII", "BBBBBBBBI"
+NETLINK_ERROR = 2
+KERNEL_PATIENCE_SECONDS = 1
+LINK_BODY = "BxHiII"       # family, type, index, flags, changed flags
+ROUTE_BODY = "BBBBBBBBI"   # family, lengths of target and source, ..., type of route, flags
 LINK_MAC, LINK_NAME, LINK_BELOW, LINK_INFO, LINK_CHANGES, LINK_ELSEWHERE = 1, 3, 5, 18, 35, 37
 ROUTE_TARGET, ROUTE_INTERFACE, ROUTE_GATEWAY, ROUTE_SOURCE, ROUTE_VIA = 1, 4, 5, 7, 18
-ROUTE_KINDS = {1: "", 2: "the address is this machine's own", 3: "it is a broadcast address",
-               5: "it is a multicast address"}
-NETLINK_ERROR = 2
+# Types of route, and why one of them leads to no other machine; "" for the one that does.
+ROUTE_TYPES = {1: "",
+               2: "it is this machine's own address; is the check running on the target itself?",
+               3: "it is a broadcast address, not a node's",
+               5: "it is a multicast address, not a node's"}
 ETHERNET = 1
 STACKED_LINKS = ("vlan", "macvlan", "ipvlan")  # have the carrier of the link that they stand on
 IFF_RUNNING, IFF_NOARP, IFF_LOWER_UP = 0x40, 0x80, 0x10000
@@ -1311,6 +1427,62 @@ def parse_netlink(data, body_format):
     return struct.unpack_from(body_format, data, 16), attributes
 
 
+def parse_link_kind(info):
+    """Return what the kernel calls a kind of virtual link, or "" for a network card."""
+    word = re.match(b"(?s)..\\x01\\0([a-z0-9_-]+)\0", info)  # its first attribute, text
+    return word.group(1).decode("ascii") if word else ""
+
+
+def explain_os_error(error):
+    """Return what the kernel says went wrong with a packet, a route or a link."""
+    # SAFETY: "Connection timed out", its words for ETIMEDOUT, are those by which Pacemaker knows
+    # its own timer. Test: test_what_the_kernel_says_never_sounds_like_pacemakers_timer
+    return hide_timer_words(one_line(error.strerror or str(error)))
+
+
+def _ask_route(family, target):
+    """Return the attributes of the kernel's route; raise Unreachable if it leads nowhere."""
+    question = struct.pack(ROUTE_BODY, family, len(target) * 8, 0, 0, 0, 0, 0, 0, 0)
+    question += struct.pack("HH", 4 + len(target), ROUTE_TARGET) + target
+    fields, found = _ask_kernel(GET_ROUTE, ROUTE_BODY, question)
+    doubt = ROUTE_TYPES.get(fields[7], "the kernel's route to it is of type %d" % fields[7])
+    if doubt:
+        raise Unreachable(doubt)
+    if ROUTE_INTERFACE not in found:
+        raise Unreachable("the kernel's route to it names no interface")
+    return found
+
+
+def _ask_link(index):
+    """Return (kind of hardware, flags, attributes) of a link."""
+    question = struct.pack(LINK_BODY, 0, 0, index, 0, 0)
+    fields, facts = _ask_kernel(GET_LINK, LINK_BODY, question)
+    return fields[1], fields[3], facts
+
+
+def _find_link_kind(facts):
+    """Return the kind of a link, and of all that lends it its carrier: "vlan on bond"."""
+    kind = parse_link_kind(facts.get(LINK_INFO, b""))
+    # What stands on a link of another namespace (a container's) cannot be asked further.
+    if kind not in STACKED_LINKS or LINK_BELOW not in facts or LINK_ELSEWHERE in facts:
+        return kind
+    _, _, facts_below = _ask_link(struct.unpack("i", facts[LINK_BELOW])[0])
+    return "%s on %s" % (kind, _find_link_kind(facts_below))
+
+
+def _ask_kernel(kind, body_format, body):
+    """Return (fields, {attribute: bytes}) of the kernel's answer; its errors raise OSError."""
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0) as handle:  # 0: NETLINK_ROUTE
+        handle.settimeout(KERNEL_PATIENCE_SECONDS)
+        handle.send(struct.pack("IHHII", 16 + len(body), kind, 1, 1, 0) + body)
+        try:
+            answer = handle.recv(MAX_REPLY_BYTES)
+        except socket.timeout as error:
+            raise Unreachable("the kernel did not answer within %s"
+                              % render_seconds(KERNEL_PATIENCE_SECONDS)) from error
+    return parse_netlink(answer, body_format)
+
+
 class PacketSocket:
     """A socket for single packets that never blocks."""
 
@@ -1323,12 +1495,13 @@ class PacketSocket:
         self.close = handle.close
 
     def send(self, packet, address):
-        """Return "" when the packet left, else why it did not."""
+        """Send one packet; raise Unreachable when it did not even leave this machine."""
         try:
             self.handle.sendto(packet, address)
-            return ""
         except OSError as error:
-            return "cannot send to it: %s" % one_line(error.strerror or str(error))
+            hint = "; does its own firewall forbid it?" if error.errno == errno.EPERM else ""
+            raise Unreachable("this machine cannot send to it: %s%s"
+                              % (explain_os_error(error), hint)) from error
 
     def receive(self):
         """Return (packet without IP header, sender); (b"", "") when an error came instead."""
@@ -1336,8 +1509,8 @@ class PacketSocket:
             packet, address = self.handle.recvfrom(MAX_REPLY_BYTES)
         except OSError:
             return b"", ""
-        if self.family == socket.AF_INET and self.is_raw:
-            packet = packet[(packet[0] & 15) * 4:] if packet else b""
+        if packet and self.family == socket.AF_INET and self.is_raw:
+            packet = packet[(packet[0] & 15) * 4:]  # the header tells its length in words
         return packet, address[0].partition("%")[0]
 
 
@@ -1489,46 +1662,30 @@ class Network:
                 failure.__cause__ = error
         raise failure
 
-    def find_path(self, family, target):
-        """Return the Path of packets to target (bytes); raise Unreachable where there is none."""
+    def find_route(self, family, target):
+        """Return the Route of packets to target (bytes); raise Unreachable where there is none."""
         try:
-            route, found = self._ask_kernel(GET_ROUTE, ROUTE_BODY, struct.pack(
-                ROUTE_BODY, family, len(target) * 8, 0, 0, 0, 0, 0, 0, 0)
-                + struct.pack("HH", 4 + len(target), ROUTE_TARGET) + target)
-            doubt = ROUTE_KINDS.get(route[7], "its route is of kind %d" % route[7])
-            if doubt or ROUTE_INTERFACE not in found:
-                raise Unreachable(doubt or "its route names no interface")
+            found = _ask_route(family, target)
             index = struct.unpack("i", found[ROUTE_INTERFACE])[0]
-            link, facts, link_kind = self._ask_link(index)
+            hardware, flags, facts = _ask_link(index)
+            link_kind = _find_link_kind(facts)
         except OSError as error:
-            raise Unreachable("no route: %s" % one_line(error.strerror or str(error))) from error
-        kind, flags = link[1], link[3]
-        if flags & IFF_LOWER_UP and not flags & IFF_RUNNING:
+            raise Unreachable(explain_os_error(error)) from error
+        is_up, is_running = bool(flags & IFF_LOWER_UP), bool(flags & IFF_RUNNING)
+        if is_up and not is_running:
             link_kind = "dormant"
-        return Path(
-            facts[LINK_NAME].rstrip(b"\0").decode("ascii", "backslashreplace"), index,
-            facts.get(LINK_MAC, b"") if kind == ETHERNET and not flags & IFF_NOARP else b"",
-            found.get(ROUTE_SOURCE, bytes(len(target))),
-            found.get(ROUTE_GATEWAY, found.get(ROUTE_VIA, b"")),
-            bool(flags & IFF_LOWER_UP and flags & IFF_RUNNING), facts.get(LINK_CHANGES), link_kind)
-
-    def _ask_link(self, index):
-        link, facts = self._ask_kernel(GET_LINK, LINK_BODY, struct.pack(
-            LINK_BODY, 0, 0, index, 0, 0))
-        word = re.match(b"(?s)..\\x01\\0([a-z0-9_-]+)\0", facts.get(LINK_INFO, b""))
-        kind = word.group(1).decode("ascii") if word else ""
-        if kind in STACKED_LINKS and LINK_BELOW in facts and LINK_ELSEWHERE not in facts:
-            kind += " on " + self._ask_link(struct.unpack("i", facts[LINK_BELOW])[0])[2]
-        return link, facts, kind
-
-    def _ask_kernel(self, kind, body_format, body):
-        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0) as handle:  # 0: NETLINK_ROUTE
-            handle.settimeout(1)
-            handle.send(struct.pack("IHHII", 16 + len(body), kind, 1, 1, 0) + body)
-            return parse_netlink(handle.recv(MAX_REPLY_BYTES), body_format)
+        mac = b""
+        if hardware == ETHERNET and not flags & IFF_NOARP:
+            mac = facts.get(LINK_MAC, b"")
+        has_carrier = is_up and is_running
+        return Route(
+            interface=facts[LINK_NAME].rstrip(b"\0").decode("ascii", "backslashreplace"),
+            index=index, mac=mac, source=found.get(ROUTE_SOURCE, bytes(len(target))),
+            gateway=found.get(ROUTE_GATEWAY, found.get(ROUTE_VIA, b"")), has_carrier=has_carrier,
+            carrier_changes=facts.get(LINK_CHANGES), link_kind=link_kind)
 
     def open_echo(self, family):
-        """Return a PacketSocket for ICMP, raw where that is permitted; None where nothing is."""
+        """Return a PacketSocket for ICMP, raw where that is permitted; None where none is."""
         for is_raw, kind in ((True, socket.SOCK_RAW), (False, socket.SOCK_DGRAM)):
             try:
                 handle = socket.socket(family, kind, ICMP[family].protocol)
@@ -1541,7 +1698,7 @@ class Network:
         return None
 
     def open_arp(self, interface):
-        """Return a PacketSocket for ARP on one interface, or None where that is not permitted."""
+        """Return a PacketSocket for ARP on one interface, or None where there can be none."""
         try:
             handle = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(ETHERTYPE_ARP))
             handle.bind((interface, ETHERTYPE_ARP))
@@ -2670,6 +2827,8 @@ class AgentOutlet(OpenedOutlet):
 
 
 ARP_HEADER = struct.pack(">HHBB", 1, 0x0800, 6, 4)  # Ethernet, IPv4, and their address lengths
+ARP_REQUEST, ARP_REPLY = 1, 2
+BROADCAST_MAC = b"\xff" * 6
 NEIGHBOUR_SOLICITATION, NEIGHBOUR_ADVERTISEMENT = 135, 136
 
 
@@ -2691,7 +2850,7 @@ def parse_icmp_error(family, message):
     """Return ((type, code), target, identifier) of the echo an ICMP error is about, or None."""
     if len(message) < 9 or message[0] not in ICMP[family].errors:
         return None
-    quoted = message[8:]
+    quoted = message[8:]  # the packet that it is about: its IP header, and some of its body
     if family == socket.AF_INET:
         header_bytes, protocol, target = (quoted[0] & 15) * 4, quoted[9:10], quoted[16:20]
     else:
@@ -2704,7 +2863,7 @@ def parse_icmp_error(family, message):
 
 def build_arp_request(mac, source, target):
     """Return "who has target", from our MAC and address; all are bytes."""
-    return ARP_HEADER + struct.pack(">H", 1) + mac + source + bytes(6) + target
+    return ARP_HEADER + struct.pack(">H", ARP_REQUEST) + mac + source + bytes(6) + target
 
 
 def parse_arp_sender(message):
@@ -2714,12 +2873,12 @@ def parse_arp_sender(message):
 
 def is_arp_answer(message, mac):
     """Return whether an ARP packet is a reply to the one who has this MAC."""
-    return message[6:8] == b"\0\2" and message[18:24] == mac
+    return message[6:8] == struct.pack(">H", ARP_REPLY) and message[18:24] == mac
 
 
 def build_neighbour_solicitation(mac, target):
     """Return (message, address to send it to) that asks target for its MAC."""
-    group = b"\xff\x02" + bytes(9) + b"\x01\xff" + target[13:]
+    group = b"\xff\x02" + bytes(9) + b"\x01\xff" + target[13:]  # its solicited-node address
     return (struct.pack(">BBHI", NEIGHBOUR_SOLICITATION, 0, 0, 0) + target + b"\x01\x01" + mac,
             socket.inet_ntop(socket.AF_INET6, group))
 
@@ -2734,147 +2893,234 @@ def is_solicited(advertisement):
     return bool(advertisement[4:5]) and bool(advertisement[4] & 0x40)
 
 
+class Listener:
+    """Notes in the Sights of one look what each packet that comes in shows.
+
+    A packet is matched by the address it speaks for, an echo and an error by our marker too: many
+    looks may go on at once, and this machine hears the answers to all of them.
+    """
+
+    def __init__(self, sights, targets, router_errors):
+        self.sights = {sight.packed: sight for sight in sights}
+        self.targets = targets              # addresses of the target
+        self.router_errors = router_errors  # see Look
+        self.marker = os.urandom(8)         # brought back by the answers to our own echoes
+
+    def take(self, family, packet, sender):
+        """Note what one packet shows; family: of the socket that it came from."""
+        if family == socket.AF_PACKET:
+            self._take_arp(packet, sender)
+        elif packet:
+            self._take_icmp(family, packet, sender)
+
+    def _take_arp(self, packet, interface):
+        sight = self.sights.get(parse_arp_sender(packet))
+        if sight and sight.route:
+            is_answer = interface == sight.route.interface and is_arp_answer(
+                packet, sight.route.mac)
+            self._note_neighbour(sight, is_answer)
+
+    def _take_icmp(self, family, packet, sender):
+        sender_sight = self.sights.get(socket.inet_pton(family, sender))
+        if sender_sight and parse_echo_reply(family, packet) == self.marker:
+            sender_sight.echoed = True
+        if family == socket.AF_INET6:
+            neighbour = self.sights.get(parse_neighbour_advertisement(packet))
+            if neighbour:
+                self._note_neighbour(neighbour, is_solicited(packet))
+        error = parse_icmp_error(family, packet)
+        if error:
+            self._take_icmp_error(family, error, sender)
+
+    def _take_icmp_error(self, family, error, sender):
+        """Note an error about an echo: from the address itself it is life."""
+        kind, target, identifier = error
+        sight = self.sights.get(target)
+        if not sight or identifier != self.marker[:2]:
+            return
+        if socket.inet_pton(family, sender) == target:
+            sight.rejected = True
+        elif kind != ICMP[family].silence:
+            # "Host unreachable" is what a router says of a dead target: no more than its silence.
+            # Everything else tells of a path that does not work.
+            reason = "%s does not forward packets to it: ICMP type %d, code %d" % (
+                (sender,) + kind)
+            sight.add_obstacle(reason)
+            self.router_errors[sight.address] = reason
+
+    def _note_neighbour(self, sight, is_answer):
+        """Any packet of a target is life; of a witness only an answer to our question counts."""
+        # SAFETY: what is overheard proves the path from it to us, and not from us to it.
+        # Test: test_a_witness_that_is_only_overheard_proves_nothing
+        if is_answer or sight.address in self.targets:
+            sight.neighbour = True
+
+
+class Asker:
+    """Asks the addresses of one look, by sockets that are opened when they are first needed."""
+
+    def __init__(self, system, arp_check):
+        self.system = system
+        self.arp_check = arp_check
+        self.by_family = {}     # sockets for ICMP; None where there can be none
+        self.by_interface = {}  # sockets for ARP; the same
+
+    def opened(self):
+        handles = list(self.by_family.values()) + list(self.by_interface.values())
+        return [handle for handle in handles if handle]
+
+    def close(self):
+        for handle in self.opened():
+            handle.close()
+
+    def choose_questions(self, sight):
+        """Find out how an address can be asked, and what then its silence is worth."""
+        if sight.family not in self.by_family:
+            self.by_family[sight.family] = self.system.open_echo(sight.family)
+        echo = self.by_family[sight.family]
+        if not echo or not echo.is_raw:
+            sight.add_obstacle("no raw ICMP socket can be opened, so silence proves nothing: "
+                               "run it as root")
+        sight.uses_arp = sight.family == socket.AF_INET and self._may_ask_neighbour(sight)
+        if sight.uses_arp:
+            self._open_arp(sight)
+
+    def _open_arp(self, sight):
+        interface = sight.route.interface
+        if interface not in self.by_interface:
+            self.by_interface[interface] = self.system.open_arp(interface)
+        if not self.by_interface[interface]:
+            sight.add_obstacle("no ARP socket can be opened on %s, so silence proves nothing: "
+                               "run it as root" % interface)
+
+    def _may_ask_neighbour(self, sight):
+        return bool(self.arp_check) and sight.is_attached()
+
+    def ask(self, sight, marker, turn):
+        """Send one echo, and one question to the neighbour where it can be asked."""
+        echo = self.by_family[sight.family]
+        if echo:
+            self._send(sight, echo, build_echo(sight.family, marker, turn), (sight.address, 0))
+        if not self._may_ask_neighbour(sight):
+            return
+        if sight.uses_arp:
+            self._ask_by_arp(sight)
+        elif echo and echo.is_raw:
+            self._ask_by_discovery(sight, echo)
+
+    def _ask_by_arp(self, sight):
+        route = sight.route
+        arp = self.by_interface[route.interface]
+        if arp:
+            packet = build_arp_request(route.mac, route.source, sight.packed)
+            self._send(sight, arp, packet, (route.interface, ETHERTYPE_ARP, 0, 0, BROADCAST_MAC))
+
+    def _ask_by_discovery(self, sight, echo):
+        """Ask as IPv6 does instead of by ARP: its question travels as ICMP."""
+        packet, group = build_neighbour_solicitation(sight.route.mac, sight.packed)
+        self._send(sight, echo, packet, (group, 0, 0, sight.route.index))
+
+    def _send(self, sight, handle, packet, receiver):
+        try:
+            handle.send(packet, receiver)
+        except Unreachable as error:
+            sight.add_obstacle(str(error))
+
+
 class Look:
-    """One look at all addresses at once: each is asked several times, in several ways."""
+    """One look at all addresses at once: each is asked several times, in several ways.
+
+    In this order: ask the kernel for the routes, open the sockets, ask and listen, ask the kernel
+    again. Whatever goes wrong on this side becomes an obstacle of the Sight, never an answer.
+    """
     # router_errors: {address: what a router said about it}, from all looks of an action.
-    # SAFETY: a router tells an error once in a while only, so the next look may find the same way
+    # SAFETY: a router tells an error once in a while only, so the next look may find the same path
     # just silent. Test: test_what_a_router_said_holds_for_the_whole_action
 
     def __init__(self, system, settings, router_errors, device_addresses):
         self.system = system
         self.settings = settings
-        self.router_errors = router_errors
-        self.marker = os.urandom(8)
         self.targets = {target.address for target in settings.targets}
-        self.sights = [Sight(address) for address in sorted(self.targets.union(
-            device_addresses, (witness.address for witness in settings.witnesses)))]
-        self.by_packed = {sight.packed: sight for sight in self.sights}
-        self.sockets = {}  # by family (ICMP) or interface (ARP); None: not permitted
+        witnesses = {witness.address for witness in settings.witnesses}
+        addresses = self.targets.union(witnesses, device_addresses)
+        self.sights = [Sight(address) for address in sorted(addresses)]
+        for sight in self.sights:
+            if sight.address in router_errors:
+                sight.add_obstacle(router_errors[sight.address])
+        self.listener = Listener(self.sights, self.targets, router_errors)
+        self.asker = Asker(system, settings.arp_check)
 
     def run(self):
         """Return {address: Sight}."""
         for sight in self.sights:
-            sight.block(self.router_errors.get(sight.address, ""))
-            self._find_path(sight)
+            self._find_route(sight)
         try:
-            for sight in self.sights:
-                if sight.path:
-                    self._open_sockets(sight)
-            self._ask_and_hear()
+            for sight in self._routed():
+                self.asker.choose_questions(sight)
+            self._ask_and_listen()
         finally:
-            for handle in filter(None, self.sockets.values()):
-                handle.close()
-        for sight in self.sights:
-            if sight.path and not self.sockets[sight.family]:
+            self.asker.close()
+        for sight in self._routed():
+            if not self.asker.by_family[sight.family]:
                 self._run_ping(sight)
-            self._check_path(sight)
+        for sight in self.sights:
+            self._check_route(sight)
         return {sight.address: sight for sight in self.sights}
 
-    def _find_path(self, sight):
-        try:
-            sight.path = self.system.find_path(sight.family, sight.packed)
-        except Unreachable as error:
-            sight.block(str(error))
+    def _routed(self):
+        """Return the Sights that there is a route to; the others cannot be asked."""
+        return [sight for sight in self.sights if sight.route]
 
-    def _check_path(self, sight):
+    def _find_route(self, sight):
+        try:
+            sight.route = self.system.find_route(sight.family, sight.packed)
+        except Unreachable as error:
+            sight.lose_route(str(error))
+
+    def _check_route(self, sight):
         # SAFETY: a link that was gone for a part of the look has hidden answers.
         # Test: test_a_link_that_flaps_during_the_look_proves_nothing
-        before, sight.path = sight.path, None
-        self._find_path(sight)
-        if sight.path != before:
-            sight.path, sight.obstacle = None, "it changed during the look"
+        before = sight.route
+        self._find_route(sight)
+        if sight.route != before:
+            sight.lose_route("its route or carrier changed while the answers were awaited")
 
-    def _open_sockets(self, sight):
-        if sight.family not in self.sockets:
-            self.sockets[sight.family] = self.system.open_echo(sight.family)
-        echo = self.sockets[sight.family]
-        if not echo or not echo.is_raw:
-            sight.block("silence proves nothing without a raw ICMP socket (run it as root)")
-        interface = sight.path.interface
-        sight.uses_arp = (sight.family == socket.AF_INET and sight.is_attached()
-                          and self.settings.arp_check)
-        if sight.uses_arp and interface not in self.sockets:
-            self.sockets[interface] = self.system.open_arp(interface)
-        if sight.uses_arp and not self.sockets[interface]:
-            sight.block("ARP is not permitted here (run it as root)")
-
-    def _ask_and_hear(self):
+    def _ask_and_listen(self):
         """Ask at even intervals, so that a burst of losses does not take all questions."""
         # Counted, not timed: a process that was held up for a while still asks every question.
         for turn in range(self.settings.ping_count):
-            for sight in self.sights:
-                if sight.path and not sight.echoed:
-                    self._ask(sight, turn)
-            self._hear(self.settings.ping_timeout * ASKING_PART / self.settings.ping_count)
-        self._hear(self.settings.ping_timeout * (1 - ASKING_PART))
+            for sight in self._routed():
+                if not sight.echoed:
+                    self.asker.ask(sight, self.listener.marker, turn)
+            self._listen(self.settings.ping_timeout * ASKING_PART / self.settings.ping_count)
+        self._listen(self.settings.ping_timeout * (1 - ASKING_PART))
 
-    def _ask(self, sight, turn):
-        path = sight.path
-        echo = self.sockets[sight.family]
-        arp = self.sockets[path.interface] if sight.uses_arp else None
-        if echo:
-            sight.block(echo.send(build_echo(sight.family, self.marker, turn), (sight.address, 0)))
-        if arp:
-            sight.block(arp.send(build_arp_request(path.mac, path.source, sight.packed),
-                                 (path.interface, ETHERTYPE_ARP, 0, 0, b"\xff" * 6)))
-        elif (sight.family == socket.AF_INET6 and echo and echo.is_raw and sight.is_attached()
-              and self.settings.arp_check):
-            message, group = build_neighbour_solicitation(path.mac, sight.packed)
-            sight.block(echo.send(message, (group, 0, 0, path.index)))
-
-    def _is_complete(self):
-        """Nothing more can be learned: an early ARP reply does not say that ICMP is filtered."""
-        return all(sight.path is None or sight.echoed or sight.answered()
-                   and sight.address not in self.targets for sight in self.sights)
-
-    def _hear(self, seconds):
+    def _listen(self, seconds):
         """Take in what comes in this time, and all that has piled up by its end."""
-        end, late = self.system.clock() + seconds, 0
-        handles = [handle for handle in self.sockets.values() if handle]
+        end = self.system.clock() + seconds
+        late_reads = 0
+        handles = self.asker.opened()
         while not self._is_complete():
             ready = self.system.wait_readable(handles, end - self.system.clock())
             if not ready:
                 return
             for handle in ready:
-                self._take(handle, *handle.receive())
-            late += self.system.clock() > end
-            if late > MOST_LATE_READS:
-                raise Unreachable("more packets come in than can be read; nothing can be judged")
+                self.listener.take(handle.family, *handle.receive())
+            if self.system.clock() > end:
+                late_reads += 1
+            if late_reads > MOST_LATE_READS:
+                raise Unreachable("more packets come in than can be read, so nothing can be "
+                                  "judged: is this machine's network flooded?")
 
-    def _take(self, handle, packet, sender):
-        """Note what one packet shows; all is matched by address, an echo by its marker too."""
-        # Who sends an error about itself is alive. Of a router's errors only "nobody there" fits a
-        # dead target, and is no more than its silence; all others are a way that does not work.
-        if handle.family == socket.AF_PACKET:
-            sight = self.by_packed.get(parse_arp_sender(packet))
-            if sight and sight.path:
-                self._note_neighbour(sight, sender == sight.path.interface
-                                     and is_arp_answer(packet, sight.path.mac))
-            return
-        if not packet:
-            return
-        answering = self.by_packed.get(socket.inet_pton(handle.family, sender))
-        if answering and parse_echo_reply(handle.family, packet) == self.marker:
-            answering.echoed = True
-        if handle.family == socket.AF_INET6:
-            self._note_neighbour(self.by_packed.get(parse_neighbour_advertisement(packet)),
-                                 is_solicited(packet))
-        kind, target, identifier = parse_icmp_error(handle.family, packet) or (None, b"", b"")
-        sight = self.by_packed.get(target)
-        if not sight or identifier != self.marker[:2]:
-            return
-        if sight is answering:
-            sight.rejected = True
-        elif kind != ICMP[handle.family].silence:
-            sight.block("no path from here: %s answers with ICMP error %d.%d" % ((sender,) + kind))
-            self.router_errors[sight.address] = sight.obstacle
+    def _is_complete(self):
+        """Return whether nothing more can be learned from listening."""
+        return all(self._is_settled(sight) for sight in self._routed())
 
-    def _note_neighbour(self, sight, is_answer):
-        """Any packet of a target is life; of a witness only an answer to our question counts."""
-        # SAFETY: what is overheard proves the way here, and not the way there.
-        # Test: test_a_witness_that_is_only_overheard_proves_nothing
-        if sight and (is_answer or sight.address in self.targets):
-            sight.neighbour = True
+    def _is_settled(self, sight):
+        # Of a target only the echo: an early ARP reply does not say that ICMP is filtered.
+        if sight.address in self.targets:
+            return sight.echoed
+        return sight.answered()
 
     def _run_ping(self, sight):
         """Where no ICMP socket is permitted, the ping program may still show life, never death."""
@@ -2883,7 +3129,7 @@ class Look:
                                          self.system.deadline(self.settings.shell_timeout))
             sight.echoed = code == 0
         except Unreachable as error:
-            self.system.debug(str(error))
+            self.system.debug("cannot ask %s by ping: %s" % (sight.address, error))
 
 
 def find_device_addresses(system, address):
@@ -2894,10 +3140,10 @@ def find_device_addresses(system, address):
     # Test: test_the_fence_device_is_a_witness_only_when_it_answers_the_look
     try:
         sight = Sight(address)
-        sight.path = system.find_path(sight.family, sight.packed)
+        sight.route = system.find_route(sight.family, sight.packed)
     except (OSError, Unreachable):  # a name, or an address that only the agent knows how to reach
-        return ()
-    return (address,) if sight.is_attached() else ()
+        return []
+    return [address] if sight.is_attached() else []
 
 
 # SECTION: FENCING ---------------------------------------------------------------------------------
@@ -3111,9 +3357,15 @@ def read_meter(job, outlet, deadline):
 
 
 # SECTION: CHECKING --------------------------------------------------------------------------------
-# What each action of fence_check means. It reads, and switches nothing.
+# What each action of fence_check means: whether the target is dead. It reads, and switches nothing.
 
-# fence_check: whether the target is dead. It reads, and switches nothing.
+class CheckJob(Job):
+    """One action of fence_check: its device is only read, and its looks share what they learn."""
+
+    def __init__(self, system, device, settings):
+        super().__init__(system, device, settings)
+        self.router_errors = {}  # {address: what a router said about it}, see Look
+
 
 class CheckJob(Job):
     def __init__(self, system, device, settings):
@@ -3123,11 +3375,11 @@ class CheckJob(Job):
 
 def collect_evidence(job):
     """Return the Evidence of one look: the device first, then all addresses at once."""
-    power = observe_power(job)
-    evidence = [power]
+    evidence = [observe_power(job)]
     for target, sight, witnesses, is_direct in look_at_networks(job):
         finding, seen, reason = judge_address(sight, witnesses, is_direct)
-        evidence.append(Evidence(NETWORK, finding, "%s %s" % target, seen, reason))
+        evidence.append(Evidence(source=NETWORK, finding=finding, subject=describe_target(target),
+                                 seen=seen, reason=reason))
     for item in evidence:
         job.system.debug("%s: %s" % (item.finding.value, render_evidence(item)))
     return evidence
@@ -3141,22 +3393,24 @@ def observe_power(job):
         state = outlet.state
         watts, _ = read_meter(job, outlet, job.deadline) if state is PowerState.OFF else (None, "")
     except FenceError as error:
-        return Evidence(POWER, Finding.UNKNOWN, subject, "power=unknown",
-                        hide_timer_words(redact(str(error), job.system.secrets)))
+        return Evidence(source=POWER, finding=Finding.UNKNOWN, subject=subject,
+                        seen="power=unknown",
+                        reason=hide_timer_words(redact(str(error), job.system.secrets)))
     finally:
         job.device.close()
     finding, reason = judge_power(state, watts, job.settings.power_meter)
-    return Evidence(POWER, finding, subject, "power=" + state.value.lower(), reason)
+    return Evidence(source=POWER, finding=finding, subject=subject,
+                    seen="power=" + state.value.lower(), reason=reason)
 
 
 def look_at_networks(job):
     """Yield (Target, its Sight, Sights of its witnesses, whether it is one cable) of one look."""
     settings = job.settings
-    device = find_device_addresses(job.system, settings.ip)
-    sights = Look(job.system, settings, job.router_errors, device).run()
+    device_addresses = find_device_addresses(job.system, settings.ip)
+    sights = Look(job.system, settings, job.router_errors, device_addresses).run()
     for target in settings.targets:
         key = network_key(target.network)
-        witnesses = [sights[address] for address in device]
+        witnesses = [sights[address] for address in device_addresses]
         witnesses += [sights[witness.address] for witness in settings.witnesses
                       if network_key(witness.network) == key]
         yield target, sights[target.address], witnesses, key in settings.direct_keys
@@ -3169,6 +3423,10 @@ def record_evidence(job, evidence):
             job.settings.nodename or "-", item.finding.value, render_evidence(item)))
 
 
+def describe_node(settings):
+    return settings.nodename or "the node"
+
+
 def run_check_off(job, collect=collect_evidence):
     """Return success when the target is proven dead, within power_timeout."""
     # One look counts, after verify_wait; with early_exit as many, from the start, as fill that time
@@ -3177,24 +3435,28 @@ def run_check_off(job, collect=collect_evidence):
     limit = job.deadline.within(settings.power_timeout)
     if not settings.early_exit:
         job.system.sleep(settings.verify_wait)
-    proven_since = None
+    proven_since = None  # the start of the first look of those, up to now, that all proved death
     while True:
         started = job.system.clock()
         evidence = collect(job)
         verdict = judge(evidence)
-        if verdict.finding is not Finding.DEAD:
-            proven_since = None
-            blocked = render_blockers(verdict)
-        else:
+        if verdict.finding is Finding.DEAD:
             proven_since = started if proven_since is None else proven_since
             proven_seconds = job.system.clock() - proven_since
             if proven_seconds >= settings.early_exit:
                 record_evidence(job, evidence)
-                return EXIT_GOOD, "Success: %s is proven dead" % (settings.nodename or "the node")
-            blocked = "the proof has held for %s only" % render_seconds(proven_seconds)
-        if not limit.left() or proven_since is None and not job.pause(limit):
+                return EXIT_GOOD, "Success: %s is proven dead" % describe_node(settings)
+            doubt = ("the proof had held for only %s of the %s of early_exit when the action had "
+                     "to end" % (render_seconds(proven_seconds),
+                                 render_seconds(settings.early_exit)))
+            has_time = limit.left() > 0
+        else:
+            proven_since = None
+            doubt = render_blockers(verdict)
+            has_time = job.pause(limit)
+        if not has_time:
             record_evidence(job, evidence)
-            raise NotConfirmed("not proven dead: " + blocked)
+            raise NotConfirmed("not proven dead: " + doubt)
 
 
 # SAFETY: exit code 2 is a proof of death; what is not known has none of the others' words.
@@ -3208,10 +3470,12 @@ def run_check_status(job):
     verdict = judge(evidence)
     record_evidence(job, evidence)
     word, code = STATUS_ANSWERS[verdict.finding]
-    lines = ["fence_check status for %s:" % (job.settings.nodename or "the node")]
+    node = describe_node(job.settings)
+    lines = ["fence_check status for %s:" % node]
     lines += ["  " + render_evidence(item) for item in evidence]
     if verdict.finding is Finding.UNKNOWN:
-        job.system.tell("not known: " + render_blockers(verdict))
+        job.system.tell("cannot tell whether %s is alive or dead: %s"
+                        % (node, render_blockers(verdict)))
     return code, "\n".join(lines + ["Status: " + word])
 
 
@@ -3219,11 +3483,14 @@ def run_check_monitor(job):
     """Prove that this machine could tell now whether the target is dead, whatever it is."""
     run_monitor(job)
     job.device.close()
-    doubts = ["%s %s: %s" % (target + (doubt,))
-              for target, sight, witnesses, is_direct in look_at_networks(job)
-              for doubt in [doubt_about_path(sight, witnesses, is_direct)] if doubt]
+    doubts = []
+    for target, sight, witnesses, is_direct in look_at_networks(job):
+        doubt = doubt_about_path(sight, witnesses, is_direct)
+        if doubt:
+            doubts.append("%s: %s" % (describe_target(target), doubt))
     if doubts:
-        raise Refused("could prove nothing now: %s" % "; ".join(doubts))
+        raise Refused("if the node were dead, this machine could not prove it: %s; %s" % (
+            "; ".join(doubts), FIRST_LOOKS[NETWORK, Finding.UNKNOWN]))
     return EXIT_GOOD, ""
 
 
@@ -3234,8 +3501,8 @@ def run_check_on(job):
 def refuse_check_reboot(job):
     # SAFETY: outside a fencing level Pacemaker would take a success for the fence itself.
     # Test: test_reboot_is_always_refused
-    raise Refused("fence_check switches nothing, it only proves: make it the second device of a "
-                  "fencing level, where it is called with off")
+    raise Refused("fence_check only proves, it cannot reboot a node: make it the second device of "
+                  "a fencing level, where Pacemaker calls it with off")
 
 
 # SECTION: AGENTS ----------------------------------------------------------------------------------

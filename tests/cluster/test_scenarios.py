@@ -234,7 +234,7 @@ class WithPlugs(Scenario):
         checker = self.cluster["storage-a"]
         checker.link("storage", up=False)
         self.cluster["storage-b"].cut_power()
-        self.wait_for_failure("no path from here: storage has no carrier")
+        self.wait_for_failure("this machine's own link is down: storage has no carrier")
         self.assert_nothing_moved("storage-b")
         self.cluster.network.set_link("plugs", "management", False)
         checker.link("storage", up=True)
