@@ -412,18 +412,18 @@ def doubt_about_state(state, wanted, unacknowledged, waited):
             "stuck, or does something switch it back?)" % (wanted.value, state.value, waited))
 
 
-def doubt_about_meter(watts, policy, problem=""):
+def doubt_about_meter(watts, policy, no_reading=""):
     """Return why an outlet that reports OFF cannot be believed, or "" when it can.
 
-    watts: what the meter read, None where there is no meter or it gave no reading; problem: why it
-    gave none. policy: auto (a reading counts, a missing one does not), ignore (not even a reading
+    watts: what the meter read, None where there is no meter or it gave no reading; no_reading: why
+    it gave none. policy: auto (a reading counts, a missing one does not), ignore (not even a reading
     counts) or require (a reading must be there).
     """
     if policy == "ignore":
         return ""
     if watts is None and policy == "require":
         return "no power meter gave a reading, and power_meter=require wants one: %s" % (
-            problem or "the device has none for this outlet, or none that reads while it is off")
+            no_reading or "the device has none for this outlet, or none that reads while it is off")
     if watts is not None and abs(watts) > METER_SILENT_WATTS:
         return ("the relay reports OFF, but the outlet still draws %.0f W (is the relay welded, or "
                 "was another outlet switched?)" % watts)
@@ -563,8 +563,11 @@ def judge(evidence):
     return Verdict(Finding.DEAD, [])
 
 
-def judge_power(state, watts, policy):
-    """Return (finding, reason) for what a device says about the target's outlet."""
+def judge_power(state, watts, policy, no_reading=""):
+    """Return (finding, reason) for what a device says about the target's outlet.
+
+    watts, policy, no_reading: see doubt_about_meter.
+    """
     # SAFETY: only a positive OFF is evidence of death; a load that is still drawn is evidence of
     # life: the relay is welded, or another outlet was switched.
     # Test: test_only_a_positive_off_is_evidence_of_death
@@ -572,7 +575,7 @@ def judge_power(state, watts, policy):
         return Finding.ALIVE, ""
     if state is not PowerState.OFF:
         return Finding.UNKNOWN, ""
-    doubt = "" if policy == "ignore" else doubt_about_meter(watts, policy)
+    doubt = doubt_about_meter(watts, policy, no_reading)
     if not doubt:
         return Finding.DEAD, ""
     return Finding.UNKNOWN if watts is None else Finding.ALIVE, doubt
@@ -1069,8 +1072,9 @@ def collect_url_paths(settings):
 
 
 # The network that each of these parameters holds the node's addresses in.
-TARGET_PARAMS = {"target_mgmt_ip": "Management", "target_storage_ip": "Storage",
-                 "target_client_ips": "Client"}
+TARGET_PARAMS = {"target_mgmt_ip": NETWORK_NAMES["mgmt"],
+                 "target_storage_ip": NETWORK_NAMES["storage"],
+                 "target_client_ips": NETWORK_NAMES["client"]}
 
 
 def take_networks(settings):
@@ -1528,7 +1532,8 @@ class Connection:
             self.handle.settimeout(max(0.001, deadline.left()))
             self.handle.sendall(data)
         except OSError as error:
-            raise os_failure("the connection broke off while a request was sent", error, deadline) from error
+            raise os_failure("the connection broke off while a request was sent", error,
+                             deadline) from error
 
     def start_tls(self, name, verified, deadline):
         """Encrypt from here on; verified: the certificate must be good, and for this name."""
@@ -1588,7 +1593,7 @@ def os_failure(what, error, deadline, hint=""):
     """Return the Unreachable that says what failed, why by the OSError, and what to look at."""
     # socket.timeout is no TimeoutError before Python 3.10; it never has an errno.
     is_late = isinstance(error, socket.timeout) or error.errno == errno.ETIMEDOUT
-    reason = one_line(error.strerror or str(error))
+    reason = explain_os_error(error)
     if is_late:
         reason = "nothing came within %s" % render_seconds(deadline.seconds)
     return Unreachable("%s: %s%s" % (what, reason, " (%s)" % hint if hint else ""))
@@ -3342,9 +3347,9 @@ def read_doubt(job, outlet, wanted, deadline, problem, load):
 
 def require_meter(job, outlet, deadline):
     """Raise Refused unless the outlet's meter gives a reading."""
-    watts, problem = read_meter(job, outlet, deadline)
+    watts, no_reading = read_meter(job, outlet, deadline)
     if watts is None:
-        raise Refused(doubt_about_meter(watts, "require", problem))
+        raise Refused(doubt_about_meter(watts, "require", no_reading))
 
 
 def read_meter(job, outlet, deadline):
@@ -3367,12 +3372,6 @@ class CheckJob(Job):
         self.router_errors = {}  # {address: what a router said about it}, see Look
 
 
-class CheckJob(Job):
-    def __init__(self, system, device, settings):
-        super().__init__(system, device, settings)
-        self.router_errors = {}
-
-
 def collect_evidence(job):
     """Return the Evidence of one look: the device first, then all addresses at once."""
     evidence = [observe_power(job)]
@@ -3390,17 +3389,18 @@ def observe_power(job):
     subject = "STONITH device (%s @ %s)" % (job.settings.fence_method, job.settings.ip)
     try:
         outlet = job.retry(job.device.open, READ_ATTEMPTS)
-        state = outlet.state
-        watts, _ = read_meter(job, outlet, job.deadline) if state is PowerState.OFF else (None, "")
+        watts, no_reading = None, ""
+        if outlet.state is PowerState.OFF and job.settings.power_meter != "ignore":
+            watts, no_reading = read_meter(job, outlet, job.deadline)
     except FenceError as error:
         return Evidence(source=POWER, finding=Finding.UNKNOWN, subject=subject,
                         seen="power=unknown",
                         reason=hide_timer_words(redact(str(error), job.system.secrets)))
     finally:
         job.device.close()
-    finding, reason = judge_power(state, watts, job.settings.power_meter)
+    finding, reason = judge_power(outlet.state, watts, job.settings.power_meter, no_reading)
     return Evidence(source=POWER, finding=finding, subject=subject,
-                    seen="power=" + state.value.lower(), reason=reason)
+                    seen="power=" + outlet.state.value.lower(), reason=reason)
 
 
 def look_at_networks(job):
