@@ -416,8 +416,8 @@ def doubt_about_meter(watts, policy, no_reading=""):
     """Return why an outlet that reports OFF cannot be believed, or "" when it can.
 
     watts: what the meter read, None where there is no meter or it gave no reading; no_reading: why
-    it gave none. policy: auto (a reading counts, a missing one does not), ignore (not even a reading
-    counts) or require (a reading must be there).
+    it gave none. policy: auto (a reading counts, a missing one does not), ignore (not even a
+    reading counts) or require (a reading must be there).
     """
     if policy == "ignore":
         return ""
