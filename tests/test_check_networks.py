@@ -459,11 +459,11 @@ class PowerTest(LabTest):
 
     def test_an_agent_that_lies_hangs_or_is_missing_proves_nothing(self):
         cases = [(UNKNOWN, "and printed 'Status: ON'", "echo Status: ON; exit 2"),
-                 (UNKNOWN, "with code 2 and printed ''", "exit 2"),
-                 (UNKNOWN, "with code 1", "echo Status: OFF; exit 1"),
-                 (UNKNOWN, "with code -9", "echo Status: OFF; kill -9 $$"),
+                 (UNKNOWN, "with exit code 2 and printed ''", "exit 2"),
+                 (UNKNOWN, "with exit code 1", "echo Status: OFF; exit 1"),
+                 (UNKNOWN, "with exit code -9", "echo Status: OFF; kill -9 $$"),
                  (UNKNOWN, "did not end within", "sleep 20"),
-                 (UNKNOWN, "with code 1", "head -c 100000 /dev/urandom; exit 1"),
+                 (UNKNOWN, "with exit code 1", "head -c 100000 /dev/urandom; exit 1"),
                  (UNKNOWN, "Connection timed-out", "echo Connection timed out >&2; exit 1"),
                  (DEAD, "power=off", "echo Status: OFF; exit 2"),
                  (ALIVE, "power=on", "echo Status: ON; exit 0")]
