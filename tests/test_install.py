@@ -8,6 +8,7 @@ import functools
 import hashlib
 import http.server
 import itertools
+import marshal
 import os
 import re
 import shutil
@@ -19,7 +20,9 @@ import sys
 import tempfile
 import threading
 import unittest
+import zlib
 
+from tests import support
 from tests.support import require_program
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -76,7 +79,10 @@ if __name__ == "__main__":
 # Answers what the stand-in would print, without the time that Python takes to start. Used wherever
 # it is the shell's work that is tested; its path must have no blanks.
 QUICK_PYTHON = r'''#!/bin/sh
-[ "$2" != -c ] || exec /usr/bin/python3 "$@"
+if [ "$2" = -c ]; then
+    case $3 in *fsync*sys.argv*) exit 0 ;; esac
+    exec /usr/bin/python3 "$@"
+fi
 file=$2
 way=$(sed -n 's/.*realpath(__file__)), "\(.*\)".*/\1/p' "$file")
 if [ -n "$way" ]; then
@@ -727,13 +733,14 @@ class Interrupted(InstallTest):
         os.remove(os.path.join(place.plugins, "kasa"))
         place.offer(stand_in("2.0.0"))
 
-    def at_every_point(self, fault, check):
+    def at_every_point(self, fault, check, layouts=(False, True)):
         """Call check(place, state before, result) for a run with the fault at each point of it.
 
-        The shells take turns: the points are those of the script, the same for all of them.
+        The shells take turns: the points are those of the script, the same for all of them. So do
+        the layouts (is_0_1_0) where everything is put back: that is the same for both of them.
         """
         places = self.places_in_turn()
-        for is_0_1_0 in (False, True):
+        for is_0_1_0 in layouts:
             undisturbed = self.run_with_fault(next(places), is_0_1_0, fault, 0)
             self.assertEqual(undisturbed.result.returncode, 0, undisturbed.result.stderr)
             self.assertGreater(undisturbed.points, 20)
@@ -789,7 +796,7 @@ class Interrupted(InstallTest):
                 self.assertIn("install.sh: interrupted", result.stderr)
                 self.assertEqual(snapshot(place.root), before)
 
-        self.at_every_point("term", check)
+        self.at_every_point("term", check, layouts=[False])
 
     def test_full_disk_at_any_point_puts_everything_back(self):
         def check(place, before, result):
@@ -802,7 +809,7 @@ class Interrupted(InstallTest):
                 self.assertEqual(place.installed_version(), "2.0.0")
                 self.assert_no_leftovers(place)
 
-        self.at_every_point("fail", check)
+        self.at_every_point("fail", check, layouts=[True])
 
     @with_each_shell
     def test_half_written_copy_is_noticed_even_when_cp_tells_success(self, place):
@@ -862,6 +869,173 @@ class Interrupted(InstallTest):
 def replace_by_directory(path):
     os.remove(path)
     os.mkdir(path)
+
+
+class Launching(InstallTest):
+    """What the launcher does, by the Python of the tests, whatever state the copy is in."""
+
+    def launched(self, extra="pass", python=sys.executable):
+        """Return a place with an installed program and cluster-glue."""
+        place = next(self.places_in_turn())
+        place.add_cluster_glue()
+        place.offer(stand_in(python=python, extra=extra))
+        self.install(place)
+        return place
+
+    def version(self, place, **options):
+        result = support.run([place.program, "--version"], **options)
+        self.assertEqual((result.code, result.err), (0, ""))
+        return result.out
+
+    def assert_runs_unchanged(self, place):
+        """Right, and without writing a copy in the middle of what may be a fence."""
+        before = snapshot(place.root)
+        self.assertEqual(self.version(place), "fencetool 1.0.0\n")
+        self.assertEqual(snapshot(place.root), before)
+
+    def assert_fails_in_one_line(self, place, *words):
+        result = support.run([place.agent, "-o", "metadata"])
+        self.assertEqual((result.code, result.out), (1, ""), result)
+        self.assertEqual(result.err.count("\n"), 1, result.err)
+        for word in words + (place.file, "install fencetool again"):
+            self.assertIn(word, result.err)
+
+    def test_good_copy_is_what_runs(self):
+        place = self.launched(extra="if words == ['name']: sys.exit(__name__)")
+        self.assertEqual(support.run([place.program, "name"]).err, "fencetool\n")
+        os.remove(place.copy())
+        self.assertEqual(support.run([place.program, "name"]).err, "__main__\n")
+
+    def test_copy_that_was_cut_off_anywhere_is_not_run(self):
+        place = self.launched()
+        data = read_bytes(place.copy())
+        for size in (0, 1, 4, 10, 12, 16, 17, 100, len(data) // 2, len(data) - 4, len(data) - 1):
+            with self.subTest(size=size):
+                write_bytes(place.copy(), data[:size])
+                self.assert_runs_unchanged(place)
+
+    def test_copy_with_a_wrong_byte_anywhere_is_not_run(self):
+        place = self.launched()
+        data = read_bytes(place.copy())
+        for wrong in ([data.replace(b"fencetool 1.0.0", b"fencetool 6.0.0"), data[::-1],
+                       b"rubbish" * 1000]
+                      + [data[:at] + bytes([data[at] ^ 0x10]) + data[at + 1:]
+                         for at in range(0, len(data), len(data) // 16)]):
+            write_bytes(place.copy(), wrong)
+            self.assert_runs_unchanged(place)
+
+    def test_copy_of_another_python_is_not_run(self):
+        place = self.launched()
+        data = b"\x42\x0d\x0d\x0a" + read_bytes(place.copy())[4:-4]
+        write_bytes(place.copy(), data + zlib.crc32(data).to_bytes(4, "little"))
+        self.assert_runs_unchanged(place)
+        os.rename(place.copy(), os.path.join(place.copies, "fencetool.cpython-35.pyc"))
+        self.assert_runs_unchanged(place)
+
+    def test_whole_copy_that_cannot_be_loaded_is_not_run(self):
+        place = self.launched()
+        head = read_bytes(place.copy())[:16]
+        for body in (b"", b"\xe3", b"N", b"\xff" * 50, marshal.dumps([1])):
+            write_bytes(place.copy(), head + body + zlib.crc32(head + body).to_bytes(4, "little"))
+            self.assert_runs_unchanged(place)
+
+    def test_copy_that_is_older_than_the_file_is_not_run(self):
+        place = self.launched()
+        os.utime(place.file, (7, 7))
+        self.assert_runs_unchanged(place)
+        write_file(place.file, stand_in("2.0", python=sys.executable), 0o755)
+        self.assertEqual(self.version(place), "fencetool 2.0\n")
+
+    def test_missing_copy_or_one_that_is_no_file_makes_no_difference(self):
+        place = self.launched()
+        copy = place.copy()
+        replace_by_directory(copy)
+        self.assert_runs_unchanged(place)
+        os.rmdir(copy)
+        self.assert_runs_unchanged(place)
+        os.rmdir(place.copies)
+        self.assert_runs_unchanged(place)
+        write_file(place.copies, "")
+        self.assert_runs_unchanged(place)
+
+    def test_copy_that_an_ordinary_user_may_not_read_makes_no_difference_to_one(self):
+        place = self.launched(python=REAL_PYTHON)
+        os.chmod(place.directory, 0o755)
+        os.chmod(place.copy(), 0)
+        self.assertEqual(self.version(place, preexec_fn=drop_root), "fencetool 1.0.0\n")
+
+    def test_file_that_is_missing_or_no_python_is_told_in_one_line(self):
+        place = self.launched()
+        write_file(place.file, "def (\n", 0o755)
+        self.assert_fails_in_one_line(place, "cannot run")
+        write_bytes(place.file, b"\0")
+        self.assert_fails_in_one_line(place, "cannot run")
+        os.remove(place.file)
+        self.assert_fails_in_one_line(place, "No such file")
+
+    def test_half_a_file_is_no_success(self):
+        place = self.launched()
+        halves = [stand_in().split(end)[0] for end in ("if __name__", "def start")]
+        for half in halves[1:] + [""]:
+            write_file(place.file, half, 0o755)
+            self.assert_fails_in_one_line(place)
+        shutil.rmtree(place.copies)
+        for half in halves + [""]:
+            write_file(place.file, half, 0o755)
+            self.assert_fails_in_one_line(place, "is not whole")
+
+    def test_program_that_fails_is_not_run_a_second_time(self):
+        failures = ("raise ValueError('oh')", "raise ImportError('oh')", "raise EOFError('oh')",
+                    "raise SystemExit('oh')", "raise OSError(2, 'oh')", "raise MemoryError('oh')")
+        for failure in failures:
+            extra = "if words == ['off']: print('off', file=sys.stderr); " + failure
+            place = self.launched(extra=extra)
+            for _ in ("with the copy", "without it"):
+                result = support.run([place.agent, "off"])
+                with self.subTest(failure=failure, result=result):
+                    self.assertEqual((result.code, result.err.split("\n").count("off")), (1, 1))
+                    self.assertIn("oh", result.err)
+                shutil.rmtree(place.copies, ignore_errors=True)
+
+    def test_program_knows_the_name_that_it_was_started_by(self):
+        place = self.launched(extra="if words == ['name']: sys.exit(path)")
+        plugin = os.path.join(place.directory, "kasa")
+        os.symlink(place.program, plugin)
+        os.symlink(os.path.relpath(place.agent, place.tmp), os.path.join(place.tmp, "fence_other"))
+        for argv, options in (([place.agent], {}), ([plugin], {}), ([place.program], {}),
+                              (["./fence_other"], {"cwd": place.tmp}),
+                              (["../" + os.path.basename(place.tmp) + "/fence_other"],
+                               {"cwd": place.source})):
+            result = support.run(argv + ["name"], **options)
+            self.assertEqual(os.path.basename(result.err), os.path.basename(argv[0]) + "\n")
+
+    def test_real_fencetool_ends_the_same_with_the_copy_and_without_it(self):
+        place = next(self.places_in_turn())
+        place.offer(read_file(FENCETOOL))
+        self.install(place)
+        calls = ([place.program, "--version"], [place.program, "agents"], [place.program, "wrong"],
+                 [place.agent, "-o", "metadata"], [place.agent, "-o", "wrong"], [place.agent])
+        results = []
+        for _ in ("with the copy", "without it"):
+            results.append([support.run(argv)[:3] for argv in calls])
+            shutil.rmtree(place.copies, ignore_errors=True)
+        self.assertEqual(results[0], results[1])
+        self.assertEqual([code for code, _, _ in results[0]], [0, 0, 2, 0, 1, 1])
+
+    def test_demo_runs_the_agents_as_installed(self):
+        place = next(self.places_in_turn())
+        place.offer(read_file(FENCETOOL))
+        self.install(place)
+        result = support.run([place.program, "demo"])
+        self.assertEqual(result.code, 0, result.out + result.err)
+        self.assertIn("steps went as told", result.out)
+
+    def test_nothing_beside_the_links_can_be_taken_for_an_agent(self):
+        place = self.launched()
+        names = [name for directory in (place.bin, place.library, place.copies)
+                 for name in os.listdir(directory) if name.startswith("fence_")]
+        self.assertEqual(names, ["fence_kasa"])
+        self.assertEqual(os.listdir(place.plugins), ["kasa"])
 
 
 class Checking(InstallTest):
