@@ -369,6 +369,7 @@ import sys
 LIBRARY = os.path.normpath(os.path.join(
     os.path.dirname(os.path.realpath(__file__)), "$library_way"))
 FILE = LIBRARY + "/fencetool.py"
+sys.dont_write_bytecode = True  # a fence is no time to write to a system directory
 
 
 def import_copy():
@@ -380,8 +381,7 @@ def import_copy():
     # Python itself would run damaged instructions. What follows them it leaves alone: a checksum.
     if zlib.crc32(data[:-4]) != int.from_bytes(data[-4:], "little"):
         raise ImportError("damaged")
-    sys.dont_write_bytecode = True  # a fence is no time to write to a system directory
-    sys.path.append(LIBRARY)        # last: no module of Python's is looked for in it
+    sys.path.append(LIBRARY)  # last: no module of Python's is looked for in it
     import fencetool
     return fencetool.start
 
