@@ -363,6 +363,7 @@ $(sed -n 1p "$1")
 It takes the compiled copy there if that is whole, made from this very file and by this very Python,
 and else compiles the file. What is wrong with the copy makes no difference but in time.
 """
+import gc
 import os
 import sys
 
@@ -378,11 +379,15 @@ def import_copy():
     with open("%s/__pycache__/fencetool.%s.pyc" % (LIBRARY, sys.implementation.cache_tag),
               "rb") as copy:
         data = copy.read()
-    # Python itself would run damaged instructions. What follows them it leaves alone: a checksum.
+    # SAFETY: Python itself would run damaged instructions, and ignores what follows them: the sum.
+    # Test: test_copy_with_a_wrong_byte_anywhere_is_not_run
     if zlib.crc32(data[:-4]) != int.from_bytes(data[-4:], "little"):
         raise ImportError("damaged")
     sys.path.append(LIBRARY)  # last: no module of Python's is looked for in it
+    gc.disable()              # definitions are no garbage: to look through them takes 1 ms
     import fencetool
+    if hasattr(gc, "freeze"):  # from Python 3.7 on
+        gc.freeze()
     return fencetool.start
 
 
@@ -399,8 +404,10 @@ try:
     start = import_copy()
 except Exception:
     start = None
+gc.enable()
 # SAFETY: nothing has run yet but definitions, and from here on nothing is tried twice. A program
 # that comes back has not ended as it should: half a file must not pass for a success.
+# Test: test_program_that_fails_is_not_run_a_second_time, test_half_a_file_is_no_success
 if start:
     start()
 else:

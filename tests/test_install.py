@@ -501,6 +501,16 @@ class Installing(InstallTest):
             self.assertEqual(place.installed_version(), version)
 
     @with_each_shell
+    def test_sbin_that_is_a_link_to_bin_makes_no_difference(self, place):
+        os.rename(place.bin, os.path.join(place.root, "usr/bin"))
+        os.symlink("bin", place.bin)
+        self.install(place)
+        self.assertEqual(place.installed_version(), "1.0.0")
+        self.assert_good(place, place.run("--check"))
+        self.install(place, "--uninstall")
+        self.assertEqual(os.listdir(place.bin), [])
+
+    @with_each_shell
     def test_prefix_works_without_destdir(self, place):
         # Planned only, since cluster-glue's directory may be there for real.
         result = place.run("--dry-run", "--prefix", place.bin, env={"DESTDIR": None})
@@ -985,17 +995,17 @@ class Launching(InstallTest):
             self.assert_fails_in_one_line(place, "is not whole")
 
     def test_program_that_fails_is_not_run_a_second_time(self):
-        failures = ("raise ValueError('oh')", "raise ImportError('oh')", "raise EOFError('oh')",
-                    "raise SystemExit('oh')", "raise OSError(2, 'oh')", "raise MemoryError('oh')")
-        for failure in failures:
-            extra = "if words == ['off']: print('off', file=sys.stderr); " + failure
-            place = self.launched(extra=extra)
-            for _ in ("with the copy", "without it"):
-                result = support.run([place.agent, "off"])
-                with self.subTest(failure=failure, result=result):
+        place = self.launched(
+            extra="if words[0] == 'off': print('off', file=sys.stderr); raise eval(words[1])")
+        failures = ("ValueError('oh')", "ImportError('oh')", "EOFError('oh')", "SystemExit('oh')",
+                    "OSError(2, 'oh')", "MemoryError('oh')", "AttributeError('oh')")
+        for copy in ("with the copy", "without it"):
+            for failure in failures:
+                with self.subTest(copy=copy, failure=failure):
+                    result = support.run([place.agent, "off", failure])
                     self.assertEqual((result.code, result.err.split("\n").count("off")), (1, 1))
                     self.assertIn("oh", result.err)
-                shutil.rmtree(place.copies, ignore_errors=True)
+            shutil.rmtree(place.copies, ignore_errors=True)
 
     def test_program_knows_the_name_that_it_was_started_by(self):
         place = self.launched(extra="if words == ['name']: sys.exit(path)")
