@@ -5614,8 +5614,13 @@ def open_missing_descriptors():
         pass
 
 
-if __name__ == "__main__":
+def start():
+    """Run the program and end the process; what install.sh puts at /usr/sbin/fencetool calls it."""
     open_missing_descriptors()
     # Not sys.exit: a name server that never answers must not hold the process in its thread, and
     # nothing is left to clean up.
     os._exit(main(sys.argv, os.environ))
+
+
+if __name__ == "__main__":
+    start()
