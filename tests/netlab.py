@@ -81,8 +81,8 @@ class Lab:
         """Run fence_check on a machine with its parameters on stdin, as Pacemaker does."""
         lines = "".join("%s=%s\n" % item for item in parameters.items())
         return support.run(
-            self.argv(name, *before) + [sys.executable, "-IS", support.SCRIPT, "fence_check"],
-            stdin=lines, environment={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}, timeout=timeout)
+            self.argv(name, *before) + [sys.executable, "-IS", support.compiled_script(),
+                                        "fence_check"], stdin=lines, environment={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}, timeout=timeout)
 
     def call_inside(self, name, function):
         """Call a function in a thread of this process that lives in the namespace.
