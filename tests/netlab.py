@@ -17,7 +17,7 @@ class Lab:
     count = 0
 
     def __init__(self):
-        support.require_root()
+        support.require_namespaces()
         for program in ("ip", "nft"):
             support.require_program(program)
         Lab.count += 1

@@ -26,7 +26,8 @@ CLASS_LIMIT_S, CLUSTER_LIMIT_S = 600, 3600
 SHOWN_SLOWEST = 10
 # Started first, so that at the end nobody waits for one of them alone.
 LONGEST = ("tests.test_generators_pcs", "tests.test_fence_http", "tests.test_install",
-           "tests.test_check_networks", "tests.test_metadata", "tests.test_fence_kasa")
+           "tests.test_check_networks", "tests.test_metadata", "tests.test_fence_kasa",
+           "tests.test_demo")
 FINISHED = "finished"
 
 
@@ -56,8 +57,6 @@ def group_of(test):
     kind = type(test)
     if kind.__module__.startswith(CLUSTER + "."):
         return CLUSTER  # there is one cluster, for one test at a time
-    if getattr(kind, "each_test_alone", False):
-        return test.id()
     return "%s.%s" % (kind.__module__, kind.__qualname__)
 
 

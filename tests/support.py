@@ -6,6 +6,7 @@ import functools
 import os
 import py_compile
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -43,6 +44,27 @@ def require_program(name):
 
 def require_root():
     require(os.geteuid() == 0, "needs root")
+
+
+def require_system_python():
+    """Return the system's own python3: what strangers may run, and what the script names."""
+    require(os.access("/usr/bin/python3", os.X_OK), "/usr/bin/python3 is not there")
+    return "/usr/bin/python3"
+
+
+def require_namespaces():
+    """Skip the test unless it may have mounts and a network of its own."""
+    require_root()
+    program = require_program("unshare")
+    refused = run([program, "-m", "-n", "true"], environment=dict(os.environ)).err.strip()
+    require(not refused, "root may not make namespaces here: " + refused)
+
+
+def require_localhost():
+    try:
+        socket.getaddrinfo("localhost", None)
+    except OSError:
+        require(False, "the name localhost has no address here")
 
 
 def run(argv, stdin="", environment=None, cwd=None, timeout=90, **options):

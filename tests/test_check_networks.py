@@ -718,8 +718,7 @@ class MonitorTest(LabTest):
         """With datagram sockets where the kernel lets this user have them, else by ping."""
         support.require_program("ping")
         # The system's own: this user may not be able to read the one that runs the tests.
-        python = "/usr/bin/python3"
-        support.require(os.access(python, os.X_OK), python + " is not there")
+        python = support.require_system_python()
         _, address = self.start_plug(False)
         copy = os.path.join(self.folder, "fencetool.py")
         shutil.copy(support.SCRIPT, copy)

@@ -75,7 +75,7 @@ class PcsTest(unittest.TestCase):
 
     @classmethod
     def setUpClass(cls):
-        support.require_root()
+        support.require_namespaces()
         for program in ("pcs", "crm_verify", "crm_simulate", "cibadmin", "unshare", "nsenter"):
             support.require_program(program)
         for name in AGENTS:

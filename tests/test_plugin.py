@@ -12,7 +12,7 @@ class Plugin(AgentTest):
         folder = tempfile.TemporaryDirectory()
         self.addCleanup(folder.cleanup)
         self.path = os.path.join(folder.name, "kasa")
-        os.symlink(support.SCRIPT, self.path)
+        os.symlink(support.compiled_script(), self.path)
 
     def plugin(self, *words, **environment):
         return support.run([sys.executable, "-IS", self.path] + list(words),
@@ -59,7 +59,7 @@ class Plugin(AgentTest):
             self.assert_failure(support.fencetool("fence_kasa", verb, "storage-b"), "no option")
 
     def test_the_stonith_program_of_cluster_glue_drives_it(self):
-        support.require_root()
+        support.require_namespaces()
         stonith = support.require_program("stonith")
         folder = "/usr/lib/stonith/plugins/external"
         support.require(os.path.isdir(folder), "cluster-glue's plugin folder is missing")
