@@ -52,9 +52,11 @@ def require_system_python():
     return "/usr/bin/python3"
 
 
-def require_namespaces():
-    """Skip the test unless it may have mounts and a network of its own."""
+def require_namespaces(*programs):
+    """Skip the test unless it may have mounts and a network of its own, and these programs."""
     require_root()
+    for name in programs:
+        require_program(name)
     program = require_program("unshare")
     refused = run([program, "-m", "-n", "true"], environment=dict(os.environ)).err.strip()
     require(not refused, "root may not make namespaces here: " + refused)

@@ -755,7 +755,8 @@ class ClusterTest(LabTest):
         fake = self.script("cibadmin", "cat <<'END'\n%s\nEND\n" % answer)
 
         def check(*arguments):
-            words = [sys.executable, "-IS", support.compiled_script(), "fence_check"] + list(arguments)
+            words = [sys.executable, "-IS", support.compiled_script(), "fence_check"]
+            words += list(arguments)
             return support.run(LAB.argv(
                 "check", "sh", "-c", 'mount --bind "$1" "$2" && shift 2 && exec "$@"', "sh", fake,
                 cibadmin, *words), environment=dict(os.environ))

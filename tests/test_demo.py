@@ -13,9 +13,7 @@ class Demo(unittest.TestCase):
         self.assert_as_told(support.run([sys.executable, "-IS", support.SCRIPT, "demo"]))
 
     def test_the_demo_goes_as_told_without_root_and_network(self):
-        support.require_namespaces()
-        for program in ("ip", "setpriv"):
-            support.require_program(program)
+        support.require_namespaces("ip", "setpriv")
         support.require_system_python()
         with tempfile.TemporaryDirectory() as folder:
             # The checkout may lie where nobody else can read.

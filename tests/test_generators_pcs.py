@@ -75,9 +75,8 @@ class PcsTest(unittest.TestCase):
 
     @classmethod
     def setUpClass(cls):
-        support.require_namespaces()
-        for program in ("pcs", "crm_verify", "crm_simulate", "cibadmin", "unshare", "nsenter"):
-            support.require_program(program)
+        support.require_namespaces("mount", "nsenter", "pcs", "crm_verify", "crm_simulate",
+                                   "cibadmin")
         for name in AGENTS:
             support.require(name in fencetool.AGENTS, "there is no %s yet" % name)
         cls.lab = pcs_lab.Lab(support.ROOT, AGENTS)

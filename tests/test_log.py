@@ -17,7 +17,7 @@ ln -s "$1" /dev/log && exec "$2" -IS "$3" fence_kasa
 class Syslog(AgentTest):
     def run_with_syslog(self, parameters, hangs=False):
         """Return the Result and the lines that reached syslog; one that hangs takes no more."""
-        support.require_namespaces()
+        support.require_namespaces("mount")
         folder = tempfile.TemporaryDirectory()
         self.addCleanup(folder.cleanup)
         path = os.path.join(folder.name, "log")

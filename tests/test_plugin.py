@@ -59,7 +59,7 @@ class Plugin(AgentTest):
             self.assert_failure(support.fencetool("fence_kasa", verb, "storage-b"), "no option")
 
     def test_the_stonith_program_of_cluster_glue_drives_it(self):
-        support.require_namespaces()
+        support.require_namespaces("mount")
         stonith = support.require_program("stonith")
         folder = "/usr/lib/stonith/plugins/external"
         support.require(os.path.isdir(folder), "cluster-glue's plugin folder is missing")
