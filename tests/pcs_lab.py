@@ -24,10 +24,11 @@ mkdir "$1/upper" "$1/work" "$1/bin"
 mount -t overlay overlay -o "lowerdir=/usr/sbin,upperdir=$1/upper,workdir=$1/work" /usr/sbin
 for agent in $3; do
     "$4" -IS "$2/fencetool.py" "$agent" -o metadata >"$1/$agent.xml"
-    printf '#!/bin/sh\ncat >/dev/null\ncat %s\n' "$1/$agent.xml" >"/usr/sbin/$agent"
+    rm -f "/usr/sbin/$agent"  # where fencetool is installed, this is a link to it
+    printf '#!/bin/sh\ncat >/dev/null\ncat "%s"\n' "$1/$agent.xml" >"/usr/sbin/$agent"
     chmod 755 "/usr/sbin/$agent"
 done
-printf '#!/bin/sh\\nexec %s -IS %s call %s "$@"\\n' \\
+printf '#!/bin/sh\\nexec "%s" -IS "%s" call "%s" "$@"\\n' \\
     "$4" "$2/tests/pcs_lab.py" "$1/socket" >"$1/bin/pcs"
 chmod 755 "$1/bin/pcs"
 exec /usr/bin/python3 -Es "$2/tests/pcs_lab.py" serve "$1/socket"

@@ -187,8 +187,11 @@ class Convergence(PcsTest):
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
-        first = cls("configured")
-        cls.first = first.configured()
+        try:
+            cls.first = cls("configured").configured()
+        except BaseException:
+            cls.tearDownClass()  # unittest calls it for a set-up that went well only
+            raise
 
     def configured(self):
         """Return a CIB with a foreign device, and our two nodes configured."""
