@@ -153,23 +153,21 @@ class Report:
         result.dots = False  # the line of progress stands for them
 
     def add_group(self, group, events, trouble, printed):
-        running = None
+        without_result = None
         for event, name, description, detail in events:
             test = NamedTest(name, description)
             if event == "started":
-                running = test
+                without_result = test
                 self.result.startTest(test)
             elif event == "ended":
-                running = None
                 self.result.stopTest(test)
                 self.seconds[description] = detail
             elif event != FINISHED:
+                without_result = None
                 self.add(event, test, detail)
         if trouble:
-            test = running or NamedTest(group, group)
+            test = without_result or NamedTest(group, group)
             self.add("error", test, "%s\n%s" % (trouble, printed))
-            if running:
-                self.result.stopTest(running)
         elif printed:
             self.say("%s printed:\n%s" % (group, printed.rstrip("\n")))
         self.show()
@@ -234,6 +232,12 @@ class Teller(unittest.TestResult):
 
     def addSuccess(self, test):
         self.tell("success", test)
+
+    def addExpectedFailure(self, test, err):
+        self.tell("success", test)
+
+    def addUnexpectedSuccess(self, test):
+        self.tell("failure", test, "unexpected success")
 
     def addSkip(self, test, reason):
         self.tell("skip", test, reason)
