@@ -8,14 +8,12 @@ process imports the real pcs, and a fork of it runs each call.
 Started as a program this file is that process (serve), or stands for pcs in PATH (call).
 """
 import array
+import gc
 import json
 import os
-import shutil
 import signal
 import socket
-import subprocess
 import sys
-import tempfile
 
 MOUNT = """
 set -e
@@ -39,6 +37,8 @@ class Lab:
     """Runs programs in the namespace; end() takes it away."""
 
     def __init__(self, root, agents):
+        import subprocess  # not above: the file also stands for pcs, hundreds of times
+        import tempfile
         self.place = tempfile.mkdtemp(prefix="pcs-lab-")
         self.server = subprocess.Popen(
             ["unshare", "-m", "sh", "-c", MOUNT, "lab", self.place, root, " ".join(agents),
@@ -56,6 +56,7 @@ class Lab:
         self.server.terminate()
         self.server.wait()
         self.server.stdout.close()
+        import shutil
         shutil.rmtree(self.place)
 
 
@@ -65,6 +66,9 @@ def serve(path):
     listener.bind(path)
     listener.listen(64)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    # A collection would touch, and so copy, all that the forks share.
+    gc.disable()
+    getattr(gc, "freeze", gc.collect)()
     print("ready", flush=True)
     while True:
         connection, _ = listener.accept()

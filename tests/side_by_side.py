@@ -209,7 +209,7 @@ class Teller(unittest.TestResult):
 
     def __init__(self, stream):
         super().__init__()
-        self.stream, self.started = stream, 0
+        self.stream, self.started = stream, time.monotonic()
 
     def tell(self, event, test, detail=None):
         line = json.dumps([event, test.id(), str(test), detail])
