@@ -9,11 +9,14 @@ Started as a program this file is that process (serve), or stands for pcs in PAT
 """
 import array
 import gc
-import json
+import marshal
 import os
 import signal
-import socket
 import sys
+
+# Hundreds of times this file stands for pcs: what takes longer to import than to run is imported
+# where it is used, and the module below socket does for the client.
+import _socket
 
 MOUNT = """
 set -e
@@ -37,7 +40,7 @@ class Lab:
     """Runs programs in the namespace; end() takes it away."""
 
     def __init__(self, root, agents):
-        import subprocess  # not above: the file also stands for pcs, hundreds of times
+        import subprocess
         import tempfile
         self.place = tempfile.mkdtemp(prefix="pcs-lab-")
         self.server = subprocess.Popen(
@@ -61,6 +64,7 @@ class Lab:
 
 
 def serve(path):
+    import socket
     from pcs import app
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(path)
@@ -82,9 +86,9 @@ def serve(path):
 def answer(connection, app):
     """Run one call of pcs with the caller's descriptors, directory and environment."""
     descriptors = array.array("i")
-    message, ancillary, _, _ = connection.recvmsg(1 << 20, socket.CMSG_SPACE(12))
+    message, ancillary, _, _ = connection.recvmsg(1 << 20, _socket.CMSG_SPACE(12))
     descriptors.frombytes(ancillary[0][2])
-    request = json.loads(message.decode("utf-8", "surrogateescape"))
+    request = marshal.loads(message)
     for number, descriptor in enumerate(descriptors):
         os.dup2(descriptor, number)
     os.chdir(request["directory"])
@@ -105,11 +109,11 @@ def answer(connection, app):
 
 
 def call(path, arguments):
-    connection = socket.socket(socket.AF_UNIX)
+    connection = _socket.socket(_socket.AF_UNIX)
     connection.connect(path)
     request = {"arguments": arguments, "directory": os.getcwd(), "environment": dict(os.environ)}
-    connection.sendmsg([json.dumps(request).encode("utf-8", "surrogateescape")],
-                       [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [0, 1, 2]))])
+    connection.sendmsg([marshal.dumps(request, 2)],
+                       [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, array.array("i", [0, 1, 2]))])
     return int(connection.recv(16) or b"1")
 
 
