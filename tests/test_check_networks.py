@@ -252,6 +252,11 @@ class LabTest(support.AgentTest):
         return plug, {"fence_method": "kasa", "fence_ip": host, "nodename": "storage-b",
                       "fence_ipport": str(plug.address[1])}
 
+    def wait_for_a_look(self):
+        """Return when a check on the machine "check" has opened its sockets: its look goes on."""
+        LAB.inside("check", "sh", "-c",
+                   "until [ $(wc -l </proc/net/packet) -gt 1 ]; do sleep 0.05; done")
+
     def script(self, name, text):
         """Write an agent of the test's own and return its path."""
         path = os.path.join(self.folder, name)
@@ -622,7 +627,8 @@ class TimeTest(LabTest):
         LAB.plug_in("late", "switch", "10.77.0.31/24")
         check, _ = support.at_once([
             lambda: LAB.check("check", dict(address, verbose="1")),
-            lambda: LAB.inside("late", "sh", "-c", "sleep 2; ip link set eth0 down")])
+            lambda: (self.wait_for_a_look(),
+                     LAB.inside("late", "sh", "-c", "sleep 2; ip link set eth0 down"))])
         self.assertEqual((check.code, check.out), (0, "Success: storage-b is proven dead\n"))
         self.assertIn("alive: Management 10.77.0.31: reachable", check.err)
 
@@ -633,8 +639,9 @@ class TimeTest(LabTest):
         address.update(action="status", target_storage_ip="10.72.0.2", ping_timeout="3")
         check, _ = support.at_once([
             lambda: LAB.check("check", address),
-            lambda: LAB.inside("hole", "sh", "-c", "sleep 1; ip link set flaps down; sleep 0.1; "
-                               "ip link set flaps up")])
+            lambda: (self.wait_for_a_look(),
+                     LAB.inside("hole", "sh", "-c", "ip link set flaps down; sleep 0.1; "
+                                "ip link set flaps up"))])
         self.assertEqual(check.code, UNKNOWN, check)
         self.assertIn("its route or carrier changed while the answers were awaited", check.out)
 
@@ -720,8 +727,7 @@ class MonitorTest(LabTest):
         """With datagram sockets where the kernel lets this user have them, else by ping."""
         support.require_program("ping")
         # The system's own: this user may not be able to read the one that runs the tests.
-        python = "/usr/bin/python3"
-        support.require(os.access(python, os.X_OK), python + " is not there")
+        python = support.require_system_python()
         _, address = self.start_plug(False)
         copy = os.path.join(self.folder, "fencetool.py")
         shutil.copy(support.SCRIPT, copy)
@@ -758,7 +764,8 @@ class ClusterTest(LabTest):
         fake = self.script("cibadmin", "cat <<'END'\n%s\nEND\n" % answer)
 
         def check(*arguments):
-            words = [sys.executable, "-IS", support.SCRIPT, "fence_check"] + list(arguments)
+            words = [sys.executable, "-IS", support.compiled_script(), "fence_check"]
+            words += list(arguments)
             return support.run(LAB.argv(
                 "check", "sh", "-c", 'mount --bind "$1" "$2" && shift 2 && exec "$@"', "sh", fake,
                 cibadmin, *words), environment=dict(os.environ))

@@ -185,6 +185,7 @@ class Works(HttpTest):
         self.assertNotIn("hidden", result.err)
 
     def test_addresses_with_ports_ipv6_and_names(self):
+        support.require_localhost()
         device = self.start(virtual.Tasmota())
         six = self.start(virtual.Tasmota(referer=True), "::1")
         port, port_six = device.address[1], six.address[1]

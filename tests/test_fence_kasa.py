@@ -440,6 +440,7 @@ class AsPacemakerRunsIt(AgentTest):
 
     def test_metadata_for_a_stranger_in_a_folder_he_cannot_write(self):
         support.require_root()
+        support.require_system_python()
         with tempfile.TemporaryDirectory() as folder:
             os.chmod(folder, 0o555)
             # The interpreter of a version manager may live where strangers cannot read.
@@ -454,6 +455,7 @@ class AsPacemakerRunsIt(AgentTest):
         self.assertIn('<resource-agent name="fence_kasa"', result.out)
 
     def test_the_script_runs_without_path_and_from_an_unwritable_folder(self):
+        support.require_system_python()
         device = self.start(virtual.Kasa())
         text = "ip=127.0.0.1\nipport=%d\naction=monitor\n" % device.address[1]
         result = support.run([support.SCRIPT, "fence_kasa"], stdin=text, environment={},
@@ -519,13 +521,12 @@ class AsPacemakerRunsIt(AgentTest):
         for closed in ((0,), (0, 1), (2,), (0, 1, 2)):
             device = self.start(virtual.Kasa())
             text = self.address(device, action="off", verbose_level="2")
-            command = "printf '%s' | exec %s -IS %s fence_kasa" % (
-                "".join("%s=%s\\n" % item for item in text.items()), sys.executable,
-                support.SCRIPT)
+            command = 'printf %s "$1" | exec "$2" -IS "$3" fence_kasa'
             command += "".join(" %d>&-" % number for number in closed if number)
             command += " <&-" if 0 in closed else ""
-            result = support.run(["sh", "-c", command],
-                                 environment={"PATH": "/usr/bin:/bin"})
+            result = support.run(
+                ["sh", "-c", command, "sh", "".join("%s=%s\n" % item for item in text.items()),
+                 sys.executable, support.SCRIPT], environment={"PATH": "/usr/bin:/bin"})
             with self.subTest(closed):
                 self.assertEqual((result.code, device.outlets[0].powered),
                                  (1, True) if 0 in closed else (0, False), result)
@@ -617,7 +618,7 @@ class NameResolution(unittest.TestCase):
         self.assertIn("10.0.0.1, 10.0.0.2", str(caught.exception))
 
     def test_a_name_without_an_address_is_told(self):
-        support.require_root()
+        support.require_namespaces()
         # In an empty network namespace: no name server is asked.
         result = support.run(["unshare", "-n", sys.executable, "-IS", support.SCRIPT, "fence_kasa"],
                              stdin="ip=plug.invalid\naction=status\nlogin_timeout=1\n",
@@ -626,6 +627,7 @@ class NameResolution(unittest.TestCase):
         self.assertIn("(give the device's address as ip)", result.err)
 
     def test_a_name_of_this_machine_works(self):
+        support.require_localhost()
         device = virtual.Kasa()
         self.addCleanup(device.stop)
         device.start()

@@ -101,7 +101,7 @@ class ClusterPrograms(unittest.TestCase):
 
     @classmethod
     def setUpClass(cls):
-        support.require_root()
+        support.require_namespaces("mount")
         for program in ("stonith_admin", "crm_resource", "crm_verify", "pcs", "unshare"):
             support.require_program(program)
         cls.folder = tempfile.mkdtemp(prefix="fencetool-test-")
