@@ -3829,25 +3829,24 @@ def render_plugin_parameters(agent):
 YamlNode = namedtuple("YamlNode", "kind value line foreign")
 MAP, LIST, PLAIN, TEXT = "map", "list", "plain", "text"
 
-# The patterns are text, which re compiles when they are needed: an agent's start pays for none.
+# Some patterns are text, which re compiles when it is needed: an agent's start pays for none.
 YAML_CHARACTERS = ("[\t\x20-\x7e\xa0-\u2027\u202a-\ud7ff\ue000-\ufefe\uff00-\ufffd"
                    "\U00010000-\U0010ffff]*")
-YAML_MARK = r"(---|\.\.\.)( |$)"
-YAML_ENTRY = "-( |$)"
-YAML_QUOTED = {"'": r"'(?:[^']|'')*'", '"': r'(?s)"(?:[^"\\]|\\.)*"'}
+YAML_MARK = re.compile(r"(---|\.\.\.)( |$)")
+YAML_ENTRY = re.compile("-( |$)")
+YAML_QUOTED = {"'": re.compile(r"'(?:[^']|'')*'"), '"': re.compile(r'(?s)"(?:[^"\\]|\\.)*"')}
 YAML_ESCAPE = r"(?s)\\(?:x([0-9A-Fa-f]{2})|u([0-9A-Fa-f]{4})|(.))"
 YAML_ESCAPES = {"\\": "\\", '"': '"', "/": "/", "n": "\n", "t": "\t", " ": " ", "\n": ""}
-YAML_PROPERTY = r"(!!?[A-Za-z][A-Za-z0-9_/.:]*|&[A-Za-z0-9_-]+)(?: +|$)"
-YAML_ALIAS = r"\*[A-Za-z0-9_-]+"
+YAML_PROPERTY = re.compile(r"(!!?[A-Za-z][A-Za-z0-9_/.:]*|&[A-Za-z0-9_-]+)(?: +|$)")
 
 # Inside brackets a plain scalar may hold a colon only between two characters, and no "?".
-YAML_FLOW_PLAIN = (r"(?:[^\t ,\[\]{}#&*!|>'\"%@`?:-]|-(?=[A-Za-z0-9.]))"
-                   r"(?:[^\t ,\[\]{}#?:]|:(?=[^\t ,\[\]{}#?:])| +(?=[^\t ,\[\]{}#?:]))*")
+YAML_FLOW_PLAIN = re.compile(r"(?:[^\t ,\[\]{}#&*!|>'\"%@`?:-]|-(?=[A-Za-z0-9.]))"
+                             r"(?:[^\t ,\[\]{}#?:]|:(?=[^\t ,\[\]{}#?:])| +(?=[^\t ,\[\]{}#?:]))*")
 YAML_INDICATORS = ",[]{}#&*!|>'\"%@`"
 YAML_NULLS = ("", "~", "null", "Null", "NULL")
-# The words of YAML that are yes or no in some of its versions, and what is passed on for them.
-YAML_WORDS = dict.fromkeys("no No NO false False FALSE off Off OFF".split(), "0")
-YAML_WORDS.update(dict.fromkeys("yes Yes YES true True TRUE on On ON".split(), "1"))
+YAML_WORDS = {word: str(number) for number, words in enumerate((
+    "no No NO false False FALSE off Off OFF", "yes Yes YES true True TRUE on On ON"))
+    for word in words.split()}
 
 # Plain scalars that are no text, or not in all versions of YAML; integers are the same in all.
 YAML_AMBIGUOUS = (
@@ -3857,16 +3856,9 @@ YAML_AMBIGUOUS = (
     r"|[0-9]{4}-[0-9]{1,2}-[0-9]{1,2}([Tt ].*)?)")
 
 
-def match_at(pattern, text, at=0):
-    return re.compile(pattern).match(text, at)
-
-
-class YamlText:
-    """The lines of a file, the place that has been reached, and the scalars of one line.
-
-    row: the line that is read next, from 0. at: the next character in it, where brackets are read.
-    Every method leaves both behind what it has read, and calls fail() at what it does not know.
-    """
+class YamlReader:
+    """Reads one file; raises SyntaxMistake at the first construct that it does not know."""
+    # Every method leaves self.row (in brackets also self.at) behind what it read.
 
     def __init__(self, text):
         self.is_json = text.lstrip(" \t\r\n")[:1] in ("{", "[")
@@ -3882,16 +3874,169 @@ class YamlText:
     def fail(self, text, row=None):
         raise SyntaxMistake((self.row if row is None else row) + 1, text)
 
+    def read_documents(self):
+        """Return the maps of all documents in the file."""
+        documents = []
+        while True:
+            if self.next_indent() >= 0:
+                try:
+                    root = self.read_block(0)
+                except RecursionError:
+                    self.fail("values nested too deep")
+                if root.kind != MAP or root.foreign or self.next_indent() >= 0:
+                    self.fail("not a map of keys (name: value)", min(self.row, root.line - 1))
+                documents.append(root)
+            if self.row == len(self.lines):
+                return documents
+            if not re.fullmatch("--- *(?: #.*)?", self.lines[self.row]):
+                self.fail("a document mark with a value behind it, or the mark of an end")
+            self.row += 1
+
+    def next_indent(self):
+        """Go to the next line with content; return its indentation, -1 at a document's end."""
+        while self.row < len(self.lines):
+            line = self.lines[self.row]
+            text = line.lstrip(" ")
+            if text.startswith("\t"):
+                self.fail("a tab in the indentation")
+            if text and text[0] != "#":
+                return -1 if YAML_MARK.match(line) else len(line) - len(text)
+            self.row += 1
+        return -1
+
+    def read_block(self, least, list_at=None):
+        """Read the value that begins on the next line, indented by `least`, else it is empty."""
+        # list_at: the indentation of the value's key, where a list may stand too.
+        row, indent = self.row, self.next_indent()
+        is_list = indent >= 0 and YAML_ENTRY.match(self.lines[self.row], indent)
+        if indent < least and not (is_list and indent == list_at):
+            return YamlNode(PLAIN, "", row + 1, "")
+        if is_list:
+            return self.read_list(indent)
+        if self.split_key(self.lines[self.row][indent:]):
+            return self.read_map(indent)
+        return self.read_value(indent, least - 1)
+
+    def read_list(self, column):
+        first, entries = self.row + 1, []
+        while self.next_indent() == column and YAML_ENTRY.match(self.lines[self.row], column):
+            row, line = self.row, self.lines[self.row]
+            # With the dash blanked, the entry is a block of its own that may begin on this line.
+            self.lines[row] = line[:column] + " " + line[column + 1:]
+            entries.append(self.read_block(column + 1)._replace(line=row + 1))
+        if self.next_indent() > column:
+            self.fail("indentation that fits neither this list nor its entries")
+        return YamlNode(LIST, entries, first, "")
+
+    def read_map(self, column):
+        first, members, foreign = self.row + 1, {}, ""
+        while self.next_indent() == column:
+            row = self.row
+            found = self.split_key(self.lines[row][column:])
+            if not found or found[0] in members:
+                self.fail("a key that comes twice" if found else "this is no key (name: value)")
+            foreign = foreign or ("the merge key" if found[0] == "<<" else "")
+            text = self.lines[row][column + found[1]:].lstrip(" ")
+            if not text or text[0] == "#":
+                self.row += 1
+                node = self.read_block(column + 1, column)
+            else:
+                node = self.read_value(len(self.lines[row]) - len(text), column, column)
+            members[found[0]] = node._replace(line=row + 1)
+        if self.next_indent() > column:
+            self.fail("indentation that fits no key above it")
+        return YamlNode(MAP, members, first, foreign)
+
+    def split_key(self, text):
+        """Return (key, length up to behind its colon) of "key: ...", else None."""
+        if text[0] in YAML_QUOTED:
+            match = YAML_QUOTED[text[0]].match(text)
+            colon = match and re.compile(" *:(?= |$)").match(text, match.end())
+            return (self.unquote(match.group(0)), colon.end()) if colon else None
+        if re.match("[?:]( |$)", text):
+            self.fail("a complex key (? or : at the start of a line)")
+        match = re.match("(.*?) *:(?= |$)", text)
+        if match and text[0] not in YAML_INDICATORS and not YAML_ENTRY.match(text) \
+                and " #" not in match.group(0):
+            return self.cut_plain(match.group(1)), match.end()
+        return None
+
+    def read_value(self, at, parent, list_at=None):
+        """Read the value at this place; lines indented by more than `parent` may continue it."""
+        row, foreign, line = self.row, "", self.lines[self.row]
+        match = YAML_PROPERTY.match(line, at)
+        while match and match.group(1)[0] not in foreign:
+            foreign, at = foreign + match.group(1), match.end()
+            match = YAML_PROPERTY.match(line, at)
+        text = line[at:]
+        if foreign and (not text or text[0] == "#"):
+            self.row += 1
+            node = self.read_block(parent + 1, list_at)
+        elif text[0] in "|>":
+            node = self.read_block_scalar(text, parent)
+        elif text[0] in "'\"[{*" and not (foreign and text[0] == "*"):
+            self.at = at
+            node = self.read_flow()
+            if not re.fullmatch(" *| +#.*", self.lines[self.row][self.at:]):
+                self.fail("something behind the end of a value")
+            self.row += 1
+        else:
+            node = self.read_plain(text, parent)
+        return node._replace(line=row + 1, foreign=foreign or node.foreign)
+
+    def read_plain(self, text, parent):
+        """Read a scalar without quotes; of several lines it is foreign."""
+        if text[0] in YAML_INDICATORS or re.match("[-?:]( |$)", text):
+            self.fail("%s at the start of a value (put the value in quotes)" % quote(text[0]))
+        value, foreign, last = self.cut_plain(text), "", self.row
+        self.row += 1
+        while self.next_indent() > parent:
+            if " #" in text or "".join(self.lines[last + 1:self.row]).strip(" "):
+                self.fail("a value that goes on behind a comment")
+            text, foreign, last = self.lines[self.row], "a value over several lines", self.row
+            self.cut_plain(text)
+            self.row += 1
+        return YamlNode(PLAIN, value, last + 1, foreign)
+
+    def cut_plain(self, text):
+        text = re.split(" +#", text)[0].rstrip(" ")
+        if "\t" in text or re.search(":( |$)", text):
+            self.fail("a tab, or a colon with a blank, inside a value (put the value in quotes)")
+        return text
+
+    def read_block_scalar(self, header, parent):
+        """Read a | or > scalar; only one line without its line break can be a value that counts."""
+        match = re.fullmatch(r"[|>]([+-]?)(?: +#.*| *)", header)
+        if not match:
+            self.fail("a block scalar with an indentation indicator")
+        rows, indent = [], None
+        self.row += 1
+        for line in self.lines[self.row:]:
+            width = len(line) - len(line.lstrip(" "))
+            if width < len(line):
+                if indent is None:
+                    indent = max(width, parent + 1)
+                if width < indent:
+                    break
+            if indent is None and width > parent + 1 or YAML_MARK.match(line):
+                self.fail("a block scalar that begins with blanks, or goes on to a document mark")
+            rows.append("" if indent is None else line[indent:])
+        self.row += len(rows)
+        text = "\n".join(rows).rstrip("\n")
+        foreign = "" if match.group(1) == "-" and "\n" not in text else (
+            "a block scalar with a line break (|- and one line have none)")
+        return YamlNode(TEXT, text, self.row, foreign)
+
     def read_quoted(self):
         pattern = YAML_QUOTED[self.lines[self.row][self.at]]
-        match = match_at(pattern, self.lines[self.row], self.at)
+        match = pattern.match(self.lines[self.row], self.at)
         if match:
             self.at = match.end()
             return YamlNode(TEXT, self.unquote(match.group(0)), self.row + 1, "")
         rest = [self.lines[self.row][self.at:]] + self.lines[self.row + 1:]
-        match = match_at(pattern, "\n".join(rest))
+        match = pattern.match("\n".join(rest))
         rows = match.group(0).split("\n") if match else []
-        if not match or any(match_at(YAML_MARK, row) for row in rows[1:]):
+        if not match or any(map(YAML_MARK.match, rows[1:])):
             self.fail("a quote that is not closed")
         self.unquote(match.group(0))
         self.row, self.at = self.row + len(rows) - 1, len(rows[-1])
@@ -3911,16 +4056,6 @@ class YamlText:
             return YAML_ESCAPES[match.group(3)]
         return re.sub(YAML_ESCAPE, replace, token[1:-1])
 
-    def cut_plain(self, text):
-        text = re.split(" +#", text)[0].rstrip(" ")
-        if "\t" in text or re.search(":( |$)", text):
-            self.fail("a tab, or a colon with a blank, inside a value (put the value in quotes)")
-        return text
-
-
-class YamlFlow(YamlText):
-    """Values in brackets and braces, which may go over many lines."""
-
     def read_flow(self):
         """Read what stands at self.at: brackets with all inside, a quoted or a plain scalar."""
         first, row = self.next_in_flow(), self.row
@@ -3929,7 +4064,8 @@ class YamlFlow(YamlText):
         if first in "[{":
             self.at += 1
             return self.read_flow_map() if first == "{" else self.read_flow_list()
-        match = match_at(YAML_ALIAS if first == "*" else YAML_FLOW_PLAIN, self.lines[row], self.at)
+        pattern = re.compile(r"\*[A-Za-z0-9_-]+") if first == "*" else YAML_FLOW_PLAIN
+        match = pattern.match(self.lines[row], self.at)
         if not match:
             self.fail("%s inside brackets (put the value in quotes)" % quote(first))
         self.at = match.end()
@@ -3941,10 +4077,9 @@ class YamlFlow(YamlText):
             line = self.lines[self.row]
             rest = line[self.at:].lstrip(" ")
             self.at = len(line) - len(rest)
-            is_comment = rest[:1] == "#" and line[:self.at][-1:] in ("", " ")
-            if rest and not is_comment:
+            if rest and not (rest[0] == "#" and (self.at == 0 or line[self.at - 1] == " ")):
                 return rest[0]
-            if self.row + 1 == len(self.lines) or match_at(YAML_MARK, self.lines[self.row + 1]):
+            if self.row + 1 == len(self.lines) or YAML_MARK.match(self.lines[self.row + 1]):
                 self.fail("a bracket or brace that is not closed")
             self.row, self.at = self.row + 1, 0
 
@@ -3978,157 +4113,6 @@ class YamlFlow(YamlText):
             self.at += 1
         elif self.next_in_flow() != bracket:
             self.fail("%s where a comma or %s belongs" % (quote(self.next_in_flow()), bracket))
-
-
-class YamlReader(YamlFlow):
-    """Reads one file by its indentation; raises SyntaxMistake at the first unknown construct."""
-
-    def read_documents(self):
-        """Return the maps of all documents in the file."""
-        documents = []
-        while True:
-            if self.next_indent() >= 0:
-                try:
-                    root = self.read_block(0)
-                except RecursionError:
-                    self.fail("values nested too deep")
-                if root.kind != MAP or root.foreign or self.next_indent() >= 0:
-                    self.fail("not a map of keys (name: value)", min(self.row, root.line - 1))
-                documents.append(root)
-            if self.row == len(self.lines):
-                return documents
-            if not re.fullmatch("--- *(?: #.*)?", self.lines[self.row]):
-                self.fail("a document mark with a value behind it, or the mark of an end")
-            self.row += 1
-
-    def next_indent(self):
-        """Go to the next line with content; return its indentation, -1 at a document's end."""
-        while self.row < len(self.lines):
-            line = self.lines[self.row]
-            text = line.lstrip(" ")
-            if text.startswith("\t"):
-                self.fail("a tab in the indentation")
-            if text and text[0] != "#":
-                return -1 if match_at(YAML_MARK, line) else len(line) - len(text)
-            self.row += 1
-        return -1
-
-    def read_block(self, least, list_at=None):
-        """Read the value that begins on the next line, indented by `least`, else it is empty."""
-        # list_at: the indentation of the value's key, where a list may stand too.
-        row, indent = self.row, self.next_indent()
-        is_list = indent >= 0 and match_at(YAML_ENTRY, self.lines[self.row], indent)
-        if indent < least and not (is_list and indent == list_at):
-            return YamlNode(PLAIN, "", row + 1, "")
-        if is_list:
-            return self.read_list(indent)
-        if self.split_key(self.lines[self.row][indent:]):
-            return self.read_map(indent)
-        return self.read_value(indent, least - 1)
-
-    def read_list(self, column):
-        first, entries = self.row + 1, []
-        while self.next_indent() == column and match_at(YAML_ENTRY, self.lines[self.row], column):
-            row, line = self.row, self.lines[self.row]
-            # With the dash blanked, the entry is a block of its own that may begin on this line.
-            self.lines[row] = line[:column] + " " + line[column + 1:]
-            entries.append(self.read_block(column + 1)._replace(line=row + 1))
-        if self.next_indent() > column:
-            self.fail("indentation that fits neither this list nor its entries")
-        return YamlNode(LIST, entries, first, "")
-
-    def read_map(self, column):
-        first, members, foreign = self.row + 1, {}, ""
-        while self.next_indent() == column:
-            row = self.row
-            found = self.split_key(self.lines[row][column:])
-            if not found or found[0] in members:
-                self.fail("a key that comes twice" if found else "this is no key (name: value)")
-            foreign = foreign or ("the merge key" if found[0] == "<<" else "")
-            text = self.lines[row][column + found[1]:].lstrip(" ")
-            if not text or text[0] == "#":
-                self.row += 1
-                node = self.read_block(column + 1, column)
-            else:
-                node = self.read_value(len(self.lines[row]) - len(text), column, column)
-            members[found[0]] = node._replace(line=row + 1)
-        if self.next_indent() > column:
-            self.fail("indentation that fits no key above it")
-        return YamlNode(MAP, members, first, foreign)
-
-    def split_key(self, text):
-        """Return (key, length up to behind its colon) of "key: ...", else None."""
-        if text[0] in YAML_QUOTED:
-            match = match_at(YAML_QUOTED[text[0]], text)
-            colon = match and match_at(" *:(?= |$)", text, match.end())
-            return (self.unquote(match.group(0)), colon.end()) if colon else None
-        if re.match("[?:]( |$)", text):
-            self.fail("a complex key (? or : at the start of a line)")
-        match = re.match("(.*?) *:(?= |$)", text)
-        if match and text[0] not in YAML_INDICATORS and not match_at(YAML_ENTRY, text) \
-                and " #" not in match.group(0):
-            return self.cut_plain(match.group(1)), match.end()
-        return None
-
-    def read_value(self, at, parent, list_at=None):
-        """Read the value at this place; lines indented by more than `parent` may continue it."""
-        row, foreign, line = self.row, "", self.lines[self.row]
-        match = match_at(YAML_PROPERTY, line, at)
-        while match and match.group(1)[0] not in foreign:
-            foreign, at = foreign + match.group(1), match.end()
-            match = match_at(YAML_PROPERTY, line, at)
-        text = line[at:]
-        if foreign and (not text or text[0] == "#"):
-            self.row += 1
-            node = self.read_block(parent + 1, list_at)
-        elif text[0] in "|>":
-            node = self.read_block_scalar(text, parent)
-        elif text[0] in "'\"[{*" and not (foreign and text[0] == "*"):
-            self.at = at
-            node = self.read_flow()
-            if not re.fullmatch(" *| +#.*", self.lines[self.row][self.at:]):
-                self.fail("something behind the end of a value")
-            self.row += 1
-        else:
-            node = self.read_plain(text, parent)
-        return node._replace(line=row + 1, foreign=foreign or node.foreign)
-
-    def read_plain(self, text, parent):
-        """Read a scalar without quotes; of several lines it is foreign."""
-        if text[0] in YAML_INDICATORS or re.match("[-?:]( |$)", text):
-            self.fail("%s at the start of a value (put the value in quotes)" % quote(text[0]))
-        value, foreign, last = self.cut_plain(text), "", self.row
-        self.row += 1
-        while self.next_indent() > parent:
-            if " #" in text or "".join(self.lines[last + 1:self.row]).strip(" "):
-                self.fail("a value that goes on behind a comment")
-            text, foreign, last = self.lines[self.row], "a value over several lines", self.row
-            self.cut_plain(text)
-            self.row += 1
-        return YamlNode(PLAIN, value, last + 1, foreign)
-
-    def read_block_scalar(self, header, parent):
-        """Read a | or > scalar; only one line without its line break can be a value that counts."""
-        match = re.fullmatch(r"[|>]([+-]?)(?: +#.*| *)", header)
-        if not match:
-            self.fail("a block scalar with an indentation indicator")
-        rows, indent = [], None
-        self.row += 1
-        for line in self.lines[self.row:]:
-            width = len(line) - len(line.lstrip(" "))
-            if width < len(line):
-                if indent is None:
-                    indent = max(width, parent + 1)
-                if width < indent:
-                    break
-            if indent is None and width > parent + 1 or match_at(YAML_MARK, line):
-                self.fail("a block scalar that begins with blanks, or goes on to a document mark")
-            rows.append("" if indent is None else line[indent:])
-        self.row += len(rows)
-        text = "\n".join(rows).rstrip("\n")
-        foreign = "" if match.group(1) == "-" and "\n" not in text else (
-            "a block scalar with a line break (|- and one line have none)")
-        return YamlNode(TEXT, text, self.row, foreign)
 
 
 def check_json(text):
