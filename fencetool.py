@@ -36,6 +36,7 @@ error.
 # Imports that every run needs, and fixed numbers with their units. Heavy modules are imported in
 # the functions that need them: an agent run pays for nothing that it does not use.
 
+import atexit
 import enum
 import errno
 import io
@@ -49,6 +50,19 @@ import time
 import types
 from collections import namedtuple
 __version__ = "0.1.0"
+
+
+def refuse_half_a_file():
+    os.write(2, b"fencetool: this copy of fencetool.py ends too early: copy it again\n")
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    # SAFETY: a copy that was cut off ends without having done anything, and Python calls that a
+    # success. A whole one ends in start(), which comes by here no more.
+    # Test: test_half_a_file_is_never_a_success
+    atexit.register(refuse_half_a_file)
+
 EXIT_GOOD = 0
 EXIT_BAD = 1
 EXIT_OFF = 2    # agents: status says OFF, and nothing else

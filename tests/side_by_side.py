@@ -25,9 +25,9 @@ CLUSTER = "tests.cluster"
 CLASS_LIMIT_S, CLUSTER_LIMIT_S = 600, 3600
 SHOWN_SLOWEST = 10
 # Started first, so that at the end nobody waits for one of them alone.
-LONGEST = ("tests.test_generators_pcs", "tests.test_fence_http", "tests.test_install",
-           "tests.test_check_networks", "tests.test_metadata", "tests.test_fence_kasa",
-           "tests.test_demo")
+LONGEST = ("tests.test_generators_pcs", "tests.test_contract", "tests.test_fence_http",
+           "tests.test_install", "tests.test_check_networks", "tests.test_metadata",
+           "tests.test_fence_kasa", "tests.test_demo")
 FINISHED = "finished"
 
 

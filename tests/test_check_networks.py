@@ -425,7 +425,8 @@ class PowerTest(LabTest):
                 (UNKNOWN, "power=unknown (", False, {"fault": "garbage"}, {}),
                 (UNKNOWN, "power=unknown (", False, {"fault": "wrong_type"}, {}),
                 (UNKNOWN, "power=unknown (no connection", False, {"fault": "refuse"}, {}),
-                (UNKNOWN, "power=unknown (plug '3' names no outlet", False, {}, {"fence_plug": "3"}))])
+                (UNKNOWN, "power=unknown (plug '3' names no outlet", False, {},
+                 {"fence_plug": "3"}))])
 
     def test_every_kind_of_own_device_is_a_witness(self):
         tasmota, esphome, switch = (

@@ -469,6 +469,27 @@ class AsPacemakerRunsIt(AgentTest):
                 self.assertEqual(on_stdin("fence_kasa", self.address(
                     device, action=action)).err, "")
 
+    def test_half_a_file_is_never_a_success(self):
+        with open(support.SCRIPT, encoding="utf-8") as handle:
+            source = handle.read()
+        ends = [match.start() + 1 for match in re.finditer(r"\n(?=\n\n\S)", source)]
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        # Cut off between two definitions, it is a program without a mistake.
+        first = source.index("def refuse_half_a_file")
+        cuts = [end for end in ends if end > first + 1000][::20] + ends[-1:]
+        self.assertGreater(len(cuts), 10)
+        for position, result in zip(cuts, at_once([functools.partial(
+                self.run_half, folder.name, source[:cut]) for cut in cuts])):
+            self.assertNotIn(result.code, (0, 2), (position, result))
+            self.assertIn("copy it again", result.err)
+
+    def run_half(self, folder, source):
+        path = os.path.join(folder, "fence_kasa-%d" % len(source))
+        with open(path, "w", encoding="utf-8") as handle:
+            handle.write(source)
+        return support.run([sys.executable, "-IS", path, "fence_kasa", "-o", "off"])
+
     def test_killed_at_any_point_the_next_run_works(self):
         device = self.start(virtual.Kasa(["a", "b"]))
         text = "".join("%s=%s\n" % item for item in self.address(

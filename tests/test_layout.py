@@ -29,8 +29,8 @@ WORLD = {"socket", "os", "sys", "time", "syslog", "subprocess", "threading", "ur
          "select", "fcntl"}
 # Names of values and pure functions in modules that otherwise touch the world.
 HARMLESS = {"os.path", "os.strerror", "socket.inet_pton", "socket.inet_ntop"}
-LIGHT_IMPORTS = {"collections", "enum", "errno", "io", "json", "os", "re", "socket", "struct",
-                 "sys", "syslog", "time", "types"}
+LIGHT_IMPORTS = {"atexit", "collections", "enum", "errno", "io", "json", "os", "re", "socket",
+                 "struct", "sys", "syslog", "time", "types"}
 SECTION_LINES, CLASS_LINES, FUNCTION_LINES, ROW_COLUMNS = 500, 150, 40, 4
 # What makes a statement dense; two of them may stand in one.
 DENSE = (ast.IfExp, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp, ast.Lambda,
