@@ -308,6 +308,15 @@ class Faults(ContractTest):
                     self.assert_failure(result, "%s: status node: %s" % (row.agent, row.name))
                     self.assertNotRegex(result.err, "(?i)timed? ?out")
 
+    def test_every_third_lost_answer_fails_nothing(self):
+        devices = [(row, self.start_device(row, lose_every=3)) for row in OWN]
+        for (row, device), result in zip(devices, at_once([functools.partial(
+                on_stdin, row.agent, self.reach(row, device, action="off", shell_timeout="300ms",
+                                                power_timeout="8")) for row, device in devices])):
+            with self.subTest(row.name):
+                self.assert_success(result)
+                self.assertFalse(device.outlets[0].powered)
+
 
 AGENT = """#!/bin/sh
 while read -r line; do

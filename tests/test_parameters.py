@@ -144,7 +144,7 @@ class Settings(unittest.TestCase):
         for agent in fencetool.AGENTS.values():
             self.assertEqual(set(agent.params) - set(fencetool.PARAMS), set())
             self.assertEqual(set(agent.defaults) - {row.name for row in agent.params}, set())
-            self.assertEqual(set(agent.required) - set(agent.params), set())
+            self.assertEqual(set(agent.required) - {row.name for row in agent.params}, set())
 
     def test_letters_and_names_are_unique_among_the_rows_of_an_agent(self):
         for agent in fencetool.AGENTS.values():
