@@ -309,7 +309,8 @@ class Faults(ContractTest):
                     self.assertNotRegex(result.err, "(?i)timed? ?out")
 
     def test_every_third_lost_answer_fails_nothing(self):
-        devices = [(row, self.start_device(row, lose_every=3)) for row in OWN]
+        devices = [(row, self.start_device(row, lose_every=3, **virtual.DEVICES[
+            row.name].fault_options)) for row in OWN]
         for (row, device), result in zip(devices, at_once([functools.partial(
                 on_stdin, row.agent, self.reach(row, device, action="off", shell_timeout="300ms",
                                                 power_timeout="8")) for row, device in devices])):
