@@ -4498,7 +4498,7 @@ prepare() {
     find_values "//fencing-level[@index='1']" fencing-level target
     for node in $found; do
         if is_among "$node" $targets; then
-            fail "level 1 of $node was not made by fencetool: remove it"
+            fail "level 1 of $node was not made by fencetool: remove it first (pcs stonith level)"
         fi
     done
     others="not(@target) or @index!=1 and not(contains(@devices, '$verifier_prefix'))"

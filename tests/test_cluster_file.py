@@ -174,7 +174,7 @@ class Mistakes(CheckedFile):
                 ("10.20.20.202", "10.20.20.202\n    off_timeout: 40", 13, "must be more than 45 s"),
                 ("10.20.20.202", "10.20.20.202\n    off_timeout: abc", 13, "not a time"),
                 ("10.20.20.202", "10.20.20.202\n    off_timeout: 0", 13, "must be more than 45 s"),
-                ("10.20.20.202", "10.20.20.202\n    off_timeout: 90500ms", 13, "not a whole number"),
+                ("10.20.20.202", "10.20.20.202\n    off_timeout: 90500ms", 13, "not a whole n"),
                 ("delay: 5", "delay: 500ms", 9, "not a whole number of seconds"),
                 ("delay: 5", "delay: 70\n    off_timeout: 60", 10, "must be more than 90 s"),
                 (".202", ".202\n    options: {power_timeout: 0}", 13, "more than 0"),
@@ -337,6 +337,17 @@ class Commands(unittest.TestCase):
         told = set(re.findall(r"^\| `(\w+)`", read_readme(), re.M))
         keys = {row.name for row in fencetool.CLUSTER_KEYS + fencetool.NODE_KEYS}
         self.assertEqual(keys - told, set())
+
+    def test_the_readme_tells_of_every_method_what_its_row_says(self):
+        def words(cell):
+            return set(re.findall("`([a-z_]+)`", cell))
+        row = r"^\| `(\w+)` \| ([^|]+) \| ([^|]+) \|([^|]+)\| (comes back|stays off) \|$"
+        told = {method: (device, words(needs), words(takes), after == "comes back")
+                for method, device, needs, takes, after in re.findall(row, read_readme(), re.M)}
+        self.assertEqual(told, {
+            dialect.method: (dialect.title, set(dialect.required),
+                             set(dialect.keys) - set(dialect.required), dialect.comes_back)
+            for dialect in fencetool.DIALECTS.values()})
 
     def test_every_example_of_the_readme_is_a_cluster(self):
         examples = [block.replace("\n    ", "\n") for block in re.findall(

@@ -127,7 +127,6 @@ class Safety(unittest.TestCase):
                     plain = {option for option in row.options if not option.startswith("pcmk_")}
                     self.assertEqual(plain - set(fencetool.AGENTS[row.agent].params), set(), name)
 
-
     def test_our_agents_accept_what_they_get(self):
         calls = []
         for _, _, configuration in all_configurations():
