@@ -17,7 +17,7 @@ Parts and sections; each uses only those above it (tests/test_layout.py proves i
   3 DEVICES  KASA, TASMOTA, ESPHOME, PAGES, INSTALLED AGENT
   4 FENCING  PROBES, FENCING, CHECKING, AGENTS
   ---------- the waterline: a fence agent's run needs nothing below it but for fence_check -n NODE
-  5 CLUSTER  YAML, CLUSTER FILE, PLAN, OUTPUTS
+  5 CLUSTER  YAML, CLUSTER FILE, PLAN, CLUSTER CHECKS, OUTPUTS
   6 PEOPLE   LOOK-UP, SIMULATOR AND DEMO, COMMANDS, ENTRY
 
 To add a parameter, go to PARAMETERS: one row; agents take it by their rows in AGENTS.
@@ -3568,6 +3568,11 @@ AGENTS = {agent.name: agent for agent in (
           actions=CHECK_ACTIONS, settings=build_check_settings, job=CheckJob))}
 
 
+def names_of(agent):
+    """Return the names of the parameters that an agent takes."""
+    return {row.name for row in agent.params}
+
+
 def render_metadata(agent):
     """Return the agent's description as fence-agents' lib/metadata.rng wants it."""
     lines = ['<?xml version="1.0" encoding="utf-8"?>',
@@ -3837,30 +3842,34 @@ def render_plugin_parameters(agent):
 # SECTION: YAML ------------------------------------------------------------------------------------
 # The part of YAML that cluster files use, and JSON. It never guesses: what two readers might take
 # in two ways is a mistake that names the construct. Pure.
+#
+# Four classes share the work. YamlPlace holds the lines, and how far they have been read.
+# YamlScalars parses single values, YamlFlow what stands in brackets, and YamlBlocks all that hangs
+# together by its indentation. Each method parses what begins at the place, and leaves the place
+# behind it. Patterns are text: re compiles them when a file is read, and an agent's start pays for
+# none.
 
 # kind: MAP ({key: YamlNode}), LIST, PLAIN (a scalar without quotes) or TEXT. foreign: the construct
 # that is not read, like a tag; values that nobody needs may hold one.
 YamlNode = namedtuple("YamlNode", "kind value line foreign")
 MAP, LIST, PLAIN, TEXT = "map", "list", "plain", "text"
 
-# Some patterns are text, which re compiles when it is needed: an agent's start pays for none.
 YAML_CHARACTERS = ("[\t\x20-\x7e\xa0-\u2027\u202a-\ud7ff\ue000-\ufefe\uff00-\ufffd"
                    "\U00010000-\U0010ffff]*")
-YAML_MARK = re.compile(r"(---|\.\.\.)( |$)")
-YAML_ENTRY = re.compile("-( |$)")
-YAML_QUOTED = {"'": re.compile(r"'(?:[^']|'')*'"), '"': re.compile(r'(?s)"(?:[^"\\]|\\.)*"')}
+YAML_MARK = r"(---|\.\.\.)( |$)"
+YAML_ENTRY = "-( |$)"
+YAML_QUOTED = {"'": "'(?:[^']|'')*'", '"': r'(?s)"(?:[^"\\]|\\.)*"'}
 YAML_ESCAPE = r"(?s)\\(?:x([0-9A-Fa-f]{2})|u([0-9A-Fa-f]{4})|(.))"
 YAML_ESCAPES = {"\\": "\\", '"': '"', "/": "/", "n": "\n", "t": "\t", " ": " ", "\n": ""}
-YAML_PROPERTY = re.compile(r"(!!?[A-Za-z][A-Za-z0-9_/.:]*|&[A-Za-z0-9_-]+)(?: +|$)")
+YAML_PROPERTY = r"(!!?[A-Za-z][A-Za-z0-9_/.:]*|&[A-Za-z0-9_-]+)(?: +|$)"
+YAML_ALIAS = r"\*[A-Za-z0-9_-]+"
 
 # Inside brackets a plain scalar may hold a colon only between two characters, and no "?".
-YAML_FLOW_PLAIN = re.compile(r"(?:[^\t ,\[\]{}#&*!|>'\"%@`?:-]|-(?=[A-Za-z0-9.]))"
-                             r"(?:[^\t ,\[\]{}#?:]|:(?=[^\t ,\[\]{}#?:])| +(?=[^\t ,\[\]{}#?:]))*")
+YAML_FLOW_PLAIN = (r"(?:[^\t ,\[\]{}#&*!|>'\"%@`?:-]|-(?=[A-Za-z0-9.]))"
+                   r"(?:[^\t ,\[\]{}#?:]|:(?=[^\t ,\[\]{}#?:])| +(?=[^\t ,\[\]{}#?:]))*")
 YAML_INDICATORS = ",[]{}#&*!|>'\"%@`"
 YAML_NULLS = ("", "~", "null", "Null", "NULL")
-YAML_WORDS = {word: str(number) for number, words in enumerate((
-    "no No NO false False FALSE off Off OFF", "yes Yes YES true True TRUE on On ON"))
-    for word in words.split()}
+YAML_TRUTH = "no|No|NO|false|False|FALSE|off|Off|OFF|yes|Yes|YES|true|True|TRUE|on|On|ON"
 
 # Plain scalars that are no text, or not in all versions of YAML; integers are the same in all.
 YAML_AMBIGUOUS = (
@@ -3870,269 +3879,368 @@ YAML_AMBIGUOUS = (
     r"|[0-9]{4}-[0-9]{1,2}-[0-9]{1,2}([Tt ].*)?)")
 
 
-class YamlReader:
-    """Reads one file; raises SyntaxMistake at the first construct that it does not know."""
-    # Every method leaves self.row (in brackets also self.at) behind what it read.
+def parse_yaml(text):
+    """Return the maps of all documents in a text, as YamlNodes; raise SyntaxMistake."""
+    return YamlBlocks(YamlPlace(text)).parse_documents()
+
+
+def is_null(node):
+    return node.kind == PLAIN and node.value in YAML_NULLS and not node.foreign
+
+
+def is_ambiguous(text):
+    """Whether a plain scalar is a truth value, a number or a date, at least to some readers."""
+    return bool(re.fullmatch(YAML_TRUTH, text) or re.fullmatch(YAML_AMBIGUOUS, text))
+
+
+def match_at(pattern, text, at):
+    return re.compile(pattern).match(text, at)
+
+
+class YamlPlace:
+    """The lines of one text, and the place up to which they have been read."""
+    # lines: without their line breaks. row: the index of the next line. at: the index of the next
+    # character in it; it counts inside brackets and quotes only. is_json: strings have its escapes.
 
     def __init__(self, text):
         self.is_json = text.lstrip(" \t\r\n")[:1] in ("{", "[")
         if self.is_json:
-            check_json(text)
+            require_json(text)
             text = text.replace("\t", " ")  # strict JSON has tabs between its words only
         self.lines = [line[:-1] if line.endswith("\r") else line for line in text.split("\n")]
         self.row = self.at = 0
         for row, line in enumerate(self.lines):
             if not re.fullmatch(YAML_CHARACTERS, line):
-                self.fail("a control character or a foreign line break", row)
+                self.fail("this line contains a control character or an unusual line break", row)
+
+    @property
+    def line(self):
+        return self.lines[self.row]
 
     def fail(self, text, row=None):
         raise SyntaxMistake((self.row if row is None else row) + 1, text)
 
-    def read_documents(self):
-        """Return the maps of all documents in the file."""
-        documents = []
-        while True:
-            if self.next_indent() >= 0:
-                try:
-                    root = self.read_block(0)
-                except RecursionError:
-                    self.fail("values nested too deep")
-                if root.kind != MAP or root.foreign or self.next_indent() >= 0:
-                    self.fail("not a map of keys (name: value)", min(self.row, root.line - 1))
-                documents.append(root)
-            if self.row == len(self.lines):
-                return documents
-            if not re.fullmatch("--- *(?: #.*)?", self.lines[self.row]):
-                self.fail("a document mark with a value behind it, or the mark of an end")
-            self.row += 1
-
     def next_indent(self):
         """Go to the next line with content; return its indentation, -1 at a document's end."""
         while self.row < len(self.lines):
-            line = self.lines[self.row]
+            line = self.line
             text = line.lstrip(" ")
             if text.startswith("\t"):
-                self.fail("a tab in the indentation")
+                self.fail("a tab in the indentation (use spaces)")
             if text and text[0] != "#":
-                return -1 if YAML_MARK.match(line) else len(line) - len(text)
+                return -1 if re.match(YAML_MARK, line) else len(line) - len(text)
             self.row += 1
         return -1
 
-    def read_block(self, least, list_at=None):
-        """Read the value that begins on the next line, indented by `least`, else it is empty."""
-        # list_at: the indentation of the value's key, where a list may stand too.
-        row, indent = self.row, self.next_indent()
-        is_list = indent >= 0 and YAML_ENTRY.match(self.lines[self.row], indent)
-        if indent < least and not (is_list and indent == list_at):
-            return YamlNode(PLAIN, "", row + 1, "")
-        if is_list:
-            return self.read_list(indent)
-        if self.split_key(self.lines[self.row][indent:]):
-            return self.read_map(indent)
-        return self.read_value(indent, least - 1)
+    def next_in_flow(self):
+        """Go to the next character inside brackets; return it."""
+        while True:
+            line = self.line
+            rest = line[self.at:].lstrip(" ")
+            self.at = len(line) - len(rest)
+            is_comment = rest[:1] == "#" and (self.at == 0 or line[self.at - 1] == " ")
+            if rest and not is_comment:
+                return rest[0]
+            is_last = self.row + 1 == len(self.lines)
+            if is_last or re.match(YAML_MARK, self.lines[self.row + 1]):
+                self.fail("this bracket or brace is not closed")
+            self.row, self.at = self.row + 1, 0
 
-    def read_list(self, column):
-        first, entries = self.row + 1, []
-        while self.next_indent() == column and YAML_ENTRY.match(self.lines[self.row], column):
-            row, line = self.row, self.lines[self.row]
-            # With the dash blanked, the entry is a block of its own that may begin on this line.
-            self.lines[row] = line[:column] + " " + line[column + 1:]
-            entries.append(self.read_block(column + 1)._replace(line=row + 1))
-        if self.next_indent() > column:
-            self.fail("indentation that fits neither this list nor its entries")
-        return YamlNode(LIST, entries, first, "")
 
-    def read_map(self, column):
-        first, members, foreign = self.row + 1, {}, ""
-        while self.next_indent() == column:
-            row = self.row
-            found = self.split_key(self.lines[row][column:])
-            if not found or found[0] in members:
-                self.fail("a key that comes twice" if found else "this is no key (name: value)")
-            foreign = foreign or ("the merge key" if found[0] == "<<" else "")
-            text = self.lines[row][column + found[1]:].lstrip(" ")
-            if not text or text[0] == "#":
-                self.row += 1
-                node = self.read_block(column + 1, column)
-            else:
-                node = self.read_value(len(self.lines[row]) - len(text), column, column)
-            members[found[0]] = node._replace(line=row + 1)
-        if self.next_indent() > column:
-            self.fail("indentation that fits no key above it")
-        return YamlNode(MAP, members, first, foreign)
+class YamlScalars:
+    """Single values: plain, in quotes, and the block scalars | and >."""
+    # parent: the indentation of the value's key; lines that are indented by more continue a value.
 
-    def split_key(self, text):
-        """Return (key, length up to behind its colon) of "key: ...", else None."""
-        if text[0] in YAML_QUOTED:
-            match = YAML_QUOTED[text[0]].match(text)
-            colon = match and re.compile(" *:(?= |$)").match(text, match.end())
-            return (self.unquote(match.group(0)), colon.end()) if colon else None
-        if re.match("[?:]( |$)", text):
-            self.fail("a complex key (? or : at the start of a line)")
-        match = re.match("(.*?) *:(?= |$)", text)
-        if match and text[0] not in YAML_INDICATORS and not YAML_ENTRY.match(text) \
-                and " #" not in match.group(0):
-            return self.cut_plain(match.group(1)), match.end()
-        return None
+    def __init__(self, place):
+        self.place = place
 
-    def read_value(self, at, parent, list_at=None):
-        """Read the value at this place; lines indented by more than `parent` may continue it."""
-        row, foreign, line = self.row, "", self.lines[self.row]
-        match = YAML_PROPERTY.match(line, at)
-        while match and match.group(1)[0] not in foreign:
-            foreign, at = foreign + match.group(1), match.end()
-            match = YAML_PROPERTY.match(line, at)
-        text = line[at:]
-        if foreign and (not text or text[0] == "#"):
-            self.row += 1
-            node = self.read_block(parent + 1, list_at)
-        elif text[0] in "|>":
-            node = self.read_block_scalar(text, parent)
-        elif text[0] in "'\"[{*" and not (foreign and text[0] == "*"):
-            self.at = at
-            node = self.read_flow()
-            if not re.fullmatch(" *| +#.*", self.lines[self.row][self.at:]):
-                self.fail("something behind the end of a value")
-            self.row += 1
-        else:
-            node = self.read_plain(text, parent)
-        return node._replace(line=row + 1, foreign=foreign or node.foreign)
-
-    def read_plain(self, text, parent):
-        """Read a scalar without quotes; of several lines it is foreign."""
+    def parse_plain(self, text, parent):
+        """Parse a scalar without quotes; of several lines it is foreign."""
+        place = self.place
         if text[0] in YAML_INDICATORS or re.match("[-?:]( |$)", text):
-            self.fail("%s at the start of a value (put the value in quotes)" % quote(text[0]))
-        value, foreign, last = self.cut_plain(text), "", self.row
-        self.row += 1
-        while self.next_indent() > parent:
-            if " #" in text or "".join(self.lines[last + 1:self.row]).strip(" "):
-                self.fail("a value that goes on behind a comment")
-            text, foreign, last = self.lines[self.row], "a value over several lines", self.row
+            place.fail("a value must not begin with %s (put it in quotes)" % quote(text[0]))
+        value, foreign, last = self.cut_plain(text), "", place.row
+        place.row += 1
+        while place.next_indent() > parent:
+            skipped = "".join(place.lines[last + 1:place.row])
+            if " #" in text or skipped.strip(" "):
+                place.fail("this value goes on after a comment (put it on one line)")
+            text, foreign, last = place.line, "a value over several lines", place.row
             self.cut_plain(text)
-            self.row += 1
+            place.row += 1
         return YamlNode(PLAIN, value, last + 1, foreign)
 
     def cut_plain(self, text):
+        """Return a plain scalar without the comment and the blanks behind it."""
         text = re.split(" +#", text)[0].rstrip(" ")
         if "\t" in text or re.search(":( |$)", text):
-            self.fail("a tab, or a colon with a blank, inside a value (put the value in quotes)")
+            self.place.fail("a value must not contain a tab, or a colon with a space after it (put "
+                            "it in quotes)")
         return text
 
-    def read_block_scalar(self, header, parent):
-        """Read a | or > scalar; only one line without its line break can be a value that counts."""
+    def parse_quoted(self):
+        place = self.place
+        pattern = YAML_QUOTED[place.line[place.at]]
+        match = match_at(pattern, place.line, place.at)
+        if match:
+            place.at = match.end()
+            return YamlNode(TEXT, self.unquote(match.group(0)), place.row + 1, "")
+        rest = [place.line[place.at:]] + place.lines[place.row + 1:]
+        match = re.match(pattern, "\n".join(rest))
+        rows = match.group(0).split("\n") if match else []
+        if not match or any(re.match(YAML_MARK, row) for row in rows[1:]):
+            place.fail("this quote is not closed")
+        self.unquote(match.group(0))
+        place.row, place.at = place.row + len(rows) - 1, len(rows[-1])
+        return YamlNode(TEXT, "", place.row + 1, "a quoted value over several lines")
+
+    def unquote(self, token):
+        """Return the text of a quoted scalar."""
+        if self.place.is_json:
+            return json.loads(token)
+        if token[0] == "'":
+            return token[1:-1].replace("''", "'")
+        return re.sub(YAML_ESCAPE, self.parse_escape, token[1:-1])
+
+    def parse_escape(self, match):
+        digits = match.group(1) or match.group(2)
+        if digits and not 0xd800 <= int(digits, 16) <= 0xdfff:
+            return chr(int(digits, 16))
+        if match.group(3) not in YAML_ESCAPES:
+            self.place.fail(r"the escape %s is not known in double quotes (a backslash is \\)"
+                            % quote(match.group(0)))
+        return YAML_ESCAPES[match.group(3)]
+
+    def parse_block_scalar(self, header, parent):
+        """Parse a | or > scalar; without its line break, and of one line, it is a usable value."""
+        place = self.place
         match = re.fullmatch(r"[|>]([+-]?)(?: +#.*| *)", header)
         if not match:
-            self.fail("a block scalar with an indentation indicator")
+            place.fail("a block scalar must begin with |, |-, > or >-, and nothing after it")
         rows, indent = [], None
-        self.row += 1
-        for line in self.lines[self.row:]:
+        place.row += 1
+        for line in place.lines[place.row:]:
             width = len(line) - len(line.lstrip(" "))
             if width < len(line):
                 if indent is None:
                     indent = max(width, parent + 1)
                 if width < indent:
                     break
-            if indent is None and width > parent + 1 or YAML_MARK.match(line):
-                self.fail("a block scalar that begins with blanks, or goes on to a document mark")
+            begins_with_blanks = indent is None and width > parent + 1
+            if begins_with_blanks or re.match(YAML_MARK, line):
+                place.fail("a block scalar must not begin with a line of spaces, or go on to a "
+                           "document mark")
             rows.append("" if indent is None else line[indent:])
-        self.row += len(rows)
+        place.row += len(rows)
         text = "\n".join(rows).rstrip("\n")
-        foreign = "" if match.group(1) == "-" and "\n" not in text else (
-            "a block scalar with a line break (|- and one line have none)")
-        return YamlNode(TEXT, text, self.row, foreign)
+        is_one_line = match.group(1) == "-" and "\n" not in text
+        return YamlNode(TEXT, text, place.row, "" if is_one_line else (
+            "a block scalar with a line break (|- and one line have none)"))
 
-    def read_quoted(self):
-        pattern = YAML_QUOTED[self.lines[self.row][self.at]]
-        match = pattern.match(self.lines[self.row], self.at)
-        if match:
-            self.at = match.end()
-            return YamlNode(TEXT, self.unquote(match.group(0)), self.row + 1, "")
-        rest = [self.lines[self.row][self.at:]] + self.lines[self.row + 1:]
-        match = pattern.match("\n".join(rest))
-        rows = match.group(0).split("\n") if match else []
-        if not match or any(map(YAML_MARK.match, rows[1:])):
-            self.fail("a quote that is not closed")
-        self.unquote(match.group(0))
-        self.row, self.at = self.row + len(rows) - 1, len(rows[-1])
-        return YamlNode(TEXT, "", self.row + 1, "a quoted value over several lines")
 
-    def unquote(self, token):
-        """Return the text of a quoted scalar."""
-        if self.is_json or token[0] == "'":
-            return json.loads(token) if self.is_json else token[1:-1].replace("''", "'")
+class YamlFlow:
+    """Values inside brackets and braces, over as many lines as they take."""
 
-        def replace(match):
-            digits = match.group(1) or match.group(2)
-            if digits and not 0xd800 <= int(digits, 16) <= 0xdfff:
-                return chr(int(digits, 16))
-            if match.group(3) not in YAML_ESCAPES:
-                self.fail("the escape %s in double quotes" % quote(match.group(0)))
-            return YAML_ESCAPES[match.group(3)]
-        return re.sub(YAML_ESCAPE, replace, token[1:-1])
+    def __init__(self, place, scalars):
+        self.place = place
+        self.scalars = scalars
 
-    def read_flow(self):
-        """Read what stands at self.at: brackets with all inside, a quoted or a plain scalar."""
-        first, row = self.next_in_flow(), self.row
+    def parse_value(self):
+        """Parse brackets with all inside, a quoted or a plain scalar, or an alias."""
+        place = self.place
+        first, row = place.next_in_flow(), place.row
         if first in YAML_QUOTED:
-            return self.read_quoted()
+            return self.scalars.parse_quoted()
         if first in "[{":
-            self.at += 1
-            return self.read_flow_map() if first == "{" else self.read_flow_list()
-        pattern = re.compile(r"\*[A-Za-z0-9_-]+") if first == "*" else YAML_FLOW_PLAIN
-        match = pattern.match(self.lines[row], self.at)
+            place.at += 1
+            return self.parse_map() if first == "{" else self.parse_list()
+        match = match_at(YAML_ALIAS if first == "*" else YAML_FLOW_PLAIN, place.line, place.at)
         if not match:
-            self.fail("%s inside brackets (put the value in quotes)" % quote(first))
-        self.at = match.end()
+            place.fail("inside brackets a value must not begin with %s (put it in quotes)"
+                       % quote(first))
+        place.at = match.end()
         return YamlNode(PLAIN, match.group(0), row + 1, "an alias (*)" if first == "*" else "")
 
-    def next_in_flow(self):
-        """Go to the next character inside brackets; return it."""
-        while True:
-            line = self.lines[self.row]
-            rest = line[self.at:].lstrip(" ")
-            self.at = len(line) - len(rest)
-            if rest and not (rest[0] == "#" and (self.at == 0 or line[self.at - 1] == " ")):
-                return rest[0]
-            if self.row + 1 == len(self.lines) or YAML_MARK.match(self.lines[self.row + 1]):
-                self.fail("a bracket or brace that is not closed")
-            self.row, self.at = self.row + 1, 0
-
-    def read_flow_list(self):
-        first, entries = self.row + 1, []
-        while self.next_in_flow() != "]":
-            entries.append(self.read_flow())
-            self.end_flow_entry("]")
-        self.at += 1
+    def parse_list(self):
+        first, entries = self.place.row + 1, []
+        while self.place.next_in_flow() != "]":
+            entries.append(self.parse_value())
+            self.end_entry("]")
+        self.place.at += 1
         return YamlNode(LIST, entries, first, "")
 
-    def read_flow_map(self):
-        first, members = self.row + 1, {}
-        while self.next_in_flow() != "}":
-            row = self.row
-            if self.next_in_flow() in "[{*":
-                self.fail("brackets as a key (a Jinja expression must stand in quotes)")
-            key = self.read_flow()
-            if self.next_in_flow() != ":" or self.row != row or key.value in members:
-                self.fail("a key without a value, or twice, inside braces", row)
-            self.at += 1
-            members[key.value] = YamlNode(PLAIN, "", row + 1, "")
-            if self.next_in_flow() not in ",}":
-                members[key.value] = self.read_flow()._replace(line=row + 1)
-            self.end_flow_entry("}")
-        self.at += 1
+    def parse_map(self):
+        place = self.place
+        first, members = place.row + 1, {}
+        while place.next_in_flow() != "}":
+            row = place.row
+            key = self.parse_key(members)
+            members[key] = YamlNode(PLAIN, "", row + 1, "")
+            if place.next_in_flow() not in ",}":
+                members[key] = self.parse_value()._replace(line=row + 1)
+            self.end_entry("}")
+        place.at += 1
         return YamlNode(MAP, members, first, "the merge key" if "<<" in members else "")
 
-    def end_flow_entry(self, bracket):
-        if self.next_in_flow() == ",":
-            self.at += 1
-        elif self.next_in_flow() != bracket:
-            self.fail("%s where a comma or %s belongs" % (quote(self.next_in_flow()), bracket))
+    def parse_key(self, members):
+        """Return the key at the place, and go behind its colon."""
+        place, row = self.place, self.place.row
+        if place.next_in_flow() in "[{*":
+            place.fail("a key must not begin with a bracket (put a Jinja expression in quotes)")
+        key = self.parse_value().value
+        if place.next_in_flow() != ":" or place.row != row:
+            place.fail("inside braces the key %s has no value" % quote(key), row)
+        if key in members:
+            place.fail("inside braces the key %s comes twice" % quote(key), row)
+        place.at += 1
+        return key
+
+    def end_entry(self, bracket):
+        found = self.place.next_in_flow()
+        if found == ",":
+            self.place.at += 1
+        elif found != bracket:
+            self.place.fail("a comma or %s is missing before %s" % (bracket, quote(found)))
 
 
-def check_json(text):
+class YamlBlocks:
+    """Documents, and the maps and lists in them that hang together by their indentation."""
+    # list_at: the indentation of a value's key, where a list may stand too.
+
+    def __init__(self, place):
+        self.place = place
+        self.scalars = YamlScalars(place)
+        self.flow = YamlFlow(place, self.scalars)
+
+    def parse_documents(self):
+        """Return the maps of all documents."""
+        place, documents = self.place, []
+        while True:
+            if place.next_indent() >= 0:
+                documents.append(self.parse_document())
+            if place.row == len(place.lines):
+                return documents
+            if not re.fullmatch("--- *(?: #.*)?", place.line):
+                place.fail("the only document mark that may stand here is ---, and nothing after "
+                           "it")
+            place.row += 1
+
+    def parse_document(self):
+        place = self.place
+        try:
+            root = self.parse_block(0)
+        except RecursionError:
+            place.fail("values are nested too deep")
+        if root.kind != MAP or root.foreign or place.next_indent() >= 0:
+            place.fail("not a map: the file must consist of keys (name: value)",
+                       min(place.row, root.line - 1))
+        return root
+
+    def parse_block(self, least, list_at=None):
+        """Parse the value that begins on the next line, indented by `least`, else it is empty."""
+        place = self.place
+        row, indent = place.row, place.next_indent()
+        is_list = indent >= 0 and match_at(YAML_ENTRY, place.line, indent)
+        if indent < least and not (is_list and indent == list_at):
+            return YamlNode(PLAIN, "", row + 1, "")
+        if is_list:
+            return self.parse_list(indent)
+        if self.split_key(place.line[indent:]):
+            return self.parse_map(indent)
+        return self.parse_value(indent, least - 1)
+
+    def parse_list(self, column):
+        place = self.place
+        first, entries = place.row + 1, []
+        while place.next_indent() == column and match_at(YAML_ENTRY, place.line, column):
+            row, line = place.row, place.line
+            # With the dash blanked, the entry is a block of its own that may begin on this line.
+            place.lines[row] = line[:column] + " " + line[column + 1:]
+            entries.append(self.parse_block(column + 1)._replace(line=row + 1))
+        if place.next_indent() > column:
+            place.fail("this indentation fits neither the list nor its entries")
+        return YamlNode(LIST, entries, first, "")
+
+    def parse_map(self, column):
+        place = self.place
+        first, members = place.row + 1, {}
+        while place.next_indent() == column:
+            row, found = place.row, self.split_key(place.line[column:])
+            if not found:
+                place.fail("not a key (name: value)")
+            key, length = found
+            if key in members:
+                place.fail("the key %s comes twice" % quote(key))
+            node = self.parse_member(column, column + length)
+            members[key] = node._replace(line=row + 1)
+        if place.next_indent() > column:
+            place.fail("this indentation fits no key above it")
+        return YamlNode(MAP, members, first, "the merge key" if "<<" in members else "")
+
+    def parse_member(self, column, behind_colon):
+        """Parse the value of a key: on its own line, or on those below it."""
+        place = self.place
+        text = place.line[behind_colon:].lstrip(" ")
+        if text and text[0] != "#":
+            return self.parse_value(len(place.line) - len(text), column, column)
+        place.row += 1
+        return self.parse_block(column + 1, column)
+
+    def split_key(self, text):
+        """Return (key, length up to behind its colon) of "key: ...", else None."""
+        if text[0] in YAML_QUOTED:
+            match = re.match(YAML_QUOTED[text[0]], text)
+            colon = match and match_at(" *:(?= |$)", text, match.end())
+            return (self.scalars.unquote(match.group(0)), colon.end()) if colon else None
+        if re.match("[?:]( |$)", text):
+            self.place.fail("a complex key (a line that begins with ? or :) is not supported")
+        match = re.match("(.*?) *:(?= |$)", text)
+        is_value = text[0] in YAML_INDICATORS or re.match(YAML_ENTRY, text)
+        if not match or is_value or " #" in match.group(0):
+            return None
+        return self.scalars.cut_plain(match.group(1)), match.end()
+
+    def parse_value(self, at, parent, list_at=None):
+        """Parse the value at this column; lines indented by more than `parent` may continue it."""
+        place, row = self.place, self.place.row
+        foreign, at = self.skip_properties(at)
+        text = place.line[at:]
+        if foreign and (not text or text[0] == "#"):
+            place.row += 1
+            node = self.parse_block(parent + 1, list_at)
+        elif text[0] in "|>":
+            node = self.scalars.parse_block_scalar(text, parent)
+        elif text[0] in "'\"[{" or (text[0] == "*" and not foreign):
+            node = self.parse_flow(at)
+        else:
+            node = self.scalars.parse_plain(text, parent)
+        return node._replace(line=row + 1, foreign=foreign or node.foreign)
+
+    def skip_properties(self, at):
+        """Return the tag and the anchor at this column, and the column behind them."""
+        found = ""
+        match = match_at(YAML_PROPERTY, self.place.line, at)
+        while match and match.group(1)[0] not in found:
+            found, at = found + match.group(1), match.end()
+            match = match_at(YAML_PROPERTY, self.place.line, at)
+        return found, at
+
+    def parse_flow(self, at):
+        """Parse brackets or a quoted scalar that are a whole value, and go to the next line."""
+        place = self.place
+        place.at = at
+        node = self.flow.parse_value()
+        if not re.fullmatch(" *| +#.*", place.line[place.at:]):
+            place.fail("unexpected text after the end of the value")
+        place.row += 1
+        return node
+
+
+def require_json(text):
     """Raise SyntaxMistake unless the text is strict JSON."""
     def refuse(name):
-        raise ValueError("%s is no number" % name)
+        raise ValueError("%s is not a number" % name)
+
     try:
         json.loads(text, parse_constant=refuse)
     except (ValueError, RecursionError) as error:
@@ -4140,15 +4248,22 @@ def check_json(text):
 
 
 # SECTION: CLUSTER FILE ----------------------------------------------------------------------------
-# Turns the YAML of a cluster file into a Cluster, and reports every mistake with its line. Pure:
-# it is given texts.
+# From the YAML of a cluster file, and of the host_vars beside it, to a Cluster. Pure: it is given
+# texts.
+#
+# A key of the file is one row: what it holds, and the parameters that it becomes. ClusterReader
+# parses each value by its row, as text that an agent takes; what is wrong goes with its line into
+# the Report, and reading goes on, so that one run tells all. Which keys a method takes and needs is
+# told by its row of DIALECTS, the networks by those of NETWORKS: nothing here, nor in the sections
+# below, names a family of plugs.
 
 # What a key of the cluster file holds, beside the kinds of PARAMETERS; what those are written as.
 ADDRESS, PORT, WHOLE_SECONDS = "address", "port", "whole seconds"
 NAMES, NAMED_ADDRESSES, OPTIONS = "a list [a, b]", "a map {name: address}", "a map {name: value}"
+COLLECTIONS = {NAMES: LIST, NAMED_ADDRESSES: MAP, OPTIONS: MAP}
 
 # power: the parameter of the power agent; verify: that of fence_check, or FENCE_OPTIONS, through
-# which the power agent's goes. Which methods have a key is told by the rows of DIALECTS.
+# which the power agent's goes.
 ClusterKey = namedtuple("ClusterKey", "name kind power verify default")
 FENCE_OPTIONS = "fence_options"
 
@@ -4157,6 +4272,17 @@ def cluster_key(name, kind=STRING, power="", verify="", default=""):
     return ClusterKey(name=name, kind=kind, power=power, verify=verify, default=default)
 
 
+# The networks that every cluster may have, by the key that holds a node's address in them, and by
+# the parameter of fence_check. has_devices: the fence devices are in it. All others are in
+# client_ips, and go into target_ips.
+ClusterNetwork = namedtuple("ClusterNetwork", "key name parameter has_devices")
+NETWORKS = (ClusterNetwork("mgmt_ip", "mgmt", "target_mgmt_ip", True),
+            ClusterNetwork("storage_ip", "storage", "target_storage_ip", False))
+OTHER_NETWORKS_PARAMETER = "target_ips"
+CLIENT_NETWORKS = "client"  # as the file calls all others together
+NETWORK_KEYS = tuple(cluster_key(network.key, ADDRESS) for network in NETWORKS) + (
+    cluster_key("client_ips", NAMED_ADDRESSES),)
+
 CLUSTER_KEYS = (
     cluster_key("stonith_nodes", MAP),
     cluster_key("stonith_fence_verify", BOOLEAN, default="1"),
@@ -4164,8 +4290,6 @@ CLUSTER_KEYS = (
     cluster_key("stonith_quorum_device", BOOLEAN, default="0"),
     cluster_key("stonith_direct_networks", NAMES, default=()),
     cluster_key("stonith_witness_ips", NAMED_ADDRESSES, default={}))
-NETWORK_KEYS = (cluster_key("mgmt_ip", ADDRESS), cluster_key("storage_ip", ADDRESS),
-                cluster_key("client_ips", NAMED_ADDRESSES))
 NODE_KEYS = NETWORK_KEYS + (
     cluster_key("method"),
     cluster_key("agent"),
@@ -4192,51 +4316,40 @@ NODE_KEYS = NETWORK_KEYS + (
     cluster_key("options", OPTIONS))
 # Keys that some methods take and others do not.
 SPECIAL_KEYS = {key for dialect in DIALECTS.values() for key in dialect.keys}
-NO_DEVICE = "none"  # the method of a node that nothing can fence
+OUTLET_KEYS = ("outlet", "switch_name", "power_off_url")  # what tells the outlets of a device apart
+STAND_INS = {"password": "password_script"}  # where the second is given, the first is not needed
+NAMED_AGENT = "agent"  # the method of a node whose agent the file names
+NO_DEVICE = "none"     # the method of a node that nothing can fence
 METHODS = tuple(DIALECTS_BY_METHOD) + (NO_DEVICE,)
-OFF_TIMEOUT_SECONDS = 60   # that Pacemaker gives a power device, unless off_timeout says another
-VERIFY_SPARE_SECONDS = 45  # that Pacemaker gives a verifier beyond the agent's own limit
-LOOK_SECONDS = 20          # that fence_check may need after verify_wait
-SPARE_SECONDS = 5          # between the limit of one of our power agents and off_timeout
-RACE_DELAY_SECONDS = 10    # head start in a fence race: slow plugs take seconds to obey
-TIME_LIMITS = ("login_timeout", "shell_timeout", "power_timeout")
-NODE_NAME = "[A-Za-z0-9][A-Za-z0-9._-]{0,200}"
-AGENT_NAME = "fence_(?!kasa$|http$|check$)[A-Za-z0-9_-]+"
-
-# Parameters that follow from other keys, or would undo what makes the configuration safe.
-# SAFETY: with version=1 or help=1, fence agents end an off with success and switch nothing.
-# Test: test_options_cannot_make_an_agent_lie_or_lead_to_another_device
-RESERVED_OPTION = ("action|option|method|nodename|plug|port|port_as_ip|missing_as_off|version"
-                   "|help|delay|pcmk_(host|delay)_.*|pcmk_[a-z]+_action"
-                   "|pcmk_(off|on|reboot)_timeout")
-
-# Fence agents cut blanks at the end of a value and a pair of quotes around it.
-MANGLED_VALUE = '".*"|.* '
+NAME = "[A-Za-z0-9][A-Za-z0-9._-]{0,200}"  # of a node, a network or an option
 
 # Pacemaker 2.1.5 writes these characters without their escapes, and loses them (cibadmin shows).
 DAMAGED_VALUE = "[^\x00-\x7f].*[&<>\"']"
-Mistake = namedtuple("Mistake", "file line is_warning text")
 
-# values and places: {key: value} and {key: (file, line)} of the stonith_ keys. networks: {how a
-# network's name is compared: its name}.
+# networks: {how a network's name is compared: its name}. values and places: {key: value} and {key:
+# (file, line)}.
 Cluster = namedtuple("Cluster", "nodes values places networks")
 
-# dialect: a row of DIALECTS, None for a node without a fence device. values and places: the same
-# of the node's keys that are given; networks: {name: own address}.
-ClusterNode = namedtuple("ClusterNode", "name dialect values places networks")
+# dialect: a row of DIALECTS, None for a node without a fence device. values, places: of the node's
+# keys that are given; place: of the node itself. networks: {name: own address}.
+ClusterNode = namedtuple("ClusterNode", "name dialect values place places networks")
+Mistake = namedtuple("Mistake", "file line is_warning text")
 
 
-def read_cluster(file, data, host_files=()):
-    """Return (Cluster, [Mistake]); the Cluster is None when a mistake is more than a warning."""
-    # data: the bytes of the file; host_files: (node, file, data) of --host-vars.
-    reader = ClusterReader()
-    members = reader.read_file(file, data)
-    hosts = [(node, path, reader.read_file(path, text)) for node, path, text in host_files]
-    cluster = None if reader.mistakes else reader.read_top(file, members, hosts)
-    for check in CLUSTER_CHECKS if cluster else ():
-        check(cluster, reader)
-    mistakes = sorted(set(reader.mistakes))
-    return None if any(not mistake.is_warning for mistake in mistakes) else cluster, mistakes
+class Report:
+    """Collects the mistakes in the files of a cluster. A place is (file, line)."""
+
+    def __init__(self):
+        self.mistakes = set()
+
+    def error(self, place, text):
+        self.mistakes.add(Mistake(place[0], place[1], False, text))
+
+    def warn(self, place, text):
+        self.mistakes.add(Mistake(place[0], place[1], True, text))
+
+    def has_errors(self):
+        return any(not mistake.is_warning for mistake in self.mistakes)
 
 
 def render_mistake(mistake):
@@ -4244,118 +4357,135 @@ def render_mistake(mistake):
                             mistake.text)
 
 
-class ClusterReader:
-    """Turns YamlNodes into values by their rows, and collects what is wrong with them."""
+def parse_members(file, data, report):
+    """Return {key: YamlNode} of all documents in the bytes of a file."""
+    members = {}
+    try:
+        for document in parse_yaml(data.decode("utf-8-sig")):
+            for key in set(members) & set(document.value):
+                report.error((file, document.value[key].line),
+                             "the key %s comes twice" % quote(key))
+            members.update(document.value)
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        report.error((file, line), "this line is not UTF-8")
+    except SyntaxMistake as mistake:
+        report.error((file, mistake.line), str(mistake))
+    return members
 
-    def __init__(self):
-        self.mistakes = []
+
+class ClusterReader:
+    """Turns the members of one file after the other into values, by the rows of their keys."""
+    # file: the name of the file whose members are being parsed.
+
+    def __init__(self, report):
+        self.report = report
         self.file = ""
 
-    def error(self, place, text, is_warning=False):
-        self.mistakes.append(Mistake(place[0], place[1], is_warning, text))
+    def error(self, node, text):
+        self.report.error((self.file, node.line), text)
 
-    def warn(self, place, text):
-        self.error(place, text, True)
-
-    def read_file(self, file, data):
-        """Return {key: YamlNode} of all documents in a file."""
-        members = {}
-        try:
-            for document in YamlReader(data.decode("utf-8-sig")).read_documents():
-                for key in set(members) & set(document.value):
-                    self.error((file, document.value[key].line), "a key that comes twice")
-                members.update(document.value)
-        except UnicodeDecodeError as error:
-            self.error((file, data.count(b"\n", 0, error.start) + 1), "a byte that is not UTF-8")
-        except SyntaxMistake as mistake:
-            self.error((file, mistake.line), str(mistake))
-        return members
-
-    def read_top(self, file, members, hosts):
+    def parse_cluster(self, file, members, hosts):
+        """Return the Cluster of a file's members; None without nodes."""
         self.file = file
-        entries = members.get("stonith_nodes", YamlNode(PLAIN, "", 1, ""))
-        if entries.kind != MAP or entries.foreign:
-            self.error((file, entries.line), "stonith_nodes must be a map of the nodes and their "
-                       "fence devices, without %s" % (entries.foreign or "which nothing is done"))
+        entries = members.get("stonith_nodes")
+        if not entries or entries.kind != MAP or entries.foreign:
+            found = "it is missing" if not entries else "it is " + (entries.foreign or "no map")
+            self.error(entries or YamlNode(PLAIN, "", 1, ""), "stonith_nodes must be a map of the "
+                       "nodes and their fence devices, and %s" % found)
             return None
         own = {key: node for key, node in members.items() if key.startswith("stonith_")}
         values = {row.name: row.default for row in CLUSTER_KEYS}
-        values.update(self.read_keys(own, CLUSTER_KEYS))
-        nodes = {name: self.read_node(name, entry) for name, entry in entries.value.items()}
+        values.update(self.parse_keys(own, CLUSTER_KEYS))
+        places = {key: (file, node.line) for key, node in own.items()}
+        nodes = {name: self.parse_node(name, entry) for name, entry in entries.value.items()}
         for name, host_file, host_members in hosts:
             self.file = host_file
             self.add_host(nodes, name, host_members)
         for node in nodes.values():
-            node.networks.update([(name, node.values[key]) for name, key in (
-                ("mgmt", "mgmt_ip"), ("storage", "storage_ip")) if key in node.values])
-            node.networks.update(node.values.get("client_ips", {}))
+            node.networks.update(collect_networks(node.values))
         networks = {network_key(name): name for node in nodes.values() for name in node.networks}
-        places = {key: (file, node.line) for key, node in members.items()}
         return Cluster(tuple(nodes.values()), values, places, networks)
 
-    def read_node(self, name, entry):
+    def parse_node(self, name, entry):
         place = (self.file, entry.line)
-        if (not re.fullmatch(NODE_NAME, name) or name in YAML_WORDS or name in YAML_NULLS
-                or re.fullmatch(YAML_AMBIGUOUS, name)):  # YAML could read another name
-            self.error(place, "%s cannot be the name of a node" % quote(name))
+        if not re.fullmatch(NAME, name) or name in YAML_NULLS or is_ambiguous(name):
+            self.error(entry, "%s cannot be the name of a node: use letters, digits, '.', '_' and "
+                       "'-', and no word that YAML takes for something else" % quote(name))
         if entry.kind != MAP or entry.foreign:
-            self.error(place, "%s must be a map of keys (method: ...)" % quote(name))
-            return ClusterNode(name=name, dialect=None, values={}, places={"": place}, networks={})
-        values = dict({"options": {}}, **self.read_keys(entry.value, NODE_KEYS))
-        places = {"": place, **{key: (self.file, node.line) for key, node in entry.value.items()}}
-        method = values.get("method", "agent" if "agent" in values else "")
-        if method not in METHODS or ("agent" in values) != (method == "agent"):
-            self.error(places.get("method", place), "%s has %s%s (one of %s; or agent: fence_xyz)"
-                       % (name, "the method " + quote(method) if method else "no method",
-                          suggest(method, METHODS), ", ".join(METHODS)))
+            self.error(entry, "node %s must be a map of keys (method: ...)" % quote(name))
+            return ClusterNode(name=name, dialect=None, values={"options": {}}, place=place,
+                               places={}, networks={})
+        values = {"options": {}, **self.parse_keys(entry.value, NODE_KEYS)}
+        places = {key: (self.file, node.line) for key, node in entry.value.items()}
+        method = values.get("method", NAMED_AGENT if "agent" in values else "")
+        wrong = find_wrong_method(method, values)
+        if wrong:
+            self.report.error(places.get("method", place), "%s %s" % (name, wrong))
         return ClusterNode(name=name, dialect=DIALECTS_BY_METHOD.get(method), values=values,
-                           places=places, networks={})
+                           place=place, places=places, networks={})
 
     def add_host(self, nodes, name, members):
         """Add the networks of a host_vars file; a host that has some is a node of the cluster."""
         networks = {row.name: members[row.name] for row in NETWORK_KEYS if row.name in members}
         if networks and name not in nodes:
             without_device = {"method": YamlNode(TEXT, NO_DEVICE, 1, "")}
-            nodes[name] = self.read_node(name, YamlNode(MAP, without_device, 1, ""))
-        for key, value in self.read_keys(networks, NETWORK_KEYS).items():
-            place = (self.file, networks[key].line)
-            nodes[name].places.setdefault(key, place)
-            if nodes[name].values.setdefault(key, value) != value:
-                self.error(place, "%s is another one in %s:%d" % ((key,) + nodes[name].places[key]))
+            nodes[name] = self.parse_node(name, YamlNode(MAP, without_device, 1, ""))
+        for key, value in self.parse_keys(networks, NETWORK_KEYS).items():
+            node, place = nodes[name], (self.file, networks[key].line)
+            node.places.setdefault(key, place)
+            if node.values.setdefault(key, value) != value:
+                self.report.error(place, "%s of %s is not the same in %s:%d"
+                                  % ((key, name) + node.places[key]))
 
-    def read_keys(self, members, rows):
+    def parse_keys(self, members, rows):
         """Return {key: value} of what the members hold; an empty value counts as not given."""
         values, known = {}, {row.name: row for row in rows}
         for key, node in members.items():
             if key not in known:
-                near = suggest(key, known)
-                self.error((self.file, node.line), "unknown key %s%s" % (quote(key), near))
+                self.error(node, "unknown key %s%s" % (quote(key), suggest(key, known)))
+            elif known[key].kind in COLLECTIONS:
+                values[key] = self.parse_collection(known[key], node)
             elif known[key].kind != MAP:
-                values[key] = self.read_value(known[key], node)
+                values[key] = self.parse_single(known[key], node)
         return {key: value for key, value in values.items() if value}
 
-    def read_value(self, row, node):
-        """Return the text of a scalar, a tuple of texts, or {name: text}; empty after a mistake."""
+    def parse_single(self, row, node):
+        """Return the text of one value; empty after a mistake."""
         try:
-            if row.kind not in (NAMES, NAMED_ADDRESSES, OPTIONS):
-                return read_scalar(row, node)
-            if node.kind == PLAIN and node.value in YAML_NULLS and not node.foreign:
-                return ""
-            if node.kind != (LIST if row.kind == NAMES else MAP) or node.foreign:
-                raise UsageError("must be %s, not %s" % (row.kind, node.foreign or node.kind))
+            return parse_text(row, node)
         except UsageError as error:
-            self.error((self.file, node.line), "%s: %s" % (row.name, error))
+            self.error(node, "%s: %s" % (row.name, error))
             return ""
+
+    def parse_collection(self, row, node):
+        """Return a tuple of texts or {name: text}; empty after a mistake."""
+        if is_null(node):
+            return ()
+        if node.kind != COLLECTIONS[row.kind] or node.foreign:
+            self.error(node, "%s: this must be %s, and it is %s" % (
+                row.name, row.kind, node.foreign or describe_kind(node)))
+            return ()
+        if node.kind == LIST:
+            return tuple(self.parse_single(cluster_key(row.name), entry) for entry in node.value)
         kind = ADDRESS if row.kind == NAMED_ADDRESSES else STRING
-        if row.kind == NAMES:
-            return tuple(self.read_value(cluster_key(row.name), entry) for entry in node.value)
-        members = {}
+        values = {}
         for name, entry in node.value.items():
-            is_taken = row.name == "client_ips" and network_key(name) in ("management", "storage")
-            if is_taken or not re.fullmatch(NODE_NAME, name):
-                self.error((self.file, entry.line), "%s: %s is no name" % (row.name, quote(name)))
-            members[name] = self.read_value(cluster_key(row.name, kind, power=name), entry)
-        return {name: text for name, text in members.items() if text}
+            self.check_name(row, name, entry)
+            # The parameters of our agents are known, whoever they are options of.
+            values[name] = self.parse_single(cluster_key(row.name, kind, power=name), entry)
+        return {name: text for name, text in values.items() if text}
+
+    def check_name(self, row, name, entry):
+        """Report a name in a map that nothing can have, or that another key's network has."""
+        if not re.fullmatch(NAME, name):
+            self.error(entry, "%s: %s is not a name (use letters, digits, '.', '_' and '-')"
+                       % (row.name, quote(name)))
+        owner = next((network.key for network in NETWORKS
+                      if network_key(network.name) == network_key(name)), "")
+        if owner and row in NETWORK_KEYS:
+            self.error(entry, "%s: give the address in the network %s as %s"
+                       % (row.name, quote(name), owner))
 
 
 def suggest(word, known):
@@ -4364,51 +4494,67 @@ def suggest(word, known):
     return ", did you mean %s?" % near[0] if near else ""
 
 
-def read_scalar(row, node):
+def find_wrong_method(method, values):
+    """Return what is wrong with the method of a node, "" where nothing is."""
+    if not method:
+        return "has no method: give it one of %s; or agent: fence_xyz" % ", ".join(METHODS)
+    if method not in METHODS:
+        return "has the unknown method %s%s (known: %s; or give agent: fence_xyz instead)" % (
+            quote(method), suggest(method, METHODS), ", ".join(METHODS))
+    if method == NAMED_AGENT and "agent" not in values:
+        return "has the method %s and names no agent (agent: fence_xyz)" % quote(method)
+    if method != NAMED_AGENT and "agent" in values:
+        return "has the method %s and an agent: remove one of them" % quote(method)
+    return ""
+
+
+def collect_networks(values):
+    """Return {name of a network: own address} from the values of a node."""
+    networks = {network.name: values[network.key] for network in NETWORKS if network.key in values}
+    return {**networks, **values.get("client_ips", {})}
+
+
+def describe_kind(node):
+    return {MAP: "a map", LIST: "a list"}.get(node.kind, "a single value")
+
+
+def parse_text(row, node):
     """Return the text of one value as it is handed on; raise UsageError with what is wrong."""
+    # No message here shows the value: it may be a password.
     text = node.value
     if node.foreign or node.kind in (MAP, LIST):
-        raise UsageError("holds %s, where one value belongs" % (node.foreign or "a " + node.kind))
-    if node.kind == PLAIN:
-        if text in YAML_NULLS:
-            return ""
-        if text in YAML_WORDS and row.kind == BOOLEAN:
-            return YAML_WORDS[text]
-        if text in YAML_WORDS or re.fullmatch(YAML_AMBIGUOUS, text):
-            raise UsageError("this is no text in YAML: put it in quotes")  # nor for a screen
+        raise UsageError("this must be a single value, and it is %s"
+                         % (node.foreign or describe_kind(node)))
+    if is_null(node):
+        return ""
+    is_truth = row.kind == BOOLEAN and re.fullmatch(YAML_TRUTH, text)
+    if node.kind == PLAIN and is_ambiguous(text) and not is_truth:
+        raise UsageError("YAML may take this for a number, a date or a truth value (put it in "
+                         "quotes)")
     if re.search(r"\{[{%#]", text):
-        raise UsageError("holds a Jinja expression, which only Ansible can fill in")
+        raise UsageError("this is a Jinja expression, which only Ansible can fill in (write the "
+                         "value itself)")
     if "\t" in text or not re.fullmatch(YAML_CHARACTERS, text):
-        raise UsageError("holds a line break or a control character; write it on one line")
+        raise UsageError("this contains a line break or a control character (write it on one line)")
     if re.search(DAMAGED_VALUE, text):
-        raise UsageError("has one of & < > \" ' behind a letter beyond ASCII, and Pacemaker 2.1 "
-                         "damages such a value (use other letters, or password_script)")
-    return render_cluster_value(row, text) if text else ""
+        raise UsageError("Pacemaker 2.1 damages a value that has one of & < > \" ' after a "
+                         "non-ASCII character (use other characters, or password_script)")
+    return parse_by_kind(row, text) if text else ""
 
 
-def render_cluster_value(row, text):
-    if row.kind == ADDRESS:
-        return render_ip(text)
-    if row.kind == BOOLEAN:
-        return str(int(parse_boolean(text)))
-    if row.kind == MAC:
-        return render_mac(parse_mac(text))
-    if row.kind == PORT and not (re.fullmatch("[1-9][0-9]{0,4}", text) and int(text) <= 65535):
-        raise UsageError("%s is not a port number (1 to 65535)" % quote(text))
-    if row.kind == WHOLE_SECONDS:
-        if parse_seconds(text) % 1:
-            raise UsageError("%s are no whole seconds" % quote(text))
-        return "%d" % parse_seconds(text)
-    own = PARAMS_BY_NAME.get(row.power)
-    if own:
-        PARSERS[own.kind](text)
-        if own.choices and text not in own.choices:
-            raise UsageError("%s is none of %s" % (quote(text), ", ".join(own.choices)))
+def parse_by_kind(row, text):
+    """Return a value in its usual form, as text; raise UsageError if it has none."""
+    if row.kind in KEY_PARSERS:
+        return KEY_PARSERS[row.kind](text)
+    param = PARAMS_BY_NAME.get(row.power)
+    if param:
+        PARSERS[param.kind](text)
+        if param.choices and text not in param.choices:
+            raise UsageError("%s is not one of %s" % (quote(text), ", ".join(param.choices)))
     return text
 
 
-def render_ip(text):
-    """Return an IP address in its usual form; raise UsageError for anything else."""
+def parse_machine_address(text):
     family = socket.AF_INET6 if ":" in text else socket.AF_INET
     usual = socket.inet_ntop(family, socket.inet_pton(family, parse_ip(text)))
     if re.match(r"(0|127|22[4-9]|2[345]\d)\.|::1?$|::ffff:|ff", usual):
@@ -4416,20 +4562,51 @@ def render_ip(text):
     return usual
 
 
-def networks_named(cluster, name):
-    """Return the networks that a name in the file means: "client" is all but mgmt and storage."""
+def parse_port(text):
+    if not re.fullmatch("[1-9][0-9]{0,4}", text) or int(text) > 65535:
+        raise UsageError("%s is not a port number (1 to 65535)" % quote(text))
+    return text
+
+
+def parse_whole_seconds(text):
+    if parse_seconds(text) % 1:
+        raise UsageError("%s is not a whole number of seconds" % quote(text))
+    return "%d" % parse_seconds(text)
+
+
+def parse_switch(text):
+    return "1" if parse_boolean(text) else "0"
+
+
+def parse_usual_mac(text):
+    return render_mac(parse_mac(text))
+
+
+KEY_PARSERS = {ADDRESS: parse_machine_address, PORT: parse_port, BOOLEAN: parse_switch,
+               WHOLE_SECONDS: parse_whole_seconds, MAC: parse_usual_mac}
+
+
+# What the other sections ask about a Cluster.
+
+def find_node(cluster, name):
+    for node in cluster.nodes:
+        if node.name == name:
+            return node
+    raise UsageError("no node %s (there are: %s)" % (
+        quote(name), ", ".join(node.name for node in cluster.nodes)))
+
+
+def find_networks(cluster, name):
+    """Return the networks that a name in the file means: one, or all that clients use."""
     if network_key(name) in cluster.networks:
         return [cluster.networks[network_key(name)]]
-    others = sorted(set(cluster.networks.values()) - {"mgmt", "storage"})
-    return others if name.lower() == "client" else []
+    clients = set(cluster.networks.values()) - {network.name for network in NETWORKS}
+    return sorted(clients) if name.lower() == CLIENT_NETWORKS else []
 
 
-def is_verified(cluster):
-    return cluster.values["stonith_fence_verify"] == "1"
-
-
-def nodes_with_device(cluster):
-    return [node for node in cluster.nodes if node.dialect]
+def find_direct_networks(cluster):
+    return {network for name in cluster.values["stonith_direct_networks"]
+            for network in find_networks(cluster, name)}
 
 
 def find_verifiers(cluster, node):
@@ -4438,195 +4615,36 @@ def find_verifiers(cluster, node):
             if other is not node and node.networks.keys() <= other.networks.keys()]
 
 
-def fence_delay(cluster, node):
-    """Return the seconds that fencing this node waits; two nodes that race need a winner."""
-    races = len(cluster.nodes) == 2 == len(nodes_with_device(cluster))
-    if (races and cluster.values["stonith_quorum_device"] == "0"
-            and not any("delay" in other.values for other in cluster.nodes)):
-        return RACE_DELAY_SECONDS if node is cluster.nodes[0] else 0
-    return int(node.values.get("delay", "0"))
+def nodes_with_device(cluster):
+    return [node for node in cluster.nodes if node.dialect]
 
 
-def off_timeout(cluster, node):
-    """Return the seconds that Pacemaker gives the power device of a node for one action."""
-    # A delay comes on top: before 2.1.6, Pacemaker's own timers do not count it.
-    return int(node.values.get("off_timeout", OFF_TIMEOUT_SECONDS + fence_delay(cluster, node)))
+def is_verified(cluster):
+    return cluster.values["stonith_fence_verify"] == "1"
 
 
-def power_limits(cluster, node):
-    """Return the time limits (name: text) of a plug's agent that differ from its defaults."""
-    # What off_timeout adds is time for the device to confirm.
-    options = node.values["options"]
-    limits = {name: options[name] for name in TIME_LIMITS if name in options}
-    if "off_timeout" in node.values and "power_timeout" not in limits:
-        others = agent_seconds(dict(limits, power_timeout="0")) + SPARE_SECONDS
-        limits["power_timeout"] = "%d" % max(
-            1, off_timeout(cluster, node) - fence_delay(cluster, node) - others)
-    return limits
-
-
-def verify_limits(cluster, node):
-    """Return the same of fence_check, which asks the same device: a slow one is slow for both."""
-    options = node.values["options"]
-    limits = {name: options[name] for name in TIME_LIMITS[:2]
-              if parse_seconds(options.get(name, "0"))}  # other agents take 0 for no limit
-    needed = int(cluster.values["stonith_verify_wait"]) + LOOK_SECONDS
-    if needed > parse_seconds(PARAMS_BY_NAME["power_timeout"].default):
-        limits["power_timeout"] = str(needed)
-    return limits
-
-
-def agent_seconds(limits):
-    """Return how long an action of our agents may take with these limits (name: text)."""
-    return sum(parse_seconds(limits.get(key, PARAMS_BY_NAME[key].default)) for key in TIME_LIMITS)
-
-
-def check_nodes(cluster, reader):
-    names = {node.name for node in cluster.nodes}
-    for node in cluster.nodes:
-        here = node.places[""]
-        if not node.dialect:
-            reader.warn(here, "%s counts as a node of the cluster and has no fence device: when it "
-                        "fails, nothing is recovered until a person confirms its end" % node.name)
-        if node.name.startswith("verify-") and node.name[7:] in names:
-            reader.error(here, "rename it: fence-%s is the name of a verifier" % node.name)
-        needed = set(node.dialect.required) if node.dialect else set()
-        if node.dialect and is_verified(cluster):
-            needed.add("ip")  # fence_check asks the device too
-        if node.dialect and "power_on_url" in node.dialect.keys and (
-                node.values.get("power_on") == "1"):
-            needed.add("power_on_url")
-        for name in needed:
-            if name not in node.values and (name, "password_script" in node.values) != (
-                    "password", True):
-                reader.error(here, "%s has no %s (method %s)" % (
-                    node.name, name, node.dialect.method))
-        if {"outlet", "switch_name"} <= set(node.values):
-            reader.error(node.places["outlet"], "outlet and switch_name both name the switch")
-        own = set(node.dialect.keys) if node.dialect else set()
-        for name in SPECIAL_KEYS & set(node.values) - own:
-            reader.error(node.places[name], "%s has no meaning for method %s" % (
-                name, node.dialect.method if node.dialect else NO_DEVICE))
-        if not re.fullmatch(AGENT_NAME, node.values.get("agent", "fence_x")):
-            reader.error(node.places["agent"], "%s is no fence agent, or one that has a method"
-                         % quote(node.values["agent"]))
-    if len(cluster.nodes) < 2 or not nodes_with_device(cluster):
-        reader.error(cluster.places["stonith_nodes"], "nobody could fence: one node, or no device")
-
-
-def check_parameters(cluster, reader):
-    """What cannot be passed to an agent, and what should not."""
-    for node in nodes_with_device(cluster):
-        is_plug = node.dialect.port > 0
-        taken = {name for row in NODE_KEYS
-                 if row.power and (is_plug or row.name not in SPECIAL_KEYS)
-                 for name in (row.power,) + PARAMS_BY_NAME[row.power].aliases}
-        taken.update(node.dialect.fixed if is_plug else ())
-        for name, text in node.values["options"].items():
-            key = name.replace("-", "_")  # agents take either
-            wrong = ("is set by other keys" if key in taken or re.fullmatch(RESERVED_OPTION, key)
-                     else "is unknown to %s%s" % (node.dialect.agent, suggest(name, PARAMS_BY_NAME))
-                     if is_plug and PARAMS_BY_NAME.get(name) in (None,) + CHECK_PARAMS
-                     else "holds a comma, or more than ASCII" if max(text) > "~" or "," in text
-                     else "")
-            if wrong:
-                reader.error(node.places["options"], "options: %s %s" % (quote(name), wrong))
-        for key, text in node.values.items():
-            if not is_plug and isinstance(text, str) and re.fullmatch(MANGLED_VALUE, text):
-                reader.error(node.places[key], "%s: fence agents cut a blank at the end, and "
-                             "quotes around a value (use password_script)" % key)
-        if "password" in node.values and "password_script" not in node.values:
-            changeme = "; and it is CHANGEME" if "CHANGEME" in node.values["password"] else ""
-            reader.warn(node.places["password"], "pcs, the CIB and its backups will show this "
-                        "password to root on every node (password_script: PROGRAM)" + changeme)
-
-
-def check_addresses(cluster, reader):
-    """Own addresses are single, devices are nobody's own address, outlets belong to one node."""
-    owners, devices = {}, {}  # devices: {address: [(node, port, outlet)]}
-    for node in cluster.nodes:
-        for address in node.networks.values():
-            if address in owners:
-                reader.error(node.places[""], "%s and %s have the same address %s"
-                             % (owners[address].name, node.name, address))
-            owners[address] = node
-    for node in nodes_with_device(cluster):
-        address, here = node.values.get("ip", ""), node.places.get("ip", node.places[""])
-        if address in owners:
-            reader.error(here, "the fence device of %s has the address of %s" % (
-                node.name, owners[address].name if owners[address] is not node
-                else "the node itself, which would have to fence itself"))
-        # Without an address (a cloud) the agent is the device. Outlets have several spellings.
-        device = address or repr((node.values.get("agent"), sorted(node.values["options"].items())))
-        outlet = "".join(node.values.get(key, "") for key in (
-            "outlet", "switch_name", "power_off_url"))
-        outlet = render_identifier(re.sub("^https?://[^/:]*(:80)?(?=/)", "", outlet)
-                                         or ("" if address else node.name))
-        port = node.values.get("port", "")
-        for other, other_port, other_outlet in devices.setdefault(device, []):
-            if ((port == other_port or not port or not other_port)
-                    and (outlet == other_outlet or not outlet or not other_outlet)):
-                reader.error(here, "%s and %s are on the same outlet of %s, or one "
-                             "names none" % (other, node.name, address or node.dialect.method))
-        devices[device].append((node.name, port, outlet))
-
-
-def check_timeouts(cluster, reader):
-    """What Pacemaker gives must be longer than what the agents' own limits add up to."""
-    for node in nodes_with_device(cluster):
-        options, limits = node.values["options"], power_limits(cluster, node)
-        given, place = off_timeout(cluster, node), node.places.get("off_timeout", node.places[""])
-        verifying = agent_seconds(verify_limits(cluster, node)) if is_verified(cluster) else 0
-        if "off_timeout" in node.values and given <= verifying:
-            reader.error(place, "off_timeout: verifying needs more than %d s" % verifying)
-        needed = parse_seconds(options.get("power_timeout", "20"))  # 20: fence-agents' library
-        if node.dialect.port:
-            needed = agent_seconds(limits)
-            try:
-                build_settings(dict(options, **limits), {})
-            except UsageError as error:
-                reader.error(node.places.get("options", place), "options: %s" % error)
-        needed += fence_delay(cluster, node)
-        if given <= needed:
-            reader.error(place, "off_timeout: the agent and its delay need more than %d s" % needed)
-
-
-def check_networks(cluster, reader):
-    for key in ("stonith_direct_networks", "stonith_witness_ips"):
-        for name in cluster.values[key]:
-            if not networks_named(cluster, name):
-                reader.error(cluster.places[key], "%s: no node has a network %s%s" % (
-                    key, quote(name), suggest(name, cluster.networks.values())))
-    for network in {network for name in cluster.values["stonith_direct_networks"]
-                    for network in networks_named(cluster, name)}:
-        if sum(network in node.networks for node in cluster.nodes) > 2:
-            reader.error(cluster.places["stonith_direct_networks"], "more than two nodes are in %s:"
-                         " one cable has two ends" % quote(network))
-    for node in nodes_with_device(cluster) if is_verified(cluster) else ():
-        if not find_verifiers(cluster, node) or not node.networks:
-            reader.error(node.places[""], "nobody could verify the death of %s: %s" % (
-                node.name, "no other node is in all its networks (%s)" % ", ".join(node.networks)
-                if node.networks else "it has no mgmt_ip, storage_ip or client_ips (--host-vars)"))
-
-
-def check_race(cluster, reader):
-    delays = [fence_delay(cluster, node) for node in nodes_with_device(cluster)]
-    place = cluster.places["stonith_nodes"]
-    if sum(delays) and not any("delay" in node.values for node in cluster.nodes):
-        reader.warn(place, "two nodes without quorum device and delay could fence each other at "
-                    "once: fencing %s waits %d s, so that it survives (delay: on either node says "
-                    "otherwise)" % (cluster.nodes[0].name, delays[0]))
-    elif (len(cluster.nodes) == 2 == len(delays) and delays[0] == delays[1]
-          and cluster.values["stonith_quorum_device"] == "0"):
-        reader.warn(place, "with the same delay both nodes could fence each other at once")
-
-
-CLUSTER_CHECKS = (
-    check_nodes, check_parameters, check_addresses, check_timeouts, check_networks, check_race)
+def has_own_agent(node):
+    """Whether one of the agents in this file switches the device: its time limits are known."""
+    return node.dialect.agent in AGENTS
 
 
 # SECTION: PLAN ------------------------------------------------------------------------------------
 # From a Cluster to one Configuration: what the cluster should hold. Pure.
+#
+# Each node with a fence device gets a power device, a verifier behind it, one level of the two, and
+# bans that say where each of them must not run. How long each may take is decided first, for a node
+# at a time (plan_times), because each limit follows from another one.
+
+OFF_TIMEOUT_SECONDS = 60   # that Pacemaker gives a power device, unless off_timeout says another
+VERIFY_SPARE_SECONDS = 45  # that Pacemaker gives a verifier beyond the agent's own limit
+LOOK_SECONDS = 20          # that fence_check may need after verify_wait
+SPARE_SECONDS = 5          # between the limit of one of our agents and what Pacemaker gives
+RACE_DELAY_SECONDS = 10    # head start in a fence race: slow plugs take seconds to obey
+LIBRARY_SECONDS = "20"     # power_timeout of installed agents, by default of fence-agents' library
+MONITOR_TIMEOUT_SECONDS = 40  # or more, see monitor_timeout
+POWER_MONITOR_SECONDS, VERIFIER_MONITOR_SECONDS = 60, 300  # from one monitor to the next
+EXCHANGE_LIMITS = ("login_timeout", "shell_timeout")  # those that the device's slowness decides
+MAX_NODE_WITNESSES = 3
 
 # A fence device: options {name: value}, and its monitor's interval in seconds.
 Primitive = namedtuple("Primitive", "id agent options interval")
@@ -4641,33 +4659,107 @@ Configuration = namedtuple("Configuration", "nodes primitives levels bans proper
 # Marks in the CIB what this tool made: a meta attribute, which pcs, crmsh and Pacemaker keep and no
 # agent sees. Names alone would not do: a person may call a device like we do.
 OWNER = ("managed-by", "fencetool")
-MONITOR_TIMEOUT_SECONDS = 40  # or more, see monitor_timeout
-MAX_NODE_WITNESSES = 3
+DEVICE_PREFIX, VERIFIER_PREFIX = "fence-", "fence-verify-"  # of ids, before a node's name
 
 
 def build_configuration(cluster):
     primitives, levels, bans = [], [], []
     for node in nodes_with_device(cluster):
-        devices = [build_power_device(cluster, node)]
+        times = plan_times(cluster, node)
+        devices = [build_power_device(node, times)]
         # Allowed everywhere else: the power-on after a reboot must not depend on which node is DC.
         bans.append(Ban(devices[0].id, (node.name,), False))
         if is_verified(cluster):
             # SAFETY: last in the level, so that it looks at what the power device has done.
             # Test: test_the_verifier_is_the_last_device_of_its_level
-            devices.append(build_verifier(cluster, node))
+            devices.append(build_verifier(cluster, node, times))
             able = {other.name for other in find_verifiers(cluster, node)}
-            bans.append(Ban(devices[1].id, tuple(other.name for other in cluster.nodes
-                                                 if other.name not in able), True))
+            unable = [other.name for other in cluster.nodes if other.name not in able]
+            bans.append(Ban(devices[1].id, tuple(unable), True))
         primitives += devices
         levels.append(Level(node.name, tuple(device.id for device in devices)))
+    require_different_bans(bans)
+    longest = max(int(device.options["pcmk_off_timeout"]) for device in primitives)
+    return Configuration(
+        nodes=tuple(node.name for node in cluster.nodes), primitives=tuple(primitives),
+        levels=tuple(levels), bans=tuple(bans),
+        properties=(("stonith-enabled", "true"), ("stonith-timeout", "%ds" % longest)))
+
+
+def require_different_bans(bans):
     ids = sorted(ban_id(ban, node) for ban in bans for node in ban.nodes)
     for one, other in zip(ids, ids[1:]):
         if one == other:
-            raise UsageError("two constraints would be called %s: rename a node" % one)
-    longest = max(int(device.options["pcmk_off_timeout"]) for device in primitives)
-    return Configuration(
-        tuple(node.name for node in cluster.nodes), tuple(primitives), tuple(levels), tuple(bans),
-        (("stonith-enabled", "true"), ("stonith-timeout", "%ds" % longest)))
+            raise UsageError("two location constraints would have the id %s: rename a node" % one)
+
+
+def ban_id(ban, node):
+    return "location-%s-%s--INFINITY" % (ban.device, node)  # as pcs names it
+
+
+def plan_times(cluster, node):
+    """Return the times of a node's devices, by their names; all but the limits in seconds."""
+    # delay: that fencing this node waits. power_given: that Pacemaker gives the power device for
+    # one action, of which it needs power_needed. power_limits: {parameter: seconds as text} of its
+    # agent, where it is one of ours, that differ from the defaults. verify_*: of the verifier.
+    delay = find_delay(cluster, node)
+    # A delay comes on top: before 2.1.6, Pacemaker's own timers do not count it.
+    power_given = int(node.values.get("off_timeout", OFF_TIMEOUT_SECONDS + delay))
+    power_limits, power_needed = {}, parse_seconds(
+        node.values["options"].get("power_timeout", LIBRARY_SECONDS))
+    if has_own_agent(node):
+        power_limits = find_power_limits(node, power_given - delay)
+        power_needed = agent_seconds(power_limits)
+    verify_limits = find_verify_limits(cluster, node)
+    verify_needed = agent_seconds(verify_limits)
+    return types.SimpleNamespace(
+        delay=delay, power_given=power_given, power_needed=power_needed + delay,
+        power_limits=power_limits, verify_needed=verify_needed, verify_limits=verify_limits,
+        verify_given=int(node.values.get("off_timeout", verify_needed + VERIFY_SPARE_SECONDS)))
+
+
+def could_race(cluster):
+    """Whether two nodes could fence each other at once: nothing else decides who survives."""
+    return (len(cluster.nodes) == 2 and all(node.dialect for node in cluster.nodes)
+            and cluster.values["stonith_quorum_device"] == "0")
+
+
+def has_delay(cluster):
+    return any("delay" in node.values for node in cluster.nodes)
+
+
+def find_delay(cluster, node):
+    """Return the seconds that fencing this node waits; two nodes that race need a winner."""
+    if could_race(cluster) and not has_delay(cluster):
+        return RACE_DELAY_SECONDS if node is cluster.nodes[0] else 0
+    return int(node.values.get("delay", "0"))
+
+
+def find_power_limits(node, seconds):
+    """Return the limits of one of our agents that has this many seconds for an action."""
+    options = node.values["options"]
+    limits = {name: options[name] for name in TIME_LIMITS if name in options}
+    if "off_timeout" in node.values and "power_timeout" not in limits:
+        # What off_timeout adds is time for the device to confirm.
+        others = agent_seconds(dict(limits, power_timeout="0")) + SPARE_SECONDS
+        limits["power_timeout"] = "%d" % max(1, seconds - others)
+    return limits
+
+
+def find_verify_limits(cluster, node):
+    """Return those of fence_check, which asks the same device: a slow one is slow for both."""
+    options = node.values["options"]
+    limits = {name: options[name] for name in EXCHANGE_LIMITS
+              if parse_seconds(options.get(name, "0"))}  # other agents take 0 for no limit
+    needed = int(cluster.values["stonith_verify_wait"]) + LOOK_SECONDS
+    if needed > parse_seconds(PARAMS_BY_NAME["power_timeout"].default):
+        limits["power_timeout"] = str(needed)
+    return limits
+
+
+def agent_seconds(limits):
+    """Return how long an action of our agents may take with these limits (name: text)."""
+    return sum(parse_seconds(limits.get(key, PARAMS_BY_NAME[key].default)) for key in TIME_LIMITS)
 
 
 def monitor_timeout(device):
@@ -4679,87 +4771,379 @@ def monitor_timeout(device):
 
 def collect_options(node, column):
     """Return {parameter: value} from the node's keys, by a column of NODE_KEYS."""
-    options = {getattr(row, column): node.values[row.name] for row in NODE_KEYS
-               if getattr(row, column) and row.name in node.values}
-    if "password_script" in options:
-        options.pop("password", None)
+    options = {}
+    for row in NODE_KEYS:
+        parameter = getattr(row, column)
+        if parameter not in ("", FENCE_OPTIONS) and row.name in node.values:
+            options[parameter] = node.values[row.name]
+    for name, stand_in in STAND_INS.items():
+        if stand_in in options:
+            options.pop(name, None)
     return options
 
 
-def build_power_device(cluster, node):
+def build_power_device(node, times):
     options = dict(node.dialect.fixed, **collect_options(node, "power"))
-    options.update(node.values["options"])
-    if node.dialect.port:
-        options.update(power_limits(cluster, node))
-    outlet = options.get("plug", "")
-    if re.fullmatch("[A-Za-z0-9._-]+", outlet):  # what pcmk_host_map can hold
-        del options["plug"]
-        options["pcmk_host_map"] = "%s:%s" % (node.name, outlet)
-    else:
-        options["pcmk_host_list"] = node.name
-        if outlet:  # else agents get the node's name beside it, and take whichever comes last
-            options["pcmk_host_argument"] = "none"
+    options.update(node.values["options"], **times.power_limits)
+    options.update(build_host_options(node.name, options.pop("plug", "")))
     for action in ("off", "on", "reboot"):
-        options["pcmk_%s_timeout" % action] = str(off_timeout(cluster, node))
-    if node.values.get("power_on", str(int(node.dialect.comes_back))) == "0":
+        options["pcmk_%s_timeout" % action] = str(times.power_given)
+    if node.values.get("power_on", "1" if node.dialect.comes_back else "0") == "0":
         options["pcmk_reboot_action"] = "off"
-    if fence_delay(cluster, node):
-        options["pcmk_delay_base"] = str(fence_delay(cluster, node))
+    if times.delay:
+        options["pcmk_delay_base"] = str(times.delay)
     agent = node.values.get("agent", node.dialect.agent)
-    return Primitive("fence-" + node.name, agent, options, 60)
+    return Primitive(DEVICE_PREFIX + node.name, agent, options, POWER_MONITOR_SECONDS)
 
 
-def build_verifier(cluster, node):
+def build_host_options(name, outlet):
+    """Return the options by which Pacemaker's agents learn the outlet of a node."""
+    if re.fullmatch("[A-Za-z0-9._-]+", outlet):  # what pcmk_host_map can hold
+        return {"pcmk_host_map": "%s:%s" % (name, outlet)}
+    if not outlet:
+        return {"pcmk_host_list": name}
+    # Without "none", agents get the node's name beside the outlet, and take whichever comes last.
+    return {"plug": outlet, "pcmk_host_list": name, "pcmk_host_argument": "none"}
+
+
+def build_verifier(cluster, node, times):
     """Return the fence_check device that proves the death of a node."""
     # SAFETY: without pcmk_reboot_action. Outside of its level it is asked for a reboot, and
     # refuses; asked for an off instead it could be believed alone.
     # Test: test_a_verifier_is_never_asked_for_an_off_outside_of_its_level
     options = collect_options(node, "verify")
-    more = {row.power: node.values[row.name] for row in NODE_KEYS
-            if row.verify == FENCE_OPTIONS and row.name in node.values}
-    more.update(item for item in node.values["options"].items()
-                if item[0][:5] != "pcmk_" and (
-                    item[0] not in {row.name for row in AGENTS["fence_check"].params}
-                    or item[0] in TIME_LIMITS[:2] and not node.dialect.port))
-    options[FENCE_OPTIONS] = ",".join("%s=%s" % item for item in more.items())
-    options.update(build_targets(cluster, node), **verify_limits(cluster, node))
-    timeout = node.values.get("off_timeout") or "%d" % (
-        agent_seconds(verify_limits(cluster, node)) + VERIFY_SPARE_SECONDS)
+    options[FENCE_OPTIONS] = ",".join("%s=%s" % item for item in find_fence_options(node).items())
+    options.update(build_targets(cluster, node), **times.verify_limits)
     options.update(
         fence_method=node.values.get("agent", node.dialect.method), pcmk_host_list=node.name,
-        verify_wait=cluster.values["stonith_verify_wait"], pcmk_off_timeout=timeout,
+        verify_wait=cluster.values["stonith_verify_wait"], pcmk_off_timeout=str(times.verify_given),
         pcmk_off_retries="1")  # a second try would only repeat the wait
-    return Primitive("fence-verify-" + node.name, "fence_check",
-                     {name: value for name, value in options.items() if value}, 300)
+    given = {name: value for name, value in options.items() if value}
+    return Primitive(VERIFIER_PREFIX + node.name, "fence_check", given, VERIFIER_MONITOR_SECONDS)
+
+
+def find_fence_options(node):
+    """Return {name: value} of what fence_check hands on to the agent that it asks."""
+    found = {row.power: node.values[row.name] for row in NODE_KEYS
+             if row.verify == FENCE_OPTIONS and row.name in node.values}
+    for name, value in node.values["options"].items():
+        is_for_pacemaker = name.startswith("pcmk_")
+        is_for_check = name in names_of(AGENTS["fence_check"])
+        # An installed agent has these limits of its own, and fence_check waits for it.
+        is_for_both = name in EXCHANGE_LIMITS and not has_own_agent(node)
+        if not is_for_pacemaker and (is_for_both or not is_for_check):
+            found[name] = value
+    return found
 
 
 def build_targets(cluster, node):
     """Return the parameters of fence_check that say where a node would show life."""
+    direct = find_direct_networks(cluster) & set(node.networks)
+    witnesses = ["%s=%s" % (network, address) for network in node.networks
+                 if network not in direct for address in find_witnesses(cluster, node, network)]
+    others = dict(node.networks)
+    targets = {row.parameter: others.pop(row.name, "") for row in NETWORKS}
+    targets[OTHER_NETWORKS_PARAMETER] = ",".join("%s=%s" % item for item in others.items())
+    return dict(targets, witness_ips=",".join(witnesses), direct_networks=",".join(sorted(direct)))
+
+
+def find_witnesses(cluster, node, network):
+    """Return the addresses that must answer for a node's silence in a network to count."""
+    found = [address for name, address in cluster.values["stonith_witness_ips"].items()
+             if network in find_networks(cluster, name) and address != node.networks[network]]
     # Another node is a witness only where a third one may be the verifier: nobody's own address
-    # proves a path. The fence device is one for the management network; fence_check leaves out what
-    # it would not reach in the same way.
-    direct = {network for name in cluster.values["stonith_direct_networks"]
-              for network in networks_named(cluster, name)} & set(node.networks)
-    able, witnesses = find_verifiers(cluster, node), []
-    for network in (network for network in node.networks if network not in direct):
-        found = [address for name, address in cluster.values["stonith_witness_ips"].items()
-                 if network in networks_named(cluster, name) and address != node.networks[network]]
-        found += [other.networks[network] for other in cluster.nodes if other is not node
-                  and network in other.networks and able != [other]][:MAX_NODE_WITNESSES]
-        found += [node.values["ip"]] if network == "mgmt" and "ip" in node.values else []
-        witnesses += ["%s=%s" % (network, address) for address in dict.fromkeys(found)]
-    more = ["%s=%s" % item for item in node.networks.items() if item[0] not in ("mgmt", "storage")]
-    return {"target_mgmt_ip": node.networks.get("mgmt", ""),
-            "target_storage_ip": node.networks.get("storage", ""), "target_ips": ",".join(more),
-            "witness_ips": ",".join(witnesses), "direct_networks": ",".join(sorted(direct))}
+    # proves a path.
+    verifiers = find_verifiers(cluster, node)
+    peers = [other for other in cluster.nodes if other is not node and verifiers != [other]]
+    found += [other.networks[network] for other in peers
+              if network in other.networks][:MAX_NODE_WITNESSES]
+    # fence_check leaves out the device where it would not reach it in the same way.
+    if "ip" in node.values and network in [row.name for row in NETWORKS if row.has_devices]:
+        found.append(node.values["ip"])
+    return list(dict.fromkeys(found))
 
 
-def ban_id(ban, node):
-    return "location-%s-%s--INFINITY" % (ban.device, node)  # as pcs names it
+def build_firewall(cluster, name):
+    """Return the addresses of the fence devices that a node must not reach, and those it must."""
+    own = find_node(cluster, name).values.get("ip")
+    others = {node.values["ip"] for node in cluster.nodes
+              if node.name != name and "ip" in node.values}
+    return types.SimpleNamespace(node=name, opened=sorted(others),
+                                 closed=[own] if own and own not in others else [])
+
+
+# SECTION: CLUSTER CHECKS --------------------------------------------------------------------------
+# Whether a Cluster whose file could be parsed makes sense, and its plan can work. Pure.
+#
+# Each check_ function asks one question, and puts what is wrong into the Report: those of
+# DEVICE_CHECKS for one node with a fence device, those of CLUSTER_CHECKS for the whole.
+
+# Parameters that follow from other keys, or would undo what makes the configuration safe.
+# SAFETY: with version=1 or help=1, fence agents end an off with success and switch nothing.
+# Test: test_options_cannot_make_an_agent_lie_or_lead_to_another_device
+RESERVED_OPTION = ("action|option|method|nodename|plug|port|port_as_ip|missing_as_off|version"
+                   "|help|delay|pcmk_(host|delay)_.*|pcmk_[a-z]+_action"
+                   "|pcmk_(off|on|reboot)_timeout")
+AGENT_NAME = "fence_[A-Za-z0-9_-]+"
+
+# Fence agents cut blanks at the end of a value and a pair of quotes around it.
+MANGLED_VALUE = '".*"|.* '
+
+
+def parse_cluster(file, data, host_files=()):
+    """Return (Cluster, [Mistake]); the Cluster is None when a mistake is more than a warning."""
+    # data: the bytes of the file; host_files: (node, file, data) of --host-vars.
+    report = Report()
+    members = parse_members(file, data, report)
+    hosts = [(node, path, parse_members(path, text, report)) for node, path, text in host_files]
+    cluster = None
+    if not report.has_errors():
+        cluster = ClusterReader(report).parse_cluster(file, members, hosts)
+    if cluster:
+        for check in CLUSTER_CHECKS:
+            check(cluster, report)
+        for node in nodes_with_device(cluster):
+            for check in DEVICE_CHECKS:
+                check(cluster, node, report)
+    return None if report.has_errors() else cluster, sorted(report.mistakes)
+
+
+def place_of(node, key):
+    return node.places.get(key, node.place)
+
+
+def check_required_keys(cluster, node, report):
+    method = node.dialect.method
+    needed = {key: "method " + method for key in node.dialect.required}
+    if is_verified(cluster):
+        needed.setdefault("ip", "fence_check")  # it asks the device too
+    if node.values.get("power_on") == "1" and "power_on_url" in node.dialect.keys:
+        needed.setdefault("power_on_url", "power_on")
+    for key, needer in needed.items():
+        stand_in = STAND_INS.get(key)
+        if key not in node.values and stand_in not in node.values:
+            what = "neither %s nor %s" % (key, stand_in) if stand_in else "no " + key
+            report.error(node.place, "%s has %s, which %s needs" % (node.name, what, needer))
+
+
+def check_agent(cluster, node, report):
+    agent = node.values.get("agent", "")
+    methods = [dialect.method for dialect in dialects_of(agent)]
+    if agent in AGENTS and methods:
+        report.error(node.places["agent"], "%s has a method of its own: instead of agent, give "
+                     "method: %s" % (agent, " or ".join(methods)))
+    elif agent in AGENTS:
+        report.error(node.places["agent"], "%s cannot switch a node off: name the agent of its "
+                     "device, or a method" % agent)
+    elif agent and not re.fullmatch(AGENT_NAME, agent):
+        report.error(node.places["agent"], "%s is not the name of a fence agent (fence_xyz)"
+                     % quote(agent))
+
+
+def check_one_outlet(cluster, node, report):
+    if "outlet" in node.values and "switch_name" in node.values:
+        report.error(node.places["outlet"], "outlet and switch_name both name the switch: remove "
+                     "one of them")
+
+
+def check_options(cluster, node, report):
+    """Options that cannot be passed to an agent, or that follow from other keys."""
+    own, agent = has_own_agent(node), node.dialect.agent
+    taken = set(node.dialect.fixed) if own else set()
+    for row in NODE_KEYS:
+        if row.power and (own or row.name not in SPECIAL_KEYS):
+            taken.update((row.power,) + PARAMS_BY_NAME[row.power].aliases)
+    for name, text in node.values["options"].items():
+        key = name.replace("-", "_")  # agents take either
+        if key in taken or re.fullmatch(RESERVED_OPTION, key):
+            wrong = "is set by other keys, or by fencetool itself (remove it here)"
+        elif own and name not in names_of(AGENTS[agent]):
+            wrong = "is unknown to %s%s" % (agent, suggest(name, names_of(AGENTS[agent])))
+        elif max(text) > "~" or "," in text:
+            wrong = "contains a comma or a non-ASCII character, which cannot be handed on"
+        else:
+            continue
+        report.error(node.places["options"], "options: %s %s" % (quote(name), wrong))
+
+
+def check_mangled_values(cluster, node, report):
+    if has_own_agent(node):
+        return
+    for key, text in node.values.items():
+        if isinstance(text, str) and re.fullmatch(MANGLED_VALUE, text):
+            report.error(node.places[key], "%s: fence agents cut off a space at the end of a value "
+                         "and quotes around it (for a password, use password_script)" % key)
+
+
+def check_password(cluster, node, report):
+    if "password" in node.values and "password_script" not in node.values:
+        unchanged = "; and it still is CHANGEME" if "CHANGEME" in node.values["password"] else ""
+        report.warn(node.places["password"], "pcs, the CIB and its backups will show this password "
+                    "to root on every node (better: password_script: PROGRAM)" + unchanged)
+
+
+def check_time_limits(cluster, node, report):
+    """The limits of one of our agents must fit together."""
+    if has_own_agent(node):
+        limits = plan_times(cluster, node).power_limits
+        key = "options" if "options" in node.places else "off_timeout"
+        try:
+            build_settings(dict(node.values["options"], **limits), {})
+        except UsageError as error:
+            report.error(place_of(node, key), "%s: %s" % (key, error))
+
+
+def check_off_timeout(cluster, node, report):
+    """What Pacemaker gives must be longer than what the agents' own limits add up to."""
+    times, place = plan_times(cluster, node), place_of(node, "off_timeout")
+    if is_verified(cluster) and times.verify_given <= times.verify_needed:
+        report.error(place, "off_timeout must be more than %d s: the verifier may take that long"
+                     % times.verify_needed)
+    if times.power_given <= times.power_needed:
+        report.error(place, "off_timeout must be more than %d s: the agent's own limits and the "
+                     "delay add up to that" % times.power_needed)
+
+
+def check_verifiers(cluster, node, report):
+    if not is_verified(cluster):
+        return
+    if not node.networks:
+        keys = ", ".join(row.name for row in NETWORK_KEYS)
+        report.error(node.place, "nobody could verify that %s is dead: it has none of %s (add "
+                     "them, or use --host-vars)" % (node.name, keys))
+    elif not find_verifiers(cluster, node):
+        report.error(node.place, "nobody could verify that %s is dead: no other node is in all its "
+                     "networks (%s)" % (node.name, ", ".join(node.networks)))
+
+
+DEVICE_CHECKS = (
+    check_required_keys, check_agent, check_one_outlet, check_options, check_mangled_values,
+    check_password, check_time_limits, check_off_timeout, check_verifiers)
+
+
+def check_size(cluster, report):
+    place = cluster.places["stonith_nodes"]
+    if len(cluster.nodes) < 2:
+        report.error(place, "a cluster needs two nodes: nobody could fence a single one")
+    if not nodes_with_device(cluster):
+        report.error(place, "no node has a fence device")
+
+
+def check_names(cluster, report):
+    names = {node.name for node in cluster.nodes}
+    for node in cluster.nodes:
+        device = DEVICE_PREFIX + node.name
+        target = device[len(VERIFIER_PREFIX):]
+        if device.startswith(VERIFIER_PREFIX) and target in names:
+            report.error(node.place, "rename this node: its device would be %s, which is the "
+                         "verifier of %s" % (device, target))
+
+
+def check_nodes_without_device(cluster, report):
+    for node in cluster.nodes:
+        if not node.dialect:
+            report.warn(node.place, "%s counts as a cluster node and has no fence device: if it "
+                        "fails, nothing is recovered until somebody confirms that it is down (pcs "
+                        "stonith confirm %s)" % (node.name, node.name))
+
+
+def check_keys(cluster, report):
+    """Each key is one that the node's method takes."""
+    for node in cluster.nodes:
+        method = node.dialect.method if node.dialect else NO_DEVICE
+        own = set(node.dialect.keys) if node.dialect else set()
+        for key in (SPECIAL_KEYS & set(node.values)) - own:
+            report.error(node.places[key], "%s has no meaning for method %s (remove it)"
+                         % (key, method))
+
+
+def check_addresses(cluster, report):
+    """Own addresses are single, and nobody's fence device has one of them."""
+    owners = {}
+    for node in cluster.nodes:
+        for address in node.networks.values():
+            if address in owners:
+                report.error(node.place, "%s and %s have the same address %s"
+                             % (owners[address].name, node.name, address))
+            owners[address] = node
+    for node in nodes_with_device(cluster):
+        owner = owners.get(node.values.get("ip"))
+        if owner is node:
+            report.error(node.places["ip"], "the fence device of %s has the address of the node "
+                         "itself, which cannot fence itself" % node.name)
+        elif owner:
+            report.error(node.places["ip"], "the fence device of %s has the address of %s"
+                         % (node.name, owner.name))
+
+
+def check_shared_devices(cluster, report):
+    """Nodes on one device must be on outlets that differ."""
+    users = {}  # {device: [(node, port, outlet)] of those before}
+    for node in nodes_with_device(cluster):
+        device, port, outlet = find_outlet(node)
+        for other, other_port, other_outlet in users.setdefault(device, []):
+            if could_be_same(port, other_port) and could_be_same(outlet, other_outlet):
+                report.error(place_of(node, "ip"), "%s and %s are on the same outlet of %s, or one "
+                             "of them names no outlet" % (
+                                 other, node.name, node.values.get("ip", node.dialect.method)))
+        users[device].append((node.name, port, outlet))
+
+
+def find_outlet(node):
+    """Return (device, port, outlet) by which nodes that would be switched together are alike."""
+    # Outlets have several spellings; without an address (a cloud) the agent is the device.
+    text = "".join(node.values.get(key, "") for key in OUTLET_KEYS)
+    outlet = render_identifier(re.sub("^https?://[^/:]*(:80)?(?=/)", "", text))
+    port = node.values.get("port", "")
+    if "ip" in node.values:
+        return node.values["ip"], port, outlet
+    options = sorted(node.values["options"].items())
+    return (node.values.get("agent"), str(options)), port, outlet or render_identifier(node.name)
+
+
+def could_be_same(one, other):
+    return one == other or not one or not other
+
+
+def check_networks(cluster, report):
+    for key in ("stonith_direct_networks", "stonith_witness_ips"):
+        for name in cluster.values[key]:
+            if not find_networks(cluster, name):
+                report.error(cluster.places[key], "%s: no node has a network %s%s" % (
+                    key, quote(name), suggest(name, cluster.networks.values())))
+    for network in find_direct_networks(cluster):
+        if sum(network in node.networks for node in cluster.nodes) > 2:
+            report.error(cluster.places["stonith_direct_networks"], "more than two nodes are in "
+                         "the network %s, and a direct cable has two ends" % quote(network))
+
+
+def check_race(cluster, report):
+    if not could_race(cluster):
+        return
+    first, second = cluster.nodes
+    place = cluster.places["stonith_nodes"]
+    if not has_delay(cluster):
+        report.warn(place, "two nodes without a quorum device could fence each other at once: "
+                    "fencing %s waits %d s, so that it survives (a delay on either node decides "
+                    "otherwise)" % (first.name, find_delay(cluster, first)))
+    elif find_delay(cluster, first) == find_delay(cluster, second):
+        report.warn(place, "both nodes have the same delay, and could fence each other at once "
+                    "(give one of them a longer one)")
+
+
+CLUSTER_CHECKS = (
+    check_size, check_names, check_nodes_without_device, check_keys, check_addresses,
+    check_shared_devices, check_networks, check_race)
 
 
 # SECTION: OUTPUTS ---------------------------------------------------------------------------------
-# From a Configuration to a script for pcs, to crmsh, CIB XML, nftables and Ansible. Pure.
+# From what the cluster should hold to texts: a script for pcs, crmsh, CIB XML, nftables, Ansible.
+# Pure.
+#
+# OUTPUTS, at the end, has one row a format: build_ takes what is written from the Cluster (mostly
+# the Configuration), and render_ makes the text, with the name of the cluster file in its first
+# line. The script is a fixed head of shell functions, behind it the lists and commands of this
+# cluster.
 
 # The script for pcs. All is in functions that the last lines call: half a script does nothing.
 PCS_HEAD = r"""#!/bin/sh
@@ -4828,8 +5212,9 @@ prepare() {
     find_values "//primitive[meta_attributes/nvpair[@name='${mark%=*}' and @value='${mark#*=}']]" \
         primitive id
     for id in $found $adopted; do
+        pair=$id,$verifier_prefix${id#"$device_prefix"}
         for part in \
-            "fencing-level[@index=1][@devices='$id' or @devices='$id,fence-verify-${id#fence-}']" \
+            "fencing-level[@index=1][@devices='$id' or @devices='$pair']" \
             "rsc_location[@rsc='$id']" "primitive[@id='$id']"; do
             query --delete-all --force --xpath "//$part"
         done
@@ -4837,19 +5222,19 @@ prepare() {
     find_values //primitive primitive id
     for id in $found; do
         if is_among "$id" $devices; then
-            fail "$id is not of this tool's making: rename it, or give --adopt"
+            fail "$id was not made by fencetool: rename it, or take it over with --adopt"
         fi
     done
     find_values "//fencing-level[@index='1']" fencing-level target
     for node in $found; do
         if is_among "$node" $targets; then
-            fail "level 1 of $node is not of this tool's making"
+            fail "level 1 of $node was not made by fencetool: remove it first (pcs stonith level)"
         fi
     done
-    others="not(@target) or @index!=1 and not(contains(@devices, 'fence-verify-'))"
+    others="not(@target) or @index!=1 and not(contains(@devices, '$verifier_prefix'))"
     find_values "//fencing-level[$others]" fencing-level id
     for id in $found; do # it is tried when level 1 fails; one for a pattern of nodes never is
-        echo "warning: level $id is not of this tool's making, and has no verifier" >&2
+        echo "warning: level $id was not made by fencetool, and has no verifier" >&2
     done
     # Nodes that the cluster file does not know are kept from verifying: nobody knows what they see.
     find_values //nodes/node node uname
@@ -4878,7 +5263,7 @@ finish() {
         sed '/name="[^"]*\(pass[a-z]*\|secret\|key\|token\|community\|_kg\|_url\|fence_options\)"/'\
 's/ value="[^"]*/ value="***/'
     if [ "$dry_run" = yes ]; then
-        echo "Nothing has been changed: this is what would be." >&2
+        echo "Nothing has been changed: this is what would change." >&2
     elif [ -n "$file" ]; then
         cp "$copy" "$file.new"
         mv "$file.new" "$file"
@@ -4893,11 +5278,13 @@ finish() {
 
 def render_pcs(configuration, source):
     devices = configuration.primitives
-    lines = PCS_HEAD.split("\n")
-    lines[1:1] = render_banner(source, "configure-stonith.sh")
-    lines += ["mark=%s=%s" % OWNER, "known_nodes='%s'" % " ".join(configuration.nodes),
-              "targets='%s'" % " ".join(level.node for level in configuration.levels),
-              "devices='%s'" % " ".join(device.id for device in devices), "", "configure() {"]
+    head = PCS_HEAD.split("\n")
+    head[1:1] = [render_banner(source, "configure-stonith.sh"), SECRETS_NOTE]
+    lists = (("mark", ["=".join(OWNER)]), ("device_prefix", [DEVICE_PREFIX]),
+             ("verifier_prefix", [VERIFIER_PREFIX]), ("known_nodes", configuration.nodes),
+             ("targets", [level.node for level in configuration.levels]),
+             ("devices", [device.id for device in devices]))
+    lines = ["%s='%s'" % (name, " ".join(words)) for name, words in lists] + ["", "configure() {"]
     for device in devices:
         lines += wrap_words(
             ['pcs -f "$copy" stonith create', device.id, device.agent]
@@ -4905,18 +5292,21 @@ def render_pcs(configuration, source):
             + ["op monitor interval=%ds timeout=%ds" % (device.interval, monitor_timeout(device)),
                'meta "$mark"'])
     for ban in configuration.bans:
-        nodes = ban.nodes + (("$strangers",) if ban.is_verifier else ())
-        lines += wrap_words(('pcs -f "$copy" constraint location', ban.device, "avoids") + nodes)
+        strangers = ("$strangers",) if ban.is_verifier else ()
+        lines += wrap_words(('pcs -f "$copy" constraint location', ban.device, "avoids") + ban.nodes
+                            + strangers)
     for level in configuration.levels:
         lines += wrap_words(('pcs -f "$copy" stonith level add 1', level.node) + level.devices)
-    lines += wrap_words(['pcs -f "$copy" property set'] + ["%s=%s" % item
-                                                   for item in configuration.properties])
-    return "\n".join(lines + ["}", "", 'prepare "$@"', "configure", "finish", ""])
+    properties = ["%s=%s" % item for item in configuration.properties]
+    lines += wrap_words(['pcs -f "$copy" property set'] + properties)
+    return "\n".join(head + lines + ["}", "", 'prepare "$@"', "configure", "finish", ""])
+
+
+SECRETS_NOTE = "# It may hold passwords: mode 0700, and not into a repository."
 
 
 def render_banner(source, what):
-    return ["# %s, made by fencetool %s from %s." % (what, __version__, one_line(source)),
-            "# It may hold passwords: mode 0700, and not into a repository."]
+    return "# %s, made by fencetool %s from %s." % (what, __version__, one_line(source))
 
 
 def render_sh(text):
@@ -4938,47 +5328,39 @@ def wrap_words(words):
 
 def render_crmsh(configuration, source):
     """Return lines for `crm configure load update`, which removes nothing but levels."""
-    # In fencing_topology a comma means the same level, and a blank the next one.
-    lines = render_banner(source, "Fencing, for: crm configure load update FILE") + [
-        "# fencing_topology replaces ALL fencing levels of the cluster, those of others too."]
-    for device in configuration.primitives:
-        words = ["primitive %s stonith:%s params" % (device.id, device.agent)]
-        for name, value in device.options.items():
-            if max(value) > "~" or re.search(r'\\(["\\]|$)', value):
-                raise FenceError("crmsh 4.4 cannot store %s of %s: more than ASCII, or a backslash "
-                                 "at its end or before a quote (use --format pcs or cib)"
-                                 % (name, device.id))
-            words.append('%s="%s"' % (name, re.sub(r'(["\\])', r"\\\1", value)))
-        words.append("op monitor interval=%ds timeout=%ds meta %s=%s" % (
-            (device.interval, monitor_timeout(device)) + OWNER))
-        lines += [" ".join(words)]
+    lines = [render_banner(source, "Fencing, for: crm configure load update FILE"), SECRETS_NOTE,
+             "# fencing_topology replaces ALL fencing levels of the cluster, those of others too."]
+    lines += [render_crmsh_primitive(device) for device in configuration.primitives]
     lines += ["location %s %s -inf: %s" % (ban_id(ban, node), ban.device, node)
               for ban in configuration.bans for node in ban.nodes]
-    lines += [" ".join(["fencing_topology"] + ["%s: %s" % (level.node, ",".join(level.devices))
-                                               for level in configuration.levels])]
-    lines += [" ".join(["property"] + ["%s=%s" % item for item in configuration.properties])]
-    return "\n".join(lines + [""])
+    # In fencing_topology a comma means the same level, and a blank the next one.
+    levels = ["%s: %s" % (level.node, ",".join(level.devices)) for level in configuration.levels]
+    properties = ["%s=%s" % item for item in configuration.properties]
+    return "\n".join(lines + [" ".join(["fencing_topology"] + levels),
+                              " ".join(["property"] + properties), ""])
+
+
+def render_crmsh_primitive(device):
+    words = ["primitive %s stonith:%s params" % (device.id, device.agent)]
+    for name, value in device.options.items():
+        if max(value) > "~" or re.search(r'\\(["\\]|$)', value):
+            raise FenceError("crmsh 4.4 cannot store %s of %s: it has a non-ASCII character, or a "
+                             "backslash at its end or before a quote (use --format pcs or cib)"
+                             % (name, device.id))
+        words.append('%s="%s"' % (name, re.sub(r'(["\\])', r"\\\1", value)))
+    words.append("op monitor interval=%ds timeout=%ds meta %s=%s" % (
+        (device.interval, monitor_timeout(device)) + OWNER))
+    return " ".join(words)
 
 
 def render_cib(configuration, source):
-    """Return the configuration as a CIB, with the ids that pcs gives."""
-    nvpair = '<nvpair id="%s-%s" name="%s" value="%s"/>'
-
-    def pairs(set_id, items):
-        return "".join(nvpair % (set_id, name, name, escape_xml(value)) for name, value in items)
+    """Return the configuration as a CIB, with the ids that pcs gives; XML has no first line."""
     lines = ['<cib validate-with="pacemaker-3.0" admin_epoch="0" epoch="1" num_updates="0">',
              "<configuration>", '<crm_config><cluster_property_set id="cib-bootstrap-options">',
-             pairs("cib-bootstrap-options", configuration.properties),
+             render_nvpairs("cib-bootstrap-options", configuration.properties),
              "</cluster_property_set></crm_config>", "<nodes/>", "<resources>"]
     for device in configuration.primitives:
-        lines += ['<primitive id="%s" class="stonith" type="%s">' % (device.id, device.agent)]
-        for kind, items in (("instance_attributes", device.options.items()),
-                            ("meta_attributes", [OWNER])):
-            set_id = "%s-%s" % (device.id, kind)
-            lines += ['<%s id="%s">%s</%s>' % (kind, set_id, pairs(set_id, items), kind)]
-        lines += ['<operations><op id="%s-monitor-interval-%ds" interval="%ds" name="monitor" '
-                  'timeout="%ds"/></operations>' % (device.id, device.interval, device.interval,
-                                                   monitor_timeout(device)), "</primitive>"]
+        lines += render_cib_primitive(device)
     lines += ["</resources>", "<constraints>"]
     lines += ['<rsc_location id="%s" node="%s" rsc="%s" score="-INFINITY"/>'
               % (ban_id(ban, node), node, ban.device)
@@ -4989,25 +5371,34 @@ def render_cib(configuration, source):
     return "\n".join(lines + ["</fencing-topology>", "</configuration>", "<status/>", "</cib>", ""])
 
 
-RENDERERS = {"pcs": render_pcs, "crmsh": render_crmsh, "cib": render_cib}
+def render_cib_primitive(device):
+    lines = ['<primitive id="%s" class="stonith" type="%s">' % (device.id, device.agent)]
+    for kind, pairs in (("instance_attributes", device.options.items()),
+                        ("meta_attributes", [OWNER])):
+        set_id = "%s-%s" % (device.id, kind)
+        lines.append('<%s id="%s">%s</%s>' % (kind, set_id, render_nvpairs(set_id, pairs), kind))
+    monitor = '<op id="%s-monitor-interval-%ds" interval="%ds" name="monitor" timeout="%ds"/>' % (
+        device.id, device.interval, device.interval, monitor_timeout(device))
+    return lines + ["<operations>%s</operations>" % monitor, "</primitive>"]
 
 
-def render_nftables(cluster, name, source):
+def render_nvpairs(set_id, pairs):
+    return "".join('<nvpair id="%s-%s" name="%s" value="%s"/>' % (
+        set_id, name, name, escape_xml(value)) for name, value in pairs)
+
+
+def render_nftables(firewall, source):
     """Return a table for one node: it reaches the fence devices of the others and not its own."""
-    devices = {node.name: node.values.get("ip", "") for node in cluster.nodes}
-    if name not in devices:
-        raise UsageError("no node %s (there are: %s)" % (quote(name), ", ".join(devices)))
-    own = {devices.pop(name)} - {""}
-    others = set(devices.values()) - {""}
-    lines = render_banner(source, "Firewall of %s, for: nft -f FILE" % name)[:1] + [
-        "# It closes the node's own fence device, unless that switches other nodes too. What",
-        "# another table drops stays dropped.",
-        "table inet fence_guard", "delete table inet fence_guard",
-        "table inet fence_guard {", "    chain out {",
-        "        type filter hook output priority -10; policy accept;"]
-    for addresses, verdict in ((own - others, "reject"), (others, "accept")):
-        lines += ["        ip%s daddr %s counter %s" % ("6" if ":" in address else "", address,
-                                                       verdict) for address in sorted(addresses)]
+    lines = [render_banner(source, "Firewall of %s, for: nft -f FILE" % firewall.node),
+             "# It closes the node's own fence device, unless that switches other nodes too. What",
+             "# another table drops stays dropped.",
+             "table inet fence_guard", "delete table inet fence_guard",
+             "table inet fence_guard {", "    chain out {",
+             "        type filter hook output priority -10; policy accept;"]
+    for verdict, addresses in (("reject", firewall.closed), ("accept", firewall.opened)):
+        for address in addresses:
+            family = "ip6" if ":" in address else "ip"
+            lines.append("        %s daddr %s counter %s" % (family, address, verdict))
     return "\n".join(lines + ["    }", "}", ""])
 
 
@@ -5033,33 +5424,67 @@ ANSIBLE_PLAY = """
 """
 
 
-def render_ansible(cluster, source):
+def render_ansible(configuration, source):
     """Return a playbook that installs this tool on all nodes and runs the script on the first."""
-    return "\n".join(render_banner(source, "Playbook")[:1] + [
-        "# Beside it: fencetool.py, and configure-stonith.sh (gen-config -o configure-stonith.sh)."
-    ]) + ANSIBLE_PLAY % (json.dumps(",".join(node.name for node in cluster.nodes)),
-                         json.dumps(sorted(AGENTS)))
+    lines = [render_banner(source, "Playbook"), "# Beside it: fencetool.py, and "
+             "configure-stonith.sh (gen-config -o configure-stonith.sh)."]
+    hosts, agents = json.dumps(",".join(configuration.nodes)), json.dumps(sorted(AGENTS))
+    return "\n".join(lines) + ANSIBLE_PLAY % (hosts, agents)
+
+
+# The formats of gen-config: (build, render). What is for one node is built for its name too.
+OUTPUTS = {
+    "pcs": (build_configuration, render_pcs), "crmsh": (build_configuration, render_crmsh),
+    "cib": (build_configuration, render_cib), "nftables": (build_firewall, render_nftables),
+    "ansible": (build_configuration, render_ansible)}
+NODE_OUTPUTS = ("nftables",)
+
+
+def render_output(form, cluster, node, source):
+    """Return the text of one format; node: the name of the one that a NODE_OUTPUT is for."""
+    build, render = OUTPUTS[form]
+    plan = build(cluster, node) if form in NODE_OUTPUTS else build(cluster)
+    return render(plan, source)
+
 
 # PART 6: PEOPLE ===================================================================================
 
 # SECTION: LOOK-UP ---------------------------------------------------------------------------------
-# What fence_check -n NODE does not have to be told, since the cluster knows it.
+# Reads cluster files, and finds what fence_check -n NODE does not have to be told, because the
+# cluster knows it.
+#
+# A cluster file is read together with the host_vars beside it, where Ansible keeps the addresses of
+# the nodes. fence_check takes the parameters that gen-config would write; where there is no cluster
+# file, it takes those of the one fence_check device for the node in the running cluster's CIB.
 
 
 def load_cluster(path, host_vars, system):
     """Return (Cluster or None, [Mistake]) of a cluster file and a directory of host_vars."""
-    found = []
-    for name in system.list_directory(host_vars) if host_vars else ():
-        place = os.path.join(host_vars, name)
-        if os.path.isdir(place):
-            found += [(name, os.path.join(place, part)) for part in system.list_directory(place)]
-        else:
-            found.append((re.sub(r"\.(yml|yaml|json)$", "", name), place))
     data = system.read_file(path)
-    return read_cluster(path, data, [
+    found = list_host_files(host_vars, system) if host_vars else []
+    return parse_cluster(path, data, [
         (node, file, system.read_file(file)) for node, file in found
-        if re.fullmatch(r"(?!\.).*\.(yml|yaml|json)|[^.]*[^.~]", os.path.basename(file))
-        or os.path.basename(file) == node and node.encode() in data])
+        if is_host_file(os.path.basename(file), node, data)])
+
+
+def list_host_files(host_vars, system):
+    """Return [(node, path)] of NODE, NODE.yml and NODE/anything in a directory of host_vars."""
+    found = []
+    for name in system.list_directory(host_vars):
+        path = os.path.join(host_vars, name)
+        if os.path.isdir(path):
+            found += [(name, os.path.join(path, part)) for part in system.list_directory(path)]
+        else:
+            found.append((re.sub(r"\.(yml|yaml|json)$", "", name), path))
+    return found
+
+
+def is_host_file(name, node, cluster_data):
+    """Whether Ansible reads a file of host_vars: backups, hidden files and the like it does not."""
+    if re.fullmatch(r"(?!\.).*\.(yml|yaml|json)|[^.]*[^.~]", name):
+        return True
+    # A node's name may have a domain, and then so has its file: the cluster file knows the name.
+    return name == node and node.encode() in cluster_data
 
 
 def find_check_parameters(node, values, system):
@@ -5070,8 +5495,9 @@ def find_check_parameters(node, values, system):
     query = ["cibadmin", "--query", "--local", "--xpath", "//primitive[@type='fence_check']"]
     code, out, err = system.run(query, "", system.deadline(10))
     if code != 0:
-        raise UsageError("%s does not exist, and the cluster knows no fence_check for %s: %s"
-                         % (CLUSTER_FILE, quote(node), quote(err.strip())))
+        raise UsageError("nothing tells the parameters of %s: %s does not exist, and the cluster "
+                         "has no fence_check device (cibadmin: %s)"
+                         % (quote(node), CLUSTER_FILE, quote(err.strip())))
     return parse_check_parameters(out, node)
 
 
@@ -5080,11 +5506,14 @@ def read_check_parameters(path, name, system):
     cluster, mistakes = load_cluster(path, "", system)
     if not cluster:
         raise UsageError(render_mistake(next(item for item in mistakes if not item.is_warning)))
-    for node in nodes_with_device(cluster):
-        if node.name == name:
-            return {option: value for option, value in build_verifier(cluster, node).options.items()
-                    if not option.startswith("pcmk_")}
-    raise UsageError("%s has no fence device for %s" % (path, quote(name)))
+    try:
+        node = find_node(cluster, name)
+    except UsageError as error:
+        raise UsageError("%s: %s" % (path, error)) from None
+    if not node.dialect:
+        raise UsageError("%s has no fence device for %s" % (path, quote(name)))
+    options = build_verifier(cluster, node, plan_times(cluster, node)).options
+    return {option: value for option, value in options.items() if not option.startswith("pcmk_")}
 
 
 def parse_check_parameters(text, node):
@@ -5094,7 +5523,7 @@ def parse_check_parameters(text, node):
     try:
         tree = ElementTree.fromstring(text)
     except ElementTree.ParseError:
-        raise UsageError("cibadmin printed no XML: %s" % quote(text)) from None
+        raise UsageError("cibadmin did not print XML: %s" % quote(text)) from None
     for primitive in tree.iter("primitive"):
         pairs = {pair.get("name"): pair.get("value", "")
                  for pair in primitive.iterfind("instance_attributes/nvpair")}
@@ -5103,7 +5532,8 @@ def parse_check_parameters(text, node):
         if node in hosts:
             found.append(pairs)
     if len(found) != 1:
-        raise UsageError("the CIB has %d fence_check devices for %s" % (len(found), quote(node)))
+        raise UsageError("the CIB has %d fence_check devices for %s, and one is needed"
+                         % (len(found), quote(node)))
     return found[0]
 
 
@@ -5487,49 +5917,64 @@ CHECK_OPTIONS = (
     (("cluster",), {"nargs": "?", "default": CLUSTER_FILE, "help": "cluster file (%(default)s)"}),
     HOST_VARS_OPTION, (("--json",), {"action": "store_true", "help": "for machines"}))
 GENERATE_OPTIONS = (
-    (("words",), {
-        "nargs": "*", "metavar": "CLUSTER", "help": "cluster file (%s); or: nftables NODE "
-        "[CLUSTER], a firewall; or: ansible [CLUSTER], a playbook for all" % CLUSTER_FILE}),
+    (("words",), {"nargs": "*", "metavar": "CLUSTER", "help": "cluster file (%s)" % CLUSTER_FILE}),
     HOST_VARS_OPTION,
-    (("--format",), {"choices": RENDERERS, "default": "pcs",
-                     "help": "what the configuration is for (default: a script for pcs)"}),
+    (("--format",), {"choices": OUTPUTS, "default": "pcs", "help": "pcs: a script (the default); "
+                     "crmsh, cib: the same for other tools; nftables: the firewall of one node; "
+                     "ansible: a playbook that installs fencetool and runs the script"}),
+    (("--node",), {"default": "", "help": "the node that the firewall is for"}),
     (("-o", "--output"), {"metavar": "FILE", "help": "write there, mode 0700, not to stdout"}))
 
 
 def cmd_check_config(options, system):
     """Report every mistake in a cluster file, with its line; exit code 1 if there is one."""
     cluster, mistakes = load_cluster(options.cluster, options.host_vars, system)
+    errors = sum(not mistake.is_warning for mistake in mistakes)
     if options.json:
         shown = {"good": bool(cluster), "mistakes": [mistake._asdict() for mistake in mistakes]}
         system.write(json.dumps(shown, indent=2))
     else:
-        errors = sum(not mistake.is_warning for mistake in mistakes)
-        system.write("\n".join([render_mistake(mistake) for mistake in mistakes] + [
-            "%s: %d mistakes, %d warnings" % (options.cluster, errors, len(mistakes) - errors)]))
+        counts = ", ".join("%d %s%s" % (count, word, "" if count == 1 else "s") for count, word in (
+            (errors, "mistake"), (len(mistakes) - errors, "warning")))
+        system.write("\n".join([render_mistake(mistake) for mistake in mistakes]
+                               + ["%s: %s" % (options.cluster, counts)]))
     return EXIT_GOOD if cluster else EXIT_BAD
 
 
 def cmd_gen_config(options, system):
     """Write the fencing configuration of a cluster: a script for pcs, or what --format says."""
-    words = list(options.words)
-    what = words.pop(0) if words[:1] in (["nftables"], ["ansible"]) else options.format
-    node = words.pop(0) if words and what == "nftables" else ""
-    path = words.pop(0) if words else CLUSTER_FILE
-    if words:
-        raise UsageError("%s is one word too many (see gen-config --help)" % quote(words[0]))
+    form, node, path = parse_generate_words(options)
+    if node and form not in NODE_OUTPUTS:
+        raise UsageError("--node goes with --format %s only: the others are for the whole cluster"
+                         % " and ".join(NODE_OUTPUTS))
+    if form in NODE_OUTPUTS and not node:
+        raise UsageError("--format %s is for one node: name it with --node NODE" % form)
     cluster, mistakes = load_cluster(path, options.host_vars, system)
     for mistake in mistakes:
         system.tell(render_mistake(mistake))
     if not cluster:
-        raise FenceError("nothing was written: mend the mistakes in %s first" % path)
-    text = (render_ansible(cluster, path) if what == "ansible" else
-            render_nftables(cluster, node, path) if what == "nftables" else
-            RENDERERS[what](build_configuration(cluster), path))
+        raise FenceError("nothing was written: correct the mistakes in %s first" % path)
+    text = render_output(form, cluster, node, path)
     if options.output:
         system.write_script(options.output, text)
     else:
         system.write(text.rstrip("\n"))
     return EXIT_GOOD
+
+
+def parse_generate_words(options):
+    """Return (format, node, path of the cluster file) of a call of gen-config."""
+    words, form, node = list(options.words), options.format, options.node
+    # COMPAT: "nftables NODE [CLUSTER]" and "ansible [CLUSTER]" were words before they were formats;
+    # for scripts written until 0.1.0.
+    if words[:1] in (["nftables"], ["ansible"]):
+        form = words.pop(0)
+        if words and form in NODE_OUTPUTS and not node:
+            node = words.pop(0)
+    path = words.pop(0) if words else CLUSTER_FILE
+    if words:
+        raise UsageError("%s is one argument too many (see gen-config --help)" % quote(words[0]))
+    return form, node, path
 
 
 def cmd_agents(arguments, system):

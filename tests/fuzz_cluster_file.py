@@ -170,7 +170,7 @@ def find_texts(node):
             yield from find_texts(value)
         return
     try:
-        yield node.value, fencetool.read_scalar(fencetool.cluster_key("x"), node)
+        yield node.value, fencetool.parse_text(fencetool.cluster_key("x"), node)
     except fencetool.UsageError:
         pass
 
@@ -178,7 +178,7 @@ def find_texts(node):
 def compare(text, peer):
     """Return (what became of the file, what went wrong or "")."""
     try:
-        documents = fencetool.YamlReader(text).read_documents()
+        documents = fencetool.parse_yaml(text)
     except fencetool.SyntaxMistake as mistake:
         inside = 1 <= mistake.line <= text.count("\n") + 1
         return "refused", "" if inside else "line %d is not in the file" % mistake.line
@@ -219,7 +219,7 @@ def main():
         text = mutate(chance.choice(corpus), chance)
         try:
             fate, wrong = compare(text, peer)
-            cluster, _ = fencetool.read_cluster("mutated.yml", text.encode("utf-8"))
+            cluster, _ = fencetool.parse_cluster("mutated.yml", text.encode("utf-8"))
             if cluster:
                 counts["good clusters"] += 1
                 fencetool.render_pcs(fencetool.build_configuration(cluster), "mutated.yml")

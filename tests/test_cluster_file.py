@@ -28,7 +28,7 @@ stonith_nodes:
 
 
 def read(text, hosts=()):
-    return fencetool.read_cluster("c.yml", text.encode("utf-8"), hosts)
+    return fencetool.parse_cluster("c.yml", text.encode("utf-8"), hosts)
 
 
 def messages(text, hosts=(), warnings=False):
@@ -51,7 +51,7 @@ class CheckedFile(unittest.TestCase):
 class Yaml(CheckedFile):
     def value(self, text):
         """Return the scalar that `text` means as the value of a key, foreign constructs in <>."""
-        node = fencetool.YamlReader("key: " + text).read_documents()[0].value["key"]
+        node = fencetool.parse_yaml("key: " + text)[0].value["key"]
         return "<%s>" % node.foreign if node.foreign else node.value
 
     def test_scalars(self):
@@ -73,17 +73,17 @@ class Yaml(CheckedFile):
 
     def test_what_could_mean_two_things_is_refused_with_its_line(self):
         for text, line, words in (
-                ("a: b: c", 1, "colon with a blank"), ("a: 1\na: 2", 2, "twice"),
-                ("a: 1\n  b: 2", 2, "colon with a blank"), ("a:\n  b: 1\n c: 2", 3, "fits no key"),
+                ("a: b: c", 1, "colon with a space"), ("a: 1\na: 2", 2, "twice"),
+                ("a: 1\n  b: 2", 2, "colon with a space"), ("a:\n  b: 1\n c: 2", 3, "fits no key"),
                 ("a: 1\n\tb: 2", 2, "tab"), ("a: x\ty", 1, "tab"), ("? a\n: b", 1, "complex key"),
-                ("a: - b", 1, "'-' at the start"), ("a: @b", 1, "'@' at the start"),
+                ("a: - b", 1, "must not begin with '-'"), ("a: @b", 1, "must not begin with '@'"),
                 ("a: \"x", 1, "not closed"), ("a: [1, 2", 1, "not closed"),
-                ("a: {b}", 1, "without a value"), ("a: {{ b }}", 1, "Jinja"),
+                ("a: {b}", 1, "'b' has no value"), ("a: {{ b }}", 1, "Jinja"),
                 ('a: "\\q"', 1, "escape"), ('a: "\\ud800"', 1, "escape"),
                 ("a: 1\n--- b", 2, "document mark"), ("a: 1\n...\nb: 2", 2, "document mark"),
-                ("a: |2\n   x", 1, "indentation indicator"), ("- a", 1, "not a map"),
-                ("a: x\n# c\n  y", 3, "behind a comment"), ("a: 'x' y", 1, "behind the end"),
-                ("a: \x07", 1, "control character"), ("a: x\u2028b: 2", 1, "foreign line break"),
+                ("a: |2\n   x", 1, "must begin with |, |-"), ("- a", 1, "not a map"),
+                ("a: x\n# c\n  y", 3, "after a comment"), ("a: 'x' y", 1, "after the end"),
+                ("a: \x07", 1, "control character"), ("a: x\u2028b: 2", 1, "unusual line break"),
                 ("%YAML 1.1\n---\na: 1", 1, ""), ("a: [1,\n---\n2]", 1, "not closed"),
                 ("a: " + "[" * 2000, 1, "nested too deep"), ("[1]", 1, "not a map"),
                 ('{"a": 1,}', 1, "not JSON"), ('{"a": NaN}', 1, "not JSON")):
@@ -94,16 +94,16 @@ class Yaml(CheckedFile):
         row = fencetool.cluster_key("x")
         for text in ("010", "0x1F", "0b1", "1_000", "1e3", "1.5", ".5", "1:30", "11:22:33:44:55:56",
                      "yes", "Off", "y", "2024-01-01", ".inf", "+1", "=", "<<"):
-            node = fencetool.YamlReader("x: " + text).read_documents()[0].value["x"]
+            node = fencetool.parse_yaml("x: " + text)[0].value["x"]
             with self.assertRaises(fencetool.UsageError, msg=text):
-                fencetool.read_scalar(row, node)
-            quoted = fencetool.YamlReader("x: '%s'" % text).read_documents()[0].value["x"]
-            self.assertEqual(fencetool.read_scalar(row, quoted), text)
+                fencetool.parse_text(row, node)
+            quoted = fencetool.parse_yaml("x: '%s'" % text)[0].value["x"]
+            self.assertEqual(fencetool.parse_text(row, quoted), text)
         for text, expected in (("12345", "12345"), ("10.20.20.1", "10.20.20.1"), ("~", ""),
                                ("0", "0"),
                                ("null", ""), ("CC:32:E5:00:00:01", "CC:32:E5:00:00:01")):
-            node = fencetool.YamlReader("x: " + text).read_documents()[0].value["x"]
-            self.assertEqual(fencetool.read_scalar(row, node), expected)
+            node = fencetool.parse_yaml("x: " + text)[0].value["x"]
+            self.assertEqual(fencetool.parse_text(row, node), expected)
 
     def test_a_whole_group_vars_file_reads_as_it_stands(self):
         with open(os.path.join(CLUSTERS, "group_vars.yml"), encoding="utf-8") as handle:
@@ -119,19 +119,19 @@ class Yaml(CheckedFile):
             "mgmt": "10.20.20.2", "storage": "10.10.10.2", "enduser": "10.30.30.2",
             "hypervisor": "10.40.40.2"})
         self.assertEqual(len(mistakes), 1)
-        self.assertIn("quorum counts as a node of the cluster and has no", mistakes[0].text)
+        self.assertIn("quorum counts as a cluster node and has no", mistakes[0].text)
 
     def test_json_means_the_same_as_yaml(self):
-        from_yaml = fencetool.read_cluster("c", GOOD.encode())[0]
+        from_yaml = fencetool.parse_cluster("c", GOOD.encode())[0]
         data = {"stonith_nodes": {node.name: node.values for node in from_yaml.nodes}}
-        cluster, mistakes = fencetool.read_cluster("c", json.dumps(data, indent=1).encode())
+        cluster, mistakes = fencetool.parse_cluster("c", json.dumps(data, indent=1).encode())
         self.assertEqual(mistakes, [])
         self.assertEqual([(node.name, node.values) for node in cluster.nodes],
                          [(node.name, node.values) for node in from_yaml.nodes])
 
     def test_bytes_that_are_not_utf_8_have_a_line_too(self):
-        _, mistakes = fencetool.read_cluster("c", b"a: 1\nb: \xff\n")
-        self.assertEqual((mistakes[0].line, mistakes[0].text), (2, "a byte that is not UTF-8"))
+        _, mistakes = fencetool.parse_cluster("c", b"a: 1\nb: \xff\n")
+        self.assertEqual((mistakes[0].line, mistakes[0].text), (2, "this line is not UTF-8"))
 
 
 class Mistakes(CheckedFile):
@@ -143,9 +143,13 @@ class Mistakes(CheckedFile):
                 ("method: kasa", "method: kassa", 11, "did you mean kasa?"),
                 ("method: kasa", "methd: kasa", 11, "did you mean method?"),
                 ("    method: kasa\n", "", 10, "has no method"),
-                ("method: kasa", "agent: fence_check", 11, "no fence agent"),
-                ("method: kasa", "agent: fence_kasa", 11, "no fence agent"),
-                ("    ip: 10.20.20.202\n", "", 10, "has no ip"),
+                ("method: kasa", "agent: fence_check", 11, "cannot switch a node off"),
+                ("method: kasa", "agent: fence_kasa", 11, "give method: kasa"),
+                ("method: kasa", "agent: fence_http", 11, "give method: tasmota or esphome or"),
+                ("method: kasa", "agent: apc", 11, "not the name of a fence agent"),
+                ("method: kasa", "method: agent", 11, "names no agent"),
+                ("method: kasa", "method: kasa\n    agent: fence_apc", 11, "and an agent: remove"),
+                ("    ip: 10.20.20.202\n", "", 10, "has no ip, which method kasa needs"),
                 ("    user: admin\n", "", 2, "has no user"),
                 ("    password_script: /etc/bmc.sh\n", "", 2, "neither password nor"),
                 ("10.20.20.202", "10.20.20.2", 12, "fence itself"),
@@ -159,30 +163,32 @@ class Mistakes(CheckedFile):
                  "    port: 623", 12, "same outlet"),
                 ("mgmt_ip: 10.20.20.2", "mgmt_ip: 10.20.20.1", 10, "the same address"),
                 ("storage_ip: 10.10.10.1", "storage_ip: 10.20.20.1", 2, "the same address"),
-                ("delay: 5", "client_ips: {mgmt: 10.1.1.1}", 9, "is no name"),
-                ("delay: 5", "client_ips: {Storage: 10.1.1.1}", 9, "is no name"),
+                ("delay: 5", "client_ips: {mgmt: 10.1.1.1}", 9, "as mgmt_ip"),
+                ("delay: 5", "client_ips: {Storage: 10.1.1.1}", 9, "as storage_ip"),
+                ("delay: 5", "client_ips: {'a b': 10.1.1.1}", 9, "'a b' is not a name"),
                 ("10.20.20.202", "10.20.20.202\n    mac: 11:22:33:44:55:56", 13, "quotes"),
                 ("10.20.20.202", "10.20.20.202\n    mac: '11:22'", 13, "not a MAC"),
                 ("10.20.20.202", "10.20.20.202\n    port: 70000", 13, "not a port"),
                 ("10.20.20.202", "10.20.20.202\n    switch_name: x", 13, "no meaning"),
-                ("10.20.20.202", "10.20.20.202\n    power_meter: maybe", 13, "none of auto"),
-                ("10.20.20.202", "10.20.20.202\n    off_timeout: 40", 13, "needs more than 45 s"),
+                ("10.20.20.202", "10.20.20.202\n    power_meter: maybe", 13, "not one of auto"),
+                ("10.20.20.202", "10.20.20.202\n    off_timeout: 40", 13, "must be more than 45 s"),
                 ("10.20.20.202", "10.20.20.202\n    off_timeout: abc", 13, "not a time"),
-                ("10.20.20.202", "10.20.20.202\n    off_timeout: 0", 13, "needs more than 45 s"),
-                ("10.20.20.202", "10.20.20.202\n    off_timeout: 90500ms", 13, "no whole seconds"),
-                ("delay: 5", "delay: 500ms", 9, "no whole seconds"),
-                ("delay: 5", "delay: 70\n    off_timeout: 60", 10, "its delay need more than 90"),
+                ("10.20.20.202", "10.20.20.202\n    off_timeout: 0", 13, "must be more than 45 s"),
+                ("10.20.20.202", "10.20.20.202\n    off_timeout: 90500ms", 13, "not a whole n"),
+                ("delay: 5", "delay: 500ms", 9, "not a whole number of seconds"),
+                ("delay: 5", "delay: 70\n    off_timeout: 60", 10, "must be more than 90 s"),
                 (".202", ".202\n    options: {power_timeout: 0}", 13, "more than 0"),
                 (".202", ".202\n    options: {power_wait: 40}", 13, "leave no look"),
                 (".202", ".202\n    options: {inet4_only: 1, inet6_only: 1}", 13, "exclude"),
-                (".202", ".202\n    options: {power_timeout: 90}", 10, "need more than 105 s"),
+                (".202", ".202\n    options: {power_timeout: 90}", 10, "must be more than 105 s"),
                 (".202", ".202\n    options: {ip: 1.1.1.1}", 13, "set by other keys"),
                 (".202", ".202\n    options: {pcmk_host_list: x}", 13, "set by other keys"),
                 (".202", ".202\n    options: {speed: 1}", 13, "unknown to fence_kasa"),
+                (".202", ".202\n    options: {device: esphome}", 13, "unknown to fence_kasa"),
                 (".202", ".202\n    options: {verify_wait: 60}", 13, "unknown to fence_kasa"),
                 ("method: kasa", "method: http\n    mac: 'CC:32:E5:00:00:01'", 12, "no meaning"),
-                ("delay: 5", "options: {power_timeout: 300}", 2, "need more than 310 s"),
-                ("delay: 5", "off_timeout: 20", 9, "need more than 30 s"),
+                ("delay: 5", "options: {power_timeout: 300}", 2, "must be more than 310 s"),
+                ("delay: 5", "off_timeout: 20", 9, "must be more than 30 s"),
                 ("10.20.20.202", "10.20.20.202\n    password: '{{ x }}'", 13, "Jinja"),
                 ("10.20.20.202", "10.20.20.202\n    password: !vault x", 13, "!vault"),
                 ("10.20.20.202", '10.20.20.202\n    password: "a\\nb"', 13, "line break"),
@@ -192,19 +198,21 @@ class Mistakes(CheckedFile):
                 ("delay: 5", "outlet: 2", 9, "no meaning"),
                 ("method: kasa", "method: http\n    power_on: true", 10, "no power_on_url"),
                 ("method: kasa", "method: esphome\n    switch_name: a\n    outlet: b", 13, "both"),
-                ("method: kasa\n    ip: 10.20.20.202", "agent: fence_aws", 10, "has no ip"),
+                ("method: kasa\n    ip: 10.20.20.202", "agent: fence_aws", 10,
+                 "has no ip, which fence_check needs"),
                 ("stonith_nodes:\n", "stonith_direct_networks: [storage]\nstonith_nodes:\n  c: "
                  "{method: none, storage_ip: 10.10.10.3}\n", 1, "two ends"),
                 ("user: admin", "user: '\"admin\"'", 5, "fence agents cut"),
                 ("user: admin", "user: 'admin '", 5, "fence agents cut"),
                 ("    storage_ip: 10.10.10.1\n", "", 9, "no other node is in all its networks"),
-                ("stonith_nodes", "stonith_nods", 1, "stonith_nodes must be"),
+                ("stonith_nodes", "stonith_nods", 1, "stonith_nodes must be a map of the nodes "
+                 "and their fence devices, and it is missing"),
                 ("stonith_nodes:", "stonith_direct: [x]\nstonith_nodes:", 1, "unknown key"),
                 ("stonith_nodes:", "stonith_direct_networks: [storrage]\nstonith_nodes:", 1,
                  "did you mean storage?"),
                 ("stonith_nodes:", "stonith_witness_ips: {x: 10.1.1.1}\nstonith_nodes:", 1,
-                 "no node has"),
-                ("storage-b:", "verify-storage-a:", 10, "the name of a verifier"),
+                 "no node has a network 'x'"),
+                ("storage-b:", "verify-storage-a:", 10, "is the verifier of storage-a"),
                 ("storage-b:", "no:", 10, "name of a"), ("storage-b:", "null:", 10, "name of a"),
                 ("storage-b:", "010:", 10, "name of a"), ("storage-b:", "0x10:", 10, "name of a"),
                 ("storage-b:", "'a b':", 10, "cannot be the name of a node")):
@@ -246,7 +254,8 @@ class Mistakes(CheckedFile):
 
     def test_a_password_is_not_shown_with_its_mistake(self):
         found = messages(GOOD.replace("password_script: /etc/bmc.sh", "password: 0815"))
-        self.assertIn("6: password: this is no text in YAML: put it in quotes", found)
+        self.assertIn("6: password: YAML may take this for a number, a date or a truth value (put "
+                      "it in quotes)", found)
         self.assertNotIn("0815", str(found))
 
     def test_an_agent_of_any_name_may_use_tls(self):
@@ -271,7 +280,8 @@ class Mistakes(CheckedFile):
 
     def test_two_addresses_of_a_node_in_two_files_must_agree(self):
         hosts = [("storage-b", "host_vars/b.yml", b"mgmt_ip: 10.20.20.9\n")]
-        self.assertEqual(messages(GOOD, hosts), ["1: mgmt_ip is another one in c.yml:13"])
+        self.assertEqual(messages(GOOD, hosts),
+                         ["1: mgmt_ip of storage-b is not the same in c.yml:13"])
 
 
 class Commands(unittest.TestCase):
@@ -280,8 +290,8 @@ class Commands(unittest.TestCase):
         self.assertEqual((good.code, good.err), (0, ""))
         bad = support.fencetool("check-config", os.path.join(CLUSTERS, "group_vars.yml"))
         self.assertEqual(bad.code, 1)
-        self.assertRegex(bad.out, r"group_vars\.yml:\d+: nobody could verify the death of storage")
-        self.assertRegex(bad.out, "2 mistakes, 1 warnings\n$")
+        self.assertRegex(bad.out, r"group_vars\.yml:\d+: nobody could verify that storage-a is")
+        self.assertRegex(bad.out, ": 2 mistakes, 1 warning\n$")
 
     def test_host_vars_are_the_files_that_ansible_reads(self):
         place = tempfile.mkdtemp()
@@ -291,7 +301,7 @@ class Commands(unittest.TestCase):
         result = support.fencetool("check-config", os.path.join(CLUSTERS, "three_nodes.yml"),
                                    "--host-vars", place)
         self.assertIn("/storage-a:1: not a map", result.out)
-        self.assertIn(" 1 mistakes, ", result.out)
+        self.assertIn(" 1 mistake, ", result.out)
 
     def test_a_node_with_a_domain_has_its_host_vars_too(self):
         place = tempfile.mkdtemp()
@@ -328,12 +338,23 @@ class Commands(unittest.TestCase):
         keys = {row.name for row in fencetool.CLUSTER_KEYS + fencetool.NODE_KEYS}
         self.assertEqual(keys - told, set())
 
+    def test_the_readme_tells_of_every_method_what_its_row_says(self):
+        def words(cell):
+            return set(re.findall("`([a-z_]+)`", cell))
+        row = r"^\| `(\w+)` \| ([^|]+) \| ([^|]+) \|([^|]+)\| (comes back|stays off) \|$"
+        told = {method: (device, words(needs), words(takes), after == "comes back")
+                for method, device, needs, takes, after in re.findall(row, read_readme(), re.M)}
+        self.assertEqual(told, {
+            dialect.method: (dialect.title, set(dialect.required),
+                             set(dialect.keys) - set(dialect.required), dialect.comes_back)
+            for dialect in fencetool.DIALECTS.values()})
+
     def test_every_example_of_the_readme_is_a_cluster(self):
         examples = [block.replace("\n    ", "\n") for block in re.findall(
             r"\n(\n    stonith_(?:.*\n)(?:    .*\n)+)", read_readme())]
         self.assertEqual(len(examples), 3)
         for example in examples:
-            cluster, mistakes = fencetool.read_cluster("README.md", example.encode())
+            cluster, mistakes = fencetool.parse_cluster("README.md", example.encode())
             self.assertTrue(cluster, mistakes)
             self.assertEqual([item for item in mistakes if "no fence device" in item.text], [])
 

@@ -15,7 +15,7 @@ CLUSTERS = os.path.join(support.ROOT, "tests", "fixtures", "clusters")
 
 
 def cluster_of(text):
-    cluster, mistakes = fencetool.read_cluster("c.yml", text.encode("utf-8"))
+    cluster, mistakes = fencetool.parse_cluster("c.yml", text.encode("utf-8"))
     if not cluster:
         raise AssertionError(mistakes)
     return cluster
@@ -125,7 +125,8 @@ class Safety(unittest.TestCase):
             for row in configuration.primitives:
                 if row.agent in fencetool.AGENTS:
                     plain = {option for option in row.options if not option.startswith("pcmk_")}
-                    self.assertEqual(plain - {param.name for param in fencetool.AGENTS[row.agent].params}, set(), name)
+                    names = {param.name for param in fencetool.AGENTS[row.agent].params}
+                    self.assertEqual(plain - names, set(), name)
 
     def test_our_agents_accept_what_they_get(self):
         calls = []
@@ -192,8 +193,8 @@ class Decisions(unittest.TestCase):
         options = device(configure(text), "fence-verify-a").options
         self.assertEqual(options["shell_timeout"], "20")
         text = text.replace("off_timeout: 120", "off_timeout: 60").replace("t: 20", "t: 26")
-        mistakes = fencetool.read_cluster("c.yml", text.encode("utf-8"))[1]
-        self.assertIn("needs more than 61 s", " ".join(mistake.text for mistake in mistakes))
+        mistakes = fencetool.parse_cluster("c.yml", text.encode("utf-8"))[1]
+        self.assertIn("must be more than 61 s", " ".join(mistake.text for mistake in mistakes))
         options = device(configure(two_nodes("", ", options: {shell_timeout: 0}")),
                          "fence-verify-b").options
         self.assertNotIn("shell_timeout", options)
@@ -264,12 +265,12 @@ class Texts(unittest.TestCase):
                 fencetool.render_crmsh(configure(text), "c.yml")
 
     def test_a_node_reaches_the_devices_of_its_peers_and_not_its_own(self):
-        text = fencetool.render_nftables(load("mixed.yml"), "storage-b", "mixed.yml")
+        text = fencetool.render_output("nftables", load("mixed.yml"), "storage-b", "mixed.yml")
         self.assertIn("ip daddr 10.20.20.202 counter reject", text)
         self.assertIn("ip daddr 10.20.20.101 counter accept", text)
 
     def test_a_strip_that_a_peer_is_on_too_stays_open(self):
-        text = fencetool.render_nftables(load("strip.yml"), "storage-b", "strip.yml")
+        text = fencetool.render_output("nftables", load("strip.yml"), "storage-b", "strip.yml")
         self.assertNotIn("reject", text)
         self.assertIn("ip daddr 10.20.20.200 counter accept", text)
 
@@ -312,17 +313,42 @@ class Commands(unittest.TestCase):
         place = tempfile.mkdtemp()
         result = self.run_command(os.path.join(CLUSTERS, "group_vars.yml"), "-o", place + "/x")
         self.assertEqual((result.code, result.out, os.listdir(place)), (1, "", []))
-        self.assertIn("nobody could verify the death of storage-a", result.err)
+        self.assertIn("nobody could verify that storage-a is dead", result.err)
 
     def test_firewall_and_playbook_are_formats_of_their_own(self):
         path = os.path.join(CLUSTERS, "mixed.yml")
-        self.assertIn("table inet fence_guard", self.run_command("nftables", "storage-a", path).out)
-        shown = self.run_command("ansible", path).out
+        shown = self.run_command("--format", "nftables", "--node", "storage-a", path).out
+        self.assertIn("table inet fence_guard", shown)
+        shown = self.run_command("--format", "ansible", path).out
         self.assertIn("hosts: \"storage-a,storage-b\"", shown)
         self.assertIn("diff: false", shown)  # the script may hold passwords
+
+    def test_a_firewall_needs_a_node_that_there_is_and_nothing_else_takes_one(self):
+        path = os.path.join(CLUSTERS, "mixed.yml")
+        for words, told in (
+                (("--format", "nftables", "--node", "storage-c"),
+                 "no node 'storage-c' (there are: storage-a, storage-b)"),
+                (("--format", "nftables"), "name it with --node NODE"),
+                (("--node", "storage-a"), "--node goes with --format nftables only"),
+                (("--format", "ansible", "--node", "storage-a"), "--format nftables only")):
+            with self.subTest(words):
+                wrong = self.run_command(path, *words)
+                self.assertEqual((wrong.code, wrong.out), (2, ""))
+                self.assertIn(told, wrong.err)
+
+    def test_the_old_words_for_firewall_and_playbook_mean_the_same(self):
+        path = os.path.join(CLUSTERS, "mixed.yml")
+        for old, new in (
+                (("nftables", "storage-a"), ("--format", "nftables", "--node", "storage-a")),
+                (("ansible",), ("--format", "ansible"))):
+            one, other = self.run_command(*old + (path,)), self.run_command(path, *new)
+            self.assertEqual((one.code, one.out), (0, other.out))
         wrong = self.run_command("nftables", "storage-c", path)
         self.assertEqual((wrong.code, wrong.out), (2, ""))
         self.assertIn("there are: storage-a, storage-b", wrong.err)
+        wrong = self.run_command("nftables", "storage-a", path, "more")
+        self.assertEqual((wrong.code, wrong.out), (2, ""))
+        self.assertIn("'more' is one argument too many", wrong.err)
 
     def test_fence_check_takes_the_parameters_of_a_node_from_the_file(self):
         path = os.path.join(CLUSTERS, "three_nodes.yml")
@@ -331,8 +357,15 @@ class Commands(unittest.TestCase):
         self.assertEqual((good.code, good.err), (0, ""))
         bad = support.in_argv("fence_check", {"action": "validate-all", "plug": "storage-c",
                                               "config": path})
-        self.assertEqual(bad.code, 1)
-        self.assertIn("no fence device for 'storage-c'", bad.err)
+        self.assertEqual((bad.code, bad.out), (1, ""))
+        self.assertIn("no node 'storage-c' (there are: storage-a, storage-b, quorum)", bad.err)
+        with tempfile.NamedTemporaryFile("w", suffix=".yml") as handle:
+            handle.write(two_nodes() + "  c: {method: none}\n")
+            handle.flush()
+            bad = support.in_argv("fence_check", {"action": "validate-all", "plug": "c",
+                                                  "config": handle.name})
+        self.assertEqual((bad.code, bad.out), (1, ""))
+        self.assertIn("has no fence device for 'c'", bad.err)
 
     def test_a_cluster_of_500_nodes_is_printed_as_a_figure(self):
         lines = ["stonith_nodes:"]

@@ -41,7 +41,7 @@ def load(name):
 
 
 def render(form, cluster, source):
-    return fencetool.RENDERERS[form](fencetool.build_configuration(cluster), source)
+    return fencetool.render_output(form, cluster, "", source)
 
 
 def describe_cib(path):
@@ -106,7 +106,7 @@ class PcsTest(unittest.TestCase):
 
     def script(self, text, name="script"):
         """Return the path of the script for a cluster file."""
-        cluster, mistakes = fencetool.read_cluster("cluster.yml", text.encode("utf-8"))
+        cluster, mistakes = fencetool.parse_cluster("cluster.yml", text.encode("utf-8"))
         self.assertTrue(cluster, mistakes)
         return self.write(name + ".sh", render("pcs", cluster, "cluster.yml"))
 
@@ -305,7 +305,7 @@ class Caution(ConfiguredTest):
         before, script = read(cib), self.script(TWO_NODES)
         result = self.run_in_lab("sh", script, "--cib", cib)
         self.assertEqual((result.code, read(cib)), (1, before))
-        self.assertIn("fence-storage-a is not of this tool's making", result.err)
+        self.assertIn("fence-storage-a was not made by fencetool", result.err)
         self.configure(script, cib, "--adopt")
         self.assertIn(("fence-storage-a", "fence_kasa"), describe_cib(cib))
         self.assertIn("Nothing to change.", self.configure(script, cib).err)
@@ -317,12 +317,12 @@ class Caution(ConfiguredTest):
         before = read(cib)
         result = self.run_in_lab("sh", self.script(TWO_NODES), "--cib", cib)
         self.assertEqual((result.code, read(cib)), (1, before))
-        self.assertIn("level 1 of storage-a", result.err)
+        self.assertIn("level 1 of storage-a was not made by fencetool", result.err)
 
     def test_another_level_without_a_verifier_is_told(self):
         result = self.configure(self.file("script.sh"), self.configured(), "--dry-run")
         self.assertEqual(re.findall("warning: level .*", result.err), [
-            "warning: level x is not of this tool's making, and has no verifier"])
+            "warning: level x was not made by fencetool, and has no verifier"])
 
     def test_a_level_for_a_pattern_of_nodes_is_told(self):
         """Pacemaker looks for the node's own name first: the pattern is never tried again."""
@@ -330,7 +330,7 @@ class Caution(ConfiguredTest):
                     'target-pattern="storage-.*" devices="fence-foreign"/></fencing-topology>')
         cib = self.write_cib("cluster.xml", self.nodes, FOREIGN, topology)
         result = self.configure(self.script(TWO_NODES), cib)
-        self.assertIn("warning: level every is not of this tool's making", result.err)
+        self.assertIn("warning: level every was not made by fencetool", result.err)
         self.assertIn((None, "1", "fence-foreign"), describe_cib(cib))
 
     def test_a_level_that_a_person_made_of_our_device_stays(self):
@@ -504,7 +504,7 @@ class OtherTargets(PcsTest):
         for name in ("mixed.yml", "esphome.yml", "strip.yml", "agent.yml"):
             for node in ("storage-a", "storage-b"):
                 path = self.write("%s-%s.nft" % (name, node),
-                                  fencetool.render_nftables(load(name), node, name))
+                                  fencetool.render_output("nftables", load(name), node, name))
                 result = support.run(["unshare", "-n", "nft", "-c", "-f", path],
                                      environment={"PATH": "/usr/sbin:/usr/bin:/bin"})
                 self.assertEqual((result.code, result.err), (0, ""), name)
@@ -512,7 +512,7 @@ class OtherTargets(PcsTest):
     def test_ansible_accepts_the_playbook(self):
         program = support.require_program("ansible-playbook")
         playbook = self.write("site.yml",
-                              fencetool.render_ansible(load("mixed.yml"), "mixed.yml"))
+                              render("ansible", load("mixed.yml"), "mixed.yml"))
         result = support.run([program, "--syntax-check", "-i", "storage-a,storage-b", playbook],
                              environment={"PATH": os.environ["PATH"], "HOME": self.place,
                                           "LC_ALL": "C.UTF-8"})

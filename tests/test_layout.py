@@ -12,7 +12,7 @@ MAP = (
     ("MACHINE", ("LOG", "FILES AND PROGRAMS", "NETWORK", "HTTP")),
     ("DEVICES", ("KASA", "TASMOTA", "ESPHOME", "PAGES", "INSTALLED AGENT")),
     ("FENCING", ("PROBES", "FENCING", "CHECKING", "AGENTS")),
-    ("CLUSTER", ("YAML", "CLUSTER FILE", "PLAN", "OUTPUTS")),
+    ("CLUSTER", ("YAML", "CLUSTER FILE", "PLAN", "CLUSTER CHECKS", "OUTPUTS")),
     ("PEOPLE", ("LOOK-UP", "SIMULATOR AND DEMO", "COMMANDS", "ENTRY")))
 PARTS = dict(MAP)
 SECTIONS = [section for _, sections in MAP for section in sections]
