@@ -308,8 +308,8 @@ class Faults(ContractTest):
                     self.assert_failure(result, "%s: status node: %s" % (row.agent, row.name))
                     self.assertNotRegex(result.err, "(?i)timed? ?out")
 
-    def test_every_third_lost_answer_fails_nothing(self):
-        devices = [(row, self.start_device(row, lose_every=3, **virtual.DEVICES[
+    def test_every_fourth_lost_answer_fails_nothing(self):
+        devices = [(row, self.start_device(row, lose_every=4, **virtual.DEVICES[
             row.name].fault_options)) for row in OWN]
         for (row, device), result in zip(devices, at_once([functools.partial(
                 on_stdin, row.agent, self.reach(row, device, action="off", shell_timeout="300ms",

@@ -292,6 +292,16 @@ class Faults(HttpTest):
             self.assert_success(on_stdin("fence_http", self.reach(
                 device, action="status", device="esphome", plug="Relay", shell_timeout="500ms")))
 
+    def test_every_third_lost_answer_fails_nothing(self):
+        for device, urls in (
+                (virtual.Tasmota(metered=True, always_metered=True), TASMOTA_URLS),
+                (virtual.Esphome(["relay"]), ESPHOME_URLS), (virtual.Switch(), STRICT_URLS)):
+            device.lose_every = 3
+            self.start(device)
+            self.assert_success(on_stdin("fence_http", self.reach(
+                device, action="off", shell_timeout="300ms", power_timeout="8", **urls)))
+            self.assertFalse(device.outlets[0].powered)
+
     def test_a_reset_right_behind_the_connection_is_no_defect(self):
         """This process is held up after connect until the device has reset the connection."""
         reset = threading.Event()
