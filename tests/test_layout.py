@@ -7,6 +7,7 @@ import unittest
 
 from tests import support
 
+
 def read_source():
     with open(support.SCRIPT, encoding="utf-8") as handle:
         return handle.read()
