@@ -3666,8 +3666,8 @@ class ClusterReader:
         self.file = file
         entries = members.get("stonith_nodes")
         if not entries:
-            self.report.error((file, 1), "stonith_nodes is missing: the map of the nodes and their "
-                              "fence devices")
+            self.report.error((file, 1), "stonith_nodes is missing: it must be a map of the nodes "
+                              "and their fence devices")
             return None
         if entries.kind != MAP or entries.foreign:
             self.error(entries, "stonith_nodes must be a map of the nodes and their fence devices, "
@@ -3715,8 +3715,8 @@ class ClusterReader:
             node, place = nodes[name], (self.file, networks[key].line)
             node.places.setdefault(key, place)
             if node.values.setdefault(key, value) != value:
-                self.report.error(place, "%s of %s is not the same in %s:%d"
-                                  % ((key, name) + node.places[key]))
+                self.report.error(place, "%s of %s differs from the one at %s:%d (remove the wrong "
+                                  "one)" % ((key, name) + node.places[key]))
 
     def parse_keys(self, members, rows):
         """Return {key: value} of what the members hold; an empty value counts as not given."""
@@ -4313,7 +4313,7 @@ DEVICE_CHECKS = (
 def check_size(cluster, report):
     place = cluster.places["stonith_nodes"]
     if len(cluster.nodes) < 2:
-        report.error(place, "a cluster needs two nodes: nobody could fence a single one")
+        report.error(place, "a cluster needs at least two nodes: one cannot fence itself")
     if not nodes_with_device(cluster):
         report.error(place, "no node has a fence device")
 
@@ -4372,9 +4372,10 @@ def check_shared_devices(cluster, report):
         device, port, outlet = find_outlet(node)
         for other, other_port, other_outlet in users.setdefault(device, []):
             if could_be_same(port, other_port) and could_be_same(outlet, other_outlet):
+                shown = node.values.get("ip", node.dialect.method)
                 report.error(place_of(node, "ip"), "%s and %s are on the same outlet of %s, or one "
-                             "of them names no outlet" % (
-                                 other, node.name, node.values.get("ip", node.dialect.method)))
+                             "of them names no outlet (give each its own)"
+                             % (other, node.name, shown))
         users[device].append((node.name, port, outlet))
 
 
@@ -4402,8 +4403,9 @@ def check_networks(cluster, report):
                     key, quote(name), suggest(name, cluster.networks.values())))
     for network in find_direct_networks(cluster):
         if sum(network in node.networks for node in cluster.nodes) > 2:
-            report.error(cluster.places["stonith_direct_networks"], "more than two nodes are in "
-                         "the network %s, and a direct cable has two ends" % quote(network))
+            report.error(cluster.places["stonith_direct_networks"], "stonith_direct_networks: more "
+                         "than two nodes are in the network %s, and one cable has two ends"
+                         % quote(network))
 
 
 def check_race(cluster, report):
@@ -4811,8 +4813,8 @@ def find_check_parameters(node, values, system):
     query = ["cibadmin", "--query", "--local", "--xpath", "//primitive[@type='fence_check']"]
     code, out, err = system.run(query, "", system.deadline(10))
     if code != 0:
-        raise UsageError("nothing tells the parameters of %s: %s does not exist, and the cluster "
-                         "has no fence_check device (cibadmin: %s)"
+        raise UsageError("cannot find the parameters of %s: %s does not exist, and the cluster has "
+                         "no fence_check device (cibadmin: %s)"
                          % (quote(node), CLUSTER_FILE, quote(err.strip())))
     return parse_check_parameters(out, node)
 

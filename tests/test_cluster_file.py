@@ -207,6 +207,9 @@ class Mistakes(CheckedFile):
                 ("user: admin", "user: 'admin '", 5, "fence agents cut"),
                 ("    storage_ip: 10.10.10.1\n", "", 9, "no other node is in all its networks"),
                 ("stonith_nodes", "stonith_nods", 1, "stonith_nodes is missing"),
+                (GOOD, "stonith_nodes:\n  a: {agent: fence_apc}\n", 1, "at least two nodes"),
+                (GOOD, "stonith_nodes:\n  a: {method: none}\n  b: {method: none}\n", 1,
+                 "no node has a fence device"),
                 (GOOD, "stonith_nodes:\n", 1, "fence devices, not an empty value"),
                 (GOOD, "stonith_nodes: [a, b]\n", 1, "fence devices, not a list"),
                 (GOOD, "stonith_nodes:\n  a: fence_apc\n", 2, "not a single value"),
@@ -283,8 +286,8 @@ class Mistakes(CheckedFile):
 
     def test_two_addresses_of_a_node_in_two_files_must_agree(self):
         hosts = [("storage-b", "host_vars/b.yml", b"mgmt_ip: 10.20.20.9\n")]
-        self.assertEqual(messages(GOOD, hosts),
-                         ["1: mgmt_ip of storage-b is not the same in c.yml:13"])
+        self.assertEqual(messages(GOOD, hosts), ["1: mgmt_ip of storage-b differs from the one at "
+                                                 "c.yml:13 (remove the wrong one)"])
 
 
 class Commands(unittest.TestCase):
