@@ -36,6 +36,7 @@ error.
 # Imports that every run needs, and fixed numbers with their units. Heavy modules are imported in
 # the functions that need them: an agent run pays for nothing that it does not use.
 
+import atexit
 import enum
 import errno
 import io
@@ -49,6 +50,19 @@ import time
 import types
 from collections import namedtuple
 __version__ = "0.1.0"
+
+
+def refuse_half_a_file():
+    os.write(2, b"fencetool: this copy of fencetool.py ends too early: copy it again\n")
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    # SAFETY: a copy that was cut off ends without having done anything, and Python calls that a
+    # success. A whole one ends in start(), which comes by here no more.
+    # Test: test_half_a_file_is_never_a_success
+    atexit.register(refuse_half_a_file)
+
 EXIT_GOOD = 0
 EXIT_BAD = 1
 EXIT_OFF = 2    # agents: status says OFF, and nothing else
@@ -192,10 +206,14 @@ def split_address(text, port):
     return host, port
 
 
-def check_address(text):
+def address_family(address):
+    return socket.AF_INET6 if ":" in address else socket.AF_INET
+
+
+def parse_ip(text):
     """Return the address; raise UsageError for a name: it may mean another host when it matters."""
     try:
-        socket.inet_pton(socket.AF_INET6 if ":" in text else socket.AF_INET, text)
+        socket.inet_pton(address_family(text), text)
     except (OSError, ValueError):
         raise UsageError("%s is not an IP address" % quote(text)) from None
     if re.match("(?i)fe[89ab].:", text):
@@ -266,28 +284,33 @@ def redact(text, secrets):
 
 def parse_json_object(text):
     """Return the JSON object in text as a dict; raise ProtocolError for anything else."""
-    # A name that comes twice with two values is an answer and its opposite: an error. NaN and
-    # infinities are no JSON, and would pass every comparison with a limit.
-    def refuse_doubles(pairs):
-        members = {}
-        for name, value in pairs:
-            known = members.setdefault(name, value)
-            # Compared as text: 0, false and 0.0 are equal in Python and different answers.
-            if known is not value and (
-                    json.dumps(known, sort_keys=True) != json.dumps(value, sort_keys=True)):
-                raise ProtocolError("reply holds %s twice, with two values" % quote(name))
-        return members
-
-    def refuse_constant(name):
-        raise ProtocolError("reply holds %s, which is no number" % name)
-
     try:
         reply = json.loads(text, object_pairs_hook=refuse_doubles, parse_constant=refuse_constant)
     except (ValueError, RecursionError):
-        raise ProtocolError("reply is not JSON: %s" % quote(text)) from None
+        raise ProtocolError("the reply is not JSON: %s" % quote(text)) from None
     if not isinstance(reply, dict):
-        raise ProtocolError("reply is not a JSON object: %s" % quote(text))
+        raise ProtocolError("the reply is not a JSON object: %s" % quote(text))
     return reply
+
+
+def refuse_doubles(pairs):
+    """Return the members of an object; a name that comes twice with two values is an error."""
+    members = {}
+    for name, value in pairs:
+        known = members.setdefault(name, value)
+        # Compared as text: 0, false and 0.0 are equal in Python and different answers.
+        if known is not value and render_json(known) != render_json(value):
+            raise ProtocolError("the reply holds %s twice, with two values" % quote(name))
+    return members
+
+
+def refuse_constant(name):
+    """NaN and infinities are no JSON, and would pass every comparison with a limit."""
+    raise ProtocolError("the reply holds %s, which is no number" % name)
+
+
+def render_json(value):
+    return json.dumps(value, sort_keys=True)
 
 
 def is_number(value):
@@ -295,19 +318,27 @@ def is_number(value):
     return type(value) in (int, float)
 
 
-def require_member(reply, name, kind, where):
-    """Return reply[name] if it is there and of the kind (a type); raise ProtocolError if not."""
+JSON_TYPES = {dict: "an object", list: "a list", str: "a text", int: "a whole number"}
+
+
+def require_member(reply, name, wanted, where):
+    """Return reply[name] if it is there and of the wanted type; raise ProtocolError if not."""
     if name not in reply:
         raise ProtocolError("%s holds no %s" % (where, name))
-    if type(reply[name]) is not kind:
-        raise ProtocolError("%s: %s is not a %s: %s"
-                            % (where, name, kind.__name__, quote(json.dumps(reply[name]))))
+    if type(reply[name]) is not wanted:
+        raise ProtocolError("%s: %s should be %s and is %s" % (
+            where, name, JSON_TYPES[wanted], quote(json.dumps(reply[name]))))
     return reply[name]
 
 
+def limit_watts(value):
+    """Return watts that can be added up; an absurd reading is a load, not a meter that failed."""
+    return max(-1e9, min(value, 1e9))
+
+
 # SECTION: PROOF -----------------------------------------------------------------------------------
-# Every decision about success: which outlet is meant, what a meter proves, what evidence adds up
-# to. Pure, and the one place where a node becomes dead.
+# Every decision about success: which outlet is meant, when a power state is confirmed, what a meter
+# proves, what evidence adds up to. Pure, and the one place where a node becomes dead.
 
 class PowerState(enum.Enum):
     """What a device says about one outlet. Not knowing it is an error, never a third state."""
@@ -321,38 +352,105 @@ Outlet = namedtuple("Outlet", "number alias identifiers state")
 
 
 def select_outlet(outlets, wanted, label):
-    """Return the one Outlet that `wanted` names; raise Refused unless it is exactly one."""
-    # wanted: number on the case, alias or identifier; "" or `label` (the cluster's name for the
-    # target) when the caller named none, which selects an only outlet, or one with that alias.
+    """Return the one Outlet that `wanted` names; raise Refused unless it is exactly one.
+
+    wanted: number on the case, alias or identifier; "" or `label` (the cluster's name for the
+    target) when the caller named none, which selects an only outlet, or one with that alias.
+    """
     if len(outlets) == 1 and wanted in ("", label):
         return outlets[0]
     if not wanted:
-        raise Refused("no outlet named (plug), and the device has %s" % describe_outlets(outlets))
-    # The number must be written as on the case: "01" is an identifier of another outlet than "1".
-    found = [outlet for outlet in outlets if outlet.alias == wanted or wanted != label and (
-        wanted == str(outlet.number) or wanted.lower() in outlet.identifiers)]
-    if len(found) == 1 and wanted.isdigit() and found[0].alias == wanted != str(found[0].number):
-        raise Refused("plug %s is the alias of outlet %d, and no outlet's number: use its id, or "
+        raise Refused("no outlet was named (plug=...), and %s" % describe_outlets(outlets))
+    found = [outlet for outlet in outlets if is_named(outlet, wanted, label)]
+    if len(found) > 1:
+        raise Refused("plug %s names %d outlets of this device; use a number or an id: %s"
+                      % (quote(wanted), len(found), describe_outlets(outlets)))
+    if not found:
+        raise Refused("plug %s names no outlet of this device: %s"
+                      % (quote(wanted), describe_outlets(outlets)))
+    if is_number_of_another(found[0], wanted):
+        raise Refused("plug %s is the alias of outlet %s, and not its number: use its id, or "
                       "rename it" % (quote(wanted), found[0].number))
-    if len(found) != 1:
-        raise Refused("plug %s names %s of its outlets; it has %s" % (
-            quote(wanted), len(found) or "none", describe_outlets(outlets)))
     return found[0]
 
 
+def is_named(outlet, wanted, label):
+    """Return whether a name means this outlet; the label means one by its alias alone."""
+    if outlet.alias == wanted:
+        return True
+    if wanted == label:
+        return False
+    # The number must be written as on the case: "01" is an identifier of another outlet than "1".
+    return wanted == str(outlet.number) or wanted.lower() in outlet.identifiers
+
+
+def is_number_of_another(outlet, wanted):
+    """An alias that looks like a number, and is another one than the outlet has on the case."""
+    return wanted.isdigit() and outlet.alias == wanted and wanted != str(outlet.number)
+
+
 def describe_outlets(outlets):
-    return ", ".join("%s (%s)" % (outlet.number, quote(outlet.alias, 40)) for outlet in outlets)
+    if not outlets:
+        return "the device lists no outlets"
+    return "the device has " + ", ".join(
+        "%s (%s)" % (outlet.number, quote(outlet.alias, 40)) for outlet in outlets)
 
 
-def doubt_about_meter(watts, policy):
-    """Return why an outlet that reports OFF cannot be believed, or "" when it can."""
-    # watts: what the meter read, None where there is no meter or it gave no reading.
-    # policy: auto (a reading counts, a missing one does not) or require (a reading must be there).
-    if watts is None:
-        return "the meter gave no reading, and power_meter=require" if policy == "require" else ""
-    if abs(watts) > METER_SILENT_WATTS:
-        return "relay reports OFF but the outlet still draws %.0f W" % watts
+def parse_state_words(words, subject):
+    """Return the PowerState that all words (at least one) say: each is "ON" or "OFF"."""
+    if not words or words.count(words[0]) < len(words) or words[0] not in ("ON", "OFF"):
+        raise ProtocolError("%s is neither ON nor OFF: %s" % (subject, quote(json.dumps(words))))
+    return PowerState[words[0]]
+
+
+def readings_needed(wanted):
+    """Return how many readings of a state in a row confirm it.
+
+    OFF takes two: the first reading after a command may be old, a pulse timer may switch back, and
+    a computer's power supply bridges the first second.
+    """
+    return OFF_READINGS if wanted is PowerState.OFF else 1
+
+
+def doubt_about_state(state, wanted, unacknowledged, waited):
+    """Return why one reading after a command does not show the wanted state, or "" if it does.
+
+    unacknowledged: why the device has not acknowledged the command, "" when it has. waited: the
+    time that it had to obey, as text.
+    """
+    if state is wanted:
+        return ""
+    if unacknowledged:
+        return "the device did not acknowledge %s: %s" % (wanted.value, unacknowledged)
+    return ("the device acknowledged %s and still reports %s after %s (is its relay locked or "
+            "stuck, or does something switch it back?)" % (wanted.value, state.value, waited))
+
+
+def doubt_about_meter(watts, policy, no_reading=""):
+    """Return why an outlet that reports OFF cannot be believed, or "" when it can.
+
+    watts: what the meter read, None where there is no meter or it gave no reading; no_reading: why
+    it gave none. policy: auto (a reading counts, a missing one does not), ignore (not even a
+    reading counts) or require (a reading must be there).
+    """
+    if policy == "ignore":
+        return ""
+    if watts is None and policy == "require":
+        return "no power meter gave a reading, and power_meter=require wants one: %s" % (
+            no_reading or "the device has none for this outlet, or none that reads while it is off")
+    if watts is not None and abs(watts) > METER_SILENT_WATTS:
+        return ("the relay reports OFF, but the outlet still draws %.0f W (is the relay welded, or "
+                "was another outlet switched?)" % watts)
     return ""
+
+
+def remember_load(load, watts, doubt):
+    """Return the doubt about a load after one more reading.
+
+    SAFETY: a meter that falls silent after it has shown a load has shown a welded relay.
+    Test: test_a_load_that_was_seen_is_not_forgotten_when_the_meter_falls_silent
+    """
+    return load if load and watts is None else doubt
 
 
 class Finding(enum.Enum):
@@ -362,6 +460,20 @@ class Finding(enum.Enum):
     UNKNOWN = "unknown"
 
 
+# How a target is proven dead, from here to the end of the section. One look gives
+#   - what the fence device says about the outlet, judged by judge_power, and
+#   - a Sight of every address of the target and of every witness; each address of the target is
+#     judged by judge_address, beside its witnesses.
+# Each of them becomes one Evidence, and judge adds all Evidence up to the Verdict.
+#
+# An answer is easy: who answers is alive. The difficulty is silence, which a broken cable on this
+# side brings about as well as a dead target. So silence counts only over a path that is proven to
+# work. A *route* is what this machine's kernel says about packets to an address: a belief. The
+# *path* is all that the packets pass, switches and firewalls included. What proves it, the best
+# first:
+#   - a witness: another address that takes the same route, and that answers in the same look;
+#   - where nobody knows a witness, the carrier of a wire, and ARP, which no IP firewall filters;
+#   - on a cable from node to node, the lost carrier itself: it is the other node that feeds it.
 POWER, NETWORK = "power", "network"
 
 # One observation about the target. source: POWER or NETWORK. subject: what was observed. seen: what
@@ -372,48 +484,81 @@ Evidence = namedtuple("Evidence", "source finding subject seen reason")
 Verdict = namedtuple("Verdict", "finding blockers")
 Target = namedtuple("Target", "network address")
 
+# The networks that have a parameter of their own: their key in a cluster file, and their name in
+# what people read.
+NETWORK_NAMES = {"mgmt": "Management", "storage": "Storage", "client": "Client"}
+
 
 def network_key(name):
-    """Return the name of a network as names are compared: in any case, and mgmt is management."""
-    return {"mgmt": "management"}.get(name.lower(), name.lower())
+    """Return a network's name as names are compared: in any case, and mgmt is Management."""
+    return NETWORK_NAMES.get(name.lower(), name).lower()
 
 
-# How packets to one address leave this machine, by its kernel. mac, source: our own addresses there
-# (bytes); mac is b"" where nobody speaks ARP or neighbour discovery. gateway: b"" for an attached
-# network. changes: how often the carrier came or went. kind: of the link, and of what it stands on:
-# "" for a network card, "dormant" for one that waits, "bridge", "bond", "macvlan on bridge"...
-Path = namedtuple("Path", "interface index mac source gateway has_carrier changes kind")
-WIRED_LINKS = ("", "veth", "bond", "team")  # kinds of links whose carrier is that of a wire
+def describe_target(target):
+    return "%s %s" % (target.network, target.address)
+
+
+# What the kernel says about packets to one address.
+#   interface, index: of the link that they leave by.
+#   mac, source:      our own addresses there (bytes); mac is b"" on a link that has neither ARP nor
+#                     neighbour discovery.
+#   gateway:          the router (bytes); b"" where the network is attached to the link.
+#   has_carrier:      the other end of the link is there.
+#   carrier_changes:  how often the carrier came or went since the link exists (bytes).
+#   link_kind:        "" for a network card, "dormant" for a link that still waits (for a login at
+#                     the switch, say), else what the kernel calls it; with what it stands on, if
+#                     its carrier is that one's: "bridge", "bond", "macvlan on bridge".
+Route = namedtuple("Route", "interface index mac source gateway has_carrier carrier_changes "
+                            "link_kind")
+CABLE_LINKS = ("", "veth")                     # their carrier is fed by the other end alone
+WIRED_LINKS = CABLE_LINKS + ("bond", "team")   # their carrier is that of a wire, or of several
 
 
 class Sight:
-    """What one look saw of one address."""
+    """What one look saw of one address, of the target or of a witness."""
 
     def __init__(self, address):
         self.address = address
         self.family = socket.AF_INET6 if ":" in address else socket.AF_INET
         self.packed = socket.inet_pton(self.family, address)
-        self.path = None         # a Path, if there is one
-        self.obstacle = ""       # why its silence would mean nothing
-        self.echoed = False      # it answered an echo
+        # Whether its silence may count at all.
+        self.route = None        # the Route, if there is one and it held for the whole look
+        self.obstacle = ""       # the first reason why its silence would mean nothing
+        self.uses_arp = False    # it is asked by ARP too, which no IP firewall filters
+        # What came back. Each of these alone is life.
+        self.echoed = False      # it answered an ICMP echo
         self.rejected = False    # it refused one with an ICMP error of its own
-        self.uses_arp = False
-        self.neighbour = False   # it answered ARP (if uses_arp) or neighbour discovery
+        self.neighbour = False   # it answered ARP or neighbour discovery
 
     def answered(self):
         return self.echoed or self.rejected or self.neighbour
 
     def is_attached(self):
-        return bool(self.path.mac) and not self.path.gateway
+        """Return whether it can be asked without a router, by ARP or neighbour discovery."""
+        return bool(self.route.mac) and not self.route.gateway
 
-    def goes_the_way_of(self, other):
-        """An address without a path may go any way: it must not pass for one nobody asked about."""
-        return self.family == other.family and (self.path is None or (
-            self.path.interface, self.path.gateway) == (other.path.interface, other.path.gateway))
+    def is_witness_for(self, silent):
+        """Return whether packets to this address prove the path to another one, which has a route.
 
-    def block(self, reason):
-        """Remember the first reason why silence means nothing."""
+        An answer from the other family, by another interface or through another router says
+        nothing. A witness that has no route at all might take any, so it counts as one that is
+        silent: left out, it would look as if nobody had named a witness, and less would do.
+        """
+        if self.family != silent.family:
+            return False
+        if self.route is None:
+            return True
+        return (self.route.interface, self.route.gateway) == (
+            silent.route.interface, silent.route.gateway)
+
+    def add_obstacle(self, reason):
+        """Note why its silence would mean nothing; the first reason is the one that is told."""
         self.obstacle = self.obstacle or reason
+
+    def lose_route(self, reason):
+        """Note that there is no route, which outweighs any other obstacle."""
+        self.route = None
+        self.obstacle = reason
 
 
 def judge(evidence):
@@ -421,131 +566,203 @@ def judge(evidence):
     # SAFETY: one sign of life outweighs everything, and dead is only what every observation agrees
     # on: exactly one device, which says OFF, and at least one silent network.
     # Test: test_dead_needs_every_observation_to_agree
-    sources = [item.source for item in evidence]
     alive = [item for item in evidence if item.finding is Finding.ALIVE]
-    doubts = [item for item in evidence if item.finding is not Finding.DEAD]
     if alive:
         return Verdict(Finding.ALIVE, alive)
-    if doubts or sources.count(POWER) != 1 or sources.count(NETWORK) < 1:
-        return Verdict(Finding.UNKNOWN, doubts)
+    unknown = [item for item in evidence if item.finding is not Finding.DEAD]
+    sources = [item.source for item in evidence]
+    is_complete = sources.count(POWER) == 1 and sources.count(NETWORK) >= 1
+    if unknown or not is_complete:
+        return Verdict(Finding.UNKNOWN, unknown)
     return Verdict(Finding.DEAD, [])
 
 
-def judge_power(state, watts, policy):
-    """Return (finding, reason) for what a device says about the target's outlet."""
+def judge_power(state, watts, policy, no_reading=""):
+    """Return (finding, reason) for what a device says about the target's outlet.
+
+    watts, policy, no_reading: see doubt_about_meter.
+    """
     # SAFETY: only a positive OFF is evidence of death; a load that is still drawn is evidence of
     # life: the relay is welded, or another outlet was switched.
     # Test: test_only_a_positive_off_is_evidence_of_death
+    if state is PowerState.ON:
+        return Finding.ALIVE, ""
     if state is not PowerState.OFF:
-        return Finding.ALIVE if state is PowerState.ON else Finding.UNKNOWN, ""
-    doubt = "" if policy == "ignore" else doubt_about_meter(watts, policy)
+        return Finding.UNKNOWN, ""
+    doubt = doubt_about_meter(watts, policy, no_reading)
     if not doubt:
         return Finding.DEAD, ""
     return Finding.UNKNOWN if watts is None else Finding.ALIVE, doubt
 
 
 def judge_address(sight, witnesses, is_direct):
-    """Return (finding, what was seen, reason) for one address of the target after one look."""
+    """Return (finding, what was seen, reason) for one address of the target after one look.
+
+    witnesses: the Sights of all that are named for its network, and of the fence device.
+    is_direct: the network is one cable from node to node.
+    """
     if sight.answered():
-        means = "ARP" if sight.family == socket.AF_INET else "neighbour discovery"
-        reason = ("" if sight.echoed else "it rejects ICMP echo with an error of its own"
-                  if sight.rejected else means + " only: ICMP is filtered")
-        return Finding.ALIVE, "reachable", reason
+        return Finding.ALIVE, "reachable", explain_answer(sight)
     doubt = doubt_about_path(sight, witnesses, is_direct)
     if doubt:
         return Finding.UNKNOWN, "unreachable", doubt
-    remark = ""
-    if not sight.path.has_carrier:
-        remark = "the other end of the cable is dead: %s has no carrier" % sight.path.interface
-    elif not any(witness.goes_the_way_of(sight) for witness in witnesses):
-        remark = "no witness: route and carrier of %s must do" % sight.path.interface
-    return Finding.DEAD, "unreachable", remark
+    return Finding.DEAD, "unreachable", explain_silence(sight, witnesses)
 
 
-def doubt_about_path(sight, witnesses, is_direct):
-    """Return why silence of this address would prove nothing, or "" when it would."""
-    # SAFETY: own failures look exactly like a dead target, so silence needs a path that is known to
-    # work: a route, a carrier, and the answer of a witness that goes the same way. Where no witness
-    # is known only ARP is believed, which no IP firewall on either side filters.
-    # Test: test_silence_counts_only_over_a_proven_path
-    if sight.path is None:
-        return "no path from here: " + sight.obstacle
-    if not sight.path.has_carrier:
-        # A cable without a switch: the peer itself feeds the carrier, so its loss is its silence;
-        # a bridge, a bond or a macvlan also loses it when its own port is switched off here.
-        is_cable = is_direct and not sight.path.gateway and sight.path.kind in ("", "veth")
-        return "" if is_cable else "no path from here: %s has no carrier" % sight.path.interface
-    if sight.obstacle:
-        return sight.obstacle
-    known = [witness for witness in witnesses if witness.goes_the_way_of(sight)]
-    if known and not any(witness.answered() for witness in known):
-        return "no path from here: witness %s is silent too" % " and ".join(
-            witness.address for witness in known)
-    if not known and sight.path.kind.rpartition(" on ")[2] not in WIRED_LINKS:
-        return "no proof of a path: a %s has a carrier of its own (witness_ips)" % sight.path.kind
-    if not known and not sight.uses_arp:
-        return "no proof of a path: without ARP a witness there must answer (witness_ips)"
+def explain_answer(sight):
+    """Return how an address showed life, or "" when it simply answered the echo."""
+    if sight.echoed:
+        return ""
+    if sight.rejected:
+        return "it rejects ICMP echo with an error of its own"
+    means = "ARP" if sight.family == socket.AF_INET else "neighbour discovery"
+    return means + " only: ICMP is filtered"
+
+
+def explain_silence(sight, witnesses):
+    """Return what had to do as proof of the path where no witness has answered, or ""."""
+    interface = sight.route.interface
+    if not sight.route.has_carrier:
+        return "the other end of the direct cable is dead: %s has no carrier" % interface
+    if not any(witness.is_witness_for(sight) for witness in witnesses):
+        return "no witness known: judged by the route and the carrier of %s alone" % interface
     return ""
 
 
-# What to look at first, by the evidence that stands against death.
+def doubt_about_path(sight, witnesses, is_direct):
+    """Return why silence of this address would prove nothing, or "" when it would.
+
+    Asked about an address that answers, as monitor does, it tells what its silence would be worth.
+    """
+    # SAFETY: own failures look exactly like a dead target, so silence needs a path that is known to
+    # work: a route, a carrier, and the answer of a witness that takes the same route. Where no
+    # witness is known only ARP is believed, which no IP firewall on either side filters.
+    # Test: test_silence_counts_only_over_a_proven_path
+    if sight.route is None:
+        return "no usable route from this machine: " + sight.obstacle
+    if not sight.route.has_carrier:
+        # Before the obstacles: without a carrier nothing can be sent, and on a direct cable that is
+        # the proof.
+        if is_direct and is_end_of_cable(sight.route):
+            return ""
+        return "this machine's own link is down: %s has no carrier" % sight.route.interface
+    if sight.obstacle:
+        return sight.obstacle
+    known = [witness for witness in witnesses if witness.is_witness_for(sight)]
+    if known:
+        return doubt_about_witnesses(known)
+    need = need_of_witness(sight)
+    if need:
+        return "a witness on the same route is needed, because %s: add one to witness_ips" % need
+    return ""
+
+
+def is_end_of_cable(route):
+    """Return whether it is the other end alone that feeds the carrier of this route's link."""
+    # A bridge, a bond or a macvlan also loses it when its own port is switched off here.
+    return not route.gateway and route.link_kind in CABLE_LINKS
+
+
+def doubt_about_witnesses(witnesses):
+    """Return "" when one of them has answered, else who was silent."""
+    # One is enough: a witness may be down for reasons of its own.
+    if any(witness.answered() for witness in witnesses):
+        return ""
+    names = " and ".join(witness.address for witness in witnesses)
+    if len(witnesses) > 1:
+        return "witnesses %s are silent too, so the path to it may be broken" % names
+    return "witness %s is silent too, so the path to it may be broken" % names
+
+
+def need_of_witness(sight):
+    """Return why route and carrier are not enough to believe this silence, or "" when they are."""
+    route = sight.route
+    # What decides is the lowest link, the one whose carrier it is.
+    if route.link_kind.rpartition(" on ")[2] not in WIRED_LINKS:
+        return "the carrier of %s (%s) does not show a cut cable" % (
+            route.interface, route.link_kind)
+    if sight.uses_arp:
+        return ""
+    if route.gateway:
+        return "the address is behind a router"
+    if sight.family == socket.AF_INET6:
+        return "IPv6 has no ARP, and firewalls can filter its neighbour discovery"
+    if not route.mac:
+        return "%s is a link without ARP" % route.interface
+    return "arp_check is 0"
+
+
+# What to do first, by the evidence that stands against death.
 FIRST_LOOKS = {
-    (POWER, Finding.ALIVE): "did the device before this one in the level act on the right outlet?",
-    (POWER, Finding.UNKNOWN): "look first at the fence device and the way to it",
-    (NETWORK, Finding.ALIVE): "it has power: is it the right outlet, is there a UPS or a second "
-                              "power supply?",
-    (NETWORK, Finding.UNKNOWN): "look at this machine's link, route and firewall, and the witness"}
+    (POWER, Finding.ALIVE): "the outlet still has power: did the power agent in this fencing level "
+                            "switch the right outlet?",
+    (POWER, Finding.UNKNOWN): "check the fence device and this machine's connection to it",
+    (NETWORK, Finding.ALIVE): "the node is still running: is it the right outlet, or is there a "
+                              "UPS or a second power supply?",
+    (NETWORK, Finding.UNKNOWN): "check this machine's link, route and firewall, and the witness"}
 
 
 def render_evidence(item):
-    return "%s: %s%s" % (item.subject, item.seen, " (%s)" % item.reason if item.reason else "")
+    remark = " (%s)" % item.reason if item.reason else ""
+    return "%s: %s%s" % (item.subject, item.seen, remark)
 
 
 def render_blockers(verdict):
-    """Return which evidence stands against death, and what to look at first."""
-    hints = [FIRST_LOOKS[item.source, item.finding] for item in verdict.blockers[:1]]
-    return "; ".join([render_evidence(item) for item in verdict.blockers] + hints)
+    """Return which evidence stands against death, and what to do first."""
+    if not verdict.blockers:
+        return "the evidence is incomplete"
+    first = verdict.blockers[0]
+    reasons = [render_evidence(item) for item in verdict.blockers]
+    return "; ".join(reasons + [FIRST_LOOKS[first.source, first.finding]])
 
 
 # SECTION: DIALECTS --------------------------------------------------------------------------------
 # A dialect is what a family of plugs speaks: one row each. Choices, ports, keys of the cluster
 # file, help and errors are derived from the rows; a family's facts and code are in its room.
 
-# name: as device= and the rooms of part 3 call it. title: for help texts. method: its word in the
+# name: as device= and the rooms of part 3 call it. title: for texts. method: its word in the
 # cluster file and in fence_method. agent: who speaks it; "" where the cluster file names the agent.
-# port: that the device listens on; 0 where an installed agent knows it. urls: the pattern of the
-# paths that only it has. keys: of the cluster file, beside those that every method takes; required:
-# of all of them (password_script serves as a password). fixed: parameters that its agent gets each
-# time. comes_back: whether a node is powered on again after it was fenced, unless power_on tells.
-Dialect = namedtuple("Dialect", "name title method agent port urls keys required fixed comes_back")
+# port: that the device listens on; 0 where an installed agent knows it. urls: a pattern of the
+# paths that only it has, and url_form how such a path is shown. keys: of the cluster file, beside
+# those that every method takes; required: of all keys (password_script serves as a password).
+# fixed: parameters that its agent gets each time. comes_back: whether a node is powered on again
+# after it was fenced, unless power_on tells.
+Dialect = namedtuple(
+    "Dialect", "name title method agent port urls url_form keys required fixed comes_back")
 
 DIALECTS = {row.name: row for row in (
     Dialect(
-        name="ipmi", title="IPMI", method="ipmi", agent="fence_ipmilan", port=0, urls="",
-        keys=(), required=("ip", "user", "password"), fixed={"lanplus": "1"}, comes_back=True),
+        name="ipmi", title="IPMI", method="ipmi", agent="fence_ipmilan", port=0,
+        urls="", url_form="", keys=(), required=("ip", "user", "password"),
+        fixed={"lanplus": "1"}, comes_back=True),
     Dialect(
-        name="kasa", title="TP-Link Kasa", method="kasa", agent="fence_kasa", port=9999, urls="",
+        name="kasa", title="TP-Link Kasa plugs and strips", method="kasa",
+        agent="fence_kasa", port=9999, urls="", url_form="",
         keys=("mac", "outlet", "power_meter"), required=("ip",), fixed={}, comes_back=False),
     Dialect(
         name="tasmota", title="Tasmota", method="tasmota", agent="fence_http", port=HTTP_PORT,
-        urls=r"/cm\?(.*&)?cmnd=", keys=("mac", "outlet", "power_meter", "ssl", "ssl_insecure"),
-        required=("ip",), fixed={"device": "tasmota"}, comes_back=False),
+        urls=r"/cm\?(.*&)?cmnd=", url_form="/cm?cmnd=",
+        keys=("mac", "outlet", "power_meter", "ssl", "ssl_insecure"), required=("ip",),
+        fixed={"device": "tasmota"}, comes_back=False),
     Dialect(
         name="esphome", title="ESPHome", method="esphome", agent="fence_http", port=HTTP_PORT,
-        urls="/switch/",
+        urls="/switch/", url_form="/switch/",
         keys=("mac", "outlet", "switch_name", "power_meter", "ssl", "ssl_insecure"),
         required=("ip",), fixed={"device": "esphome"}, comes_back=False),
     Dialect(
-        name="url", title="any HTTP power switch", method="http", agent="fence_http",
-        port=HTTP_PORT, urls="",
+        name="url", title="any other HTTP power switch", method="http", agent="fence_http",
+        port=HTTP_PORT, urls="", url_form="",
         keys=("power_on_url", "power_off_url", "status_url", "status_on_regex",
               "status_off_regex", "http_method", "power_meter", "ssl", "ssl_insecure"),
         required=("ip", "power_off_url", "status_url", "status_on_regex", "status_off_regex"),
         fixed={}, comes_back=False),
     Dialect(
-        name="agent", title="an installed fence agent", method="agent", agent="", port=0, urls="",
-        keys=("agent", "outlet"), required=("agent",), fixed={}, comes_back=True))}
+        name="agent", title="an installed fence agent", method="agent", agent="", port=0,
+        urls="", url_form="", keys=("agent", "outlet"), required=("agent",),
+        fixed={}, comes_back=True))}
 DIALECTS_BY_METHOD = {row.method: row for row in DIALECTS.values()}
+BY_URL = "http"  # the method that tells the dialect by the URLs, unless device names it
+FOREIGN_AGENT = r"(/\S*/)?fence_\w+"  # how fence_method names an installed agent
 
 
 def dialects_of(agent):
@@ -553,28 +770,65 @@ def dialects_of(agent):
     return [row for row in DIALECTS.values() if row.agent == agent]
 
 
-def find_own_methods():
-    """Return the words of fence_method for what this file speaks, and for IPMI."""
+def list_titles(agent):
+    """Return the titles of an agent's dialects as a part of a sentence."""
+    *most, last = [row.title for row in dialects_of(agent)]
+    return " and ".join([", ".join(most), last] if most else [last])
+
+
+def choose_dialect(method, device, urls):
+    """Return the row that a method, the parameter device and the paths of the URLs mean.
+
+    Raises UsageError for a method that does not exist and for URLs of more than one family.
+    """
+    if method == BY_URL:
+        return DIALECTS[device if device != "auto" else tell_dialect_by_urls(urls)]
+    if method in DIALECTS_BY_METHOD:
+        return DIALECTS_BY_METHOD[method]
+    if re.fullmatch(FOREIGN_AGENT, method):
+        return DIALECTS["agent"]
+    raise UsageError("fence_method: %s is none of %s, or the name of an installed agent (fence_...)"
+                     % (quote(method), ", ".join(list_methods())))
+
+
+def list_methods():
+    """Return the words that fence_method knows; for any other agent it takes the agent's name."""
     return [row.method for row in DIALECTS.values() if row.agent]
 
 
-def find_url_dialects(paths):
-    """Return the names of the dialects that paths of URLs belong to; no one else's is "url"."""
-    return {next((row.name for row in DIALECTS.values() if row.urls and re.match(row.urls, path)),
-                 "url") for path in paths}
+def tell_dialect_by_urls(urls):
+    """Return the name of the dialect that all these paths belong to."""
+    found = sorted({tell_dialect_by_url(path) for path in urls})
+    if not found:
+        known = " or ".join("device=" + row.name for row in DIALECTS.values() if row.urls)
+        raise UsageError("nothing says what the device is: set %s, or power_on_url, power_off_url "
+                         "and status_url" % known)
+    if len(found) > 1:
+        raise UsageError("the URLs belong to different kinds of device (%s): set device, or mend "
+                         "the URLs" % ", ".join(found))
+    return found[0]
+
+
+def tell_dialect_by_url(path):
+    for row in DIALECTS.values():
+        if row.urls and re.match(row.urls, path):
+            return row.name
+    return DIALECTS_BY_METHOD[BY_URL].name
 
 
 # SECTION: PARAMETERS ------------------------------------------------------------------------------
-# Every parameter is one row: stdin names, options, defaults, metadata and help follow. Pure.
+# Every parameter is one row: stdin names, options, defaults, metadata and help follow. All settings
+# have one shape: every parameter of every agent, typed, with its default where it was not given.
 
 STRING, INTEGER, SECONDS, BOOLEAN = "string", "integer", "second", "boolean"
 SELECT, MAC, URL, PATTERN = "select", "mac", "url", "pattern"
+
 Param = namedtuple("Param", "name kind letter default aliases secret choices help")
 
 
-def param(name, kind, help, letter="", default="", aliases="", secret=False, choices=""):
-    return Param(name, kind, letter, default, tuple(aliases.split()), secret,
-                 tuple(choices.split()), help)
+def param(name, kind, help, letter="", default="", aliases="", secret=False, choices=()):
+    return Param(name=name, kind=kind, letter=letter, default=default,
+                 aliases=tuple(aliases.split()), secret=secret, choices=tuple(choices), help=help)
 
 
 # The parameters, by the agents that take them.
@@ -587,21 +841,22 @@ DEVICE_PARAMS = (  # fence_kasa and fence_http
 HTTP_PARAMS = (  # fence_http
     param("ssl", BOOLEAN, "Use TLS, and verify the certificate (default port: 443)", letter="z"),
     param("ssl_insecure", BOOLEAN, "Use TLS with any certificate (default port: 443)"),
-    param("device", SELECT, "What the device speaks; auto: a /cm?cmnd= URL means tasmota, a "
-          "/switch/ URL esphome, any other is taken as it stands", default="auto",
-          choices="auto tasmota esphome url"),
+    param("device", SELECT, "What the device speaks; auto tells it by the URLs (%s; any other URL "
+          "is taken as it stands)" % ", ".join("%s: %s..." % (row.name, row.url_form)
+                                               for row in DIALECTS.values() if row.urls),
+          default="auto", choices=["auto"] + [row.name for row in dialects_of("fence_http")]),
     param("power_on_url", URL, "Path (or full URL on the same host) that switches on"),
     param("power_off_url", URL, "Path (or full URL on the same host) that switches off"),
     param("http_method", SELECT, "Method of the switching URLs of device=url; auto is GET",
-          default="auto", choices="auto GET POST"))
+          default="auto", choices=("auto", "GET", "POST")))
 STATUS_PARAMS = (  # fence_http and fence_check
     param("switch_name", STRING, "Name or object id of the ESPHome switch: same as plug"),
     param("status_url", URL, "Path (or full URL on the same host) that tells the power state"),
     param("status_on_regex", PATTERN, "Regex that only a status of ON matches (for device=url)"),
     param("status_off_regex", PATTERN, "Regex that only a status of OFF matches (for device=url)"))
 CHECK_PARAMS = (  # fence_check
-    param("fence_method", STRING, "What the fence device speaks: ipmi, kasa, tasmota, esphome, "
-          "http, or the name of any installed fence agent"),
+    param("fence_method", STRING, "What the fence device speaks: %s, or the name of any installed "
+          "fence agent" % ", ".join(list_methods())),
     param("fence_ip", STRING, "Address or name of the fence device"),
     param("fence_ipport", INTEGER, "Port of the fence device"),
     param("fence_user", STRING, "User name at the fence device"),
@@ -639,7 +894,7 @@ COMMON_PARAMS = (  # all agents
           aliases="passwd_script"),
     param("power_meter", SELECT, "What a power meter in the device says about an outlet that "
           "reports OFF: auto (a load fails the action, no reading does not), ignore, or require "
-          "(no reading fails it too)", default="auto", choices="auto ignore require"),
+          "(no reading fails it too)", default="auto", choices=("auto", "ignore", "require")),
     param("delay", SECONDS, "Seconds to wait before off and reboot", default="0"),
     param("login_timeout", SECONDS, "Seconds to wait for a connection", default="5"),
     param("shell_timeout", SECONDS, "Seconds to wait for the answer to one request", default="10"),
@@ -664,9 +919,9 @@ PARAMS_BY_NAME = {row.name: row for row in PARAMS}
 PARSERS = {STRING: str, SELECT: str, INTEGER: parse_whole_number, SECONDS: parse_seconds,
            BOOLEAN: parse_boolean, MAC: parse_mac, URL: parse_url, PATTERN: parse_pattern}
 CONTENT_TYPES = {MAC: STRING, URL: STRING, PATTERN: STRING}
-
 # The URLs of a device, and the state that each one leads to.
 URL_PARAMS = {"power_on_url": PowerState.ON, "power_off_url": PowerState.OFF, "status_url": None}
+TIME_LIMITS = ("login_timeout", "shell_timeout", "power_timeout")
 
 
 def parse_stdin(text):
@@ -736,59 +991,80 @@ def parse_value(name, parse, text):
         raise UsageError("%s: %s" % (name, error)) from None
 
 
-def build_settings(values, params, defaults):
-    """Return the typed settings of one run; raise UsageError that names a bad parameter."""
-    settings = {}
-    for row in params:
-        text = values.get(row.name, defaults.get(row.name, row.default))
-        empty = False if row.kind == BOOLEAN else ""
-        settings[row.name] = parse_value(row.name, PARSERS[row.kind], text) if text else empty
-        if row.kind == SELECT and text not in row.choices:
-            raise UsageError("%s: %s is not %s" % (row.name, quote(text), " or ".join(row.choices)))
-    settings = types.SimpleNamespace(**settings)
-    if "ipport" not in values and uses_tls(settings):
-        settings.ipport = HTTPS_PORT
-    settings.verbose_level = max(settings.verbose_level, int(settings.verbose))
-    check_settings(settings)
-    if values.get("ipport", "") not in ("", str(getattr(settings, "ipport", ""))):
-        raise UsageError("ip names port %d, ipport %s" % (settings.ipport, quote(values["ipport"])))
+def build_settings(values, defaults):
+    """Return the typed settings of one run; raise UsageError that names a bad parameter.
+
+    values: {name: text} that was given. defaults: {name: text} that go before those of the rows.
+    """
+    settings = types.SimpleNamespace(**{
+        row.name: build_setting(row, values.get(row.name, defaults.get(row.name, row.default)))
+        for row in PARAMS})
+    settings.family = choose_family(settings)
+    settings.options = {}  # of an installed agent, see build_check_settings
+    settings.targets, settings.witnesses, settings.direct_keys = [], [], set()  # see check_look
+    check_times(settings)
+    take_switch_name(settings)
+    if defaults.get("ipport"):
+        take_address(settings, values.get("ipport", ""))
     return settings
 
 
-def uses_tls(settings):
-    return getattr(settings, "ssl", False) or getattr(settings, "ssl_insecure", False)
+def build_setting(row, text):
+    """Return the value of one parameter; without a text it is "", or False of a yes or no."""
+    if not text:
+        return False if row.kind == BOOLEAN else ""
+    if row.kind == SELECT and text not in row.choices:
+        raise UsageError("%s: %s is not %s" % (row.name, quote(text), " or ".join(row.choices)))
+    return parse_value(row.name, PARSERS[row.kind], text)
 
 
-def check_settings(settings):
-    """Raise UsageError for values that no action can work with."""
-    for name in ("login_timeout", "shell_timeout", "power_timeout"):
+def choose_family(settings):
+    """Return the address family that names are looked up in."""
+    if settings.inet4_only and settings.inet6_only:
+        raise UsageError("inet4_only and inet6_only exclude each other")
+    if settings.inet4_only:
+        return socket.AF_INET
+    return socket.AF_INET6 if settings.inet6_only else socket.AF_UNSPEC
+
+
+def check_times(settings):
+    """Raise UsageError for time limits that no action can work with."""
+    for name in TIME_LIMITS:
         if getattr(settings, name) <= 0:
             raise UsageError("%s must be more than 0 seconds" % name)
     if settings.stonith_status_sleep < SHORTEST_PAUSE_SECONDS:
         raise UsageError("stonith_status_sleep must be %s or more: two looks at one moment are one"
                          % render_seconds(SHORTEST_PAUSE_SECONDS))
     if settings.power_wait + settings.stonith_status_sleep >= settings.power_timeout:
-        raise UsageError("power_wait and stonith_status_sleep leave no look within power_timeout")
-    if getattr(settings, "inet4_only", False) and settings.inet6_only:
-        raise UsageError("inet4_only and inet6_only exclude each other")
-    if getattr(settings, "ip", ""):
+        raise UsageError("power_wait and stonith_status_sleep leave no look within "
+                         "power_timeout: make it longer")
+
+
+def take_switch_name(settings):
+    """Let switch_name be the plug; two that differ are refused."""
+    if not settings.switch_name:
+        return
+    if settings.plug not in ("", settings.nodename, settings.switch_name):
+        raise UsageError("plug %s and switch_name %s name different outlets"
+                         % (quote(settings.plug), quote(settings.switch_name)))
+    settings.plug = settings.switch_name
+
+
+def take_address(settings, given_port):
+    """Take ip apart where it holds a port too; two ports that differ are refused."""
+    if uses_tls(settings) and not given_port:
+        settings.ipport = HTTPS_PORT
+    if settings.ip:
         settings.ip, settings.ipport = split_address(settings.ip, settings.ipport)
+    if given_port not in ("", str(settings.ipport)):
+        raise UsageError("ip names port %d, ipport %s" % (settings.ipport, quote(given_port)))
 
 
-def choose_http_dialect(settings):
-    """Return the dialect that the URLs mean; all must mean the same."""
-    paths = [re.sub("^https?://[^/]*", "", getattr(settings, name)) for name in URL_PARAMS]
-    found = find_url_dialects([path for path in paths if path])
-    if not found:
-        raise UsageError("nothing says what the device is: set device=tasmota or device=esphome, "
-                         "or power_on_url, power_off_url and status_url")
-    if len(found) > 1:
-        raise UsageError("the URLs belong to different kinds of device (%s): set device"
-                         % ", ".join(sorted(found)))
-    return found.pop()
+def uses_tls(settings):
+    return settings.ssl or settings.ssl_insecure
 
 
-def find_path(url, settings):
+def parse_device_url(url, settings):
     """Return the path of a URL parameter; a full URL must lead to the device itself."""
     match = re.fullmatch("(https?)://([^/]+)(/.*)", url)
     if not match:
@@ -803,23 +1079,43 @@ def find_path(url, settings):
     return path
 
 
-def check_look(settings):
-    """Turn fence_check's lists into values, and refuse a look that could prove nothing."""
-    # SAFETY: no targets, a misspelled network or a look too short for an answer would all end in
-    # silence where there is life. Test: test_parameters_that_could_prove_nothing_are_usage_errors
-    settings.targets = [Target(network, check_address(address)) for network, text in (
-        ("Management", settings.target_mgmt_ip), ("Storage", settings.target_storage_ip),
-        ("Client", settings.target_client_ips)) for address in split_list(text)]
+def collect_url_paths(settings):
+    """Return {URL parameter: path} of those that are given, without looking at their hosts."""
+    return {name: re.sub("^https?://[^/]*", "", getattr(settings, name)) for name in URL_PARAMS
+            if getattr(settings, name)}
+
+
+# The network that each of these parameters holds the node's addresses in.
+TARGET_PARAMS = {"target_mgmt_ip": NETWORK_NAMES["mgmt"],
+                 "target_storage_ip": NETWORK_NAMES["storage"],
+                 "target_client_ips": NETWORK_NAMES["client"]}
+
+
+def take_networks(settings):
+    """Turn fence_check's lists into Targets, and refuse those that could prove nothing.
+
+    SAFETY: no targets or a misspelled network would end in silence where there is life.
+    Test: test_parameters_that_could_prove_nothing_are_usage_errors
+    """
+    settings.targets = [
+        Target(network, parse_value(name, parse_ip, address))
+        for name, network in TARGET_PARAMS.items()
+        for address in split_list(getattr(settings, name))]
     settings.targets += parse_named_addresses("target_ips", settings.target_ips)
     if not settings.targets:
-        raise UsageError("no address of the node given (target_mgmt_ip, target_storage_ip, "
-                         "target_client_ips, target_ips): nothing could be proven")
+        raise UsageError("no address of the node was given (%s, target_ips): nothing could be "
+                         "proven" % ", ".join(TARGET_PARAMS))
     settings.witnesses = parse_named_addresses("witness_ips", settings.witness_ips)
     settings.direct_keys = {network_key(name) for name in split_list(settings.direct_networks)}
     known = {network_key(target.network) for target in settings.targets}
     named = {network_key(witness.network) for witness in settings.witnesses}
     for name in sorted((named | settings.direct_keys) - known):
-        raise UsageError("no network %s (there are: %s)" % (quote(name), ", ".join(sorted(known))))
+        raise UsageError("witness_ips or direct_networks name the network %s, in which the node "
+                         "has no address (it is in: %s)" % (quote(name), ", ".join(sorted(known))))
+
+
+def check_look(settings):
+    """Raise UsageError for a look too short for an answer: it would find silence everywhere."""
     if (not FEWEST_ECHOES <= settings.ping_count <= MOST_ECHOES
             or settings.ping_timeout < SHORTEST_LOOK_SECONDS):
         raise UsageError("one look must have %d to %d questions, and take %s or more" % (
@@ -837,7 +1133,7 @@ def parse_named_addresses(parameter, text):
         name, _, address = item.partition("=") if "=" in item else ("Network", "=", item)
         if not name.strip():
             raise UsageError("%s: %s has no name before its =" % (parameter, quote(item)))
-        found.append(Target(name.strip(), check_address(address.strip())))
+        found.append(Target(name.strip(), parse_value(parameter, parse_ip, address.strip())))
     return found
 
 
@@ -846,39 +1142,50 @@ def parse_options(text):
     pairs = [item.partition("=") for item in split_list(text)]
     options = {name.strip().replace("-", "_"): value for name, _, value in pairs}
     if not all(name and equals for name, equals, _ in pairs):
-        raise UsageError("fence_options is not name=value,...")
+        raise UsageError("fence_options is not a list name=value,...")
     if {"action", "option"} & set(options):
         raise UsageError("fence_options names an action, and fence_check only reads the device")
     return options
 
 
-# Where fence_check's parameters go in the settings of its fence device.
+# What fence_check's parameters are called in the settings of its fence device.
 DEVICE_NAMES = {"fence_ip": "ip", "fence_ipport": "ipport", "fence_user": "username",
                 "fence_pass": "password", "fence_plug": "plug"}
 
 
-def build_check_settings(settings):
-    """Return fence_check's settings together with those that its device's own agent would have."""
-    # As there, the node's name selects the outlet unless fence_plug names another.
-    check_look(settings)
-    if settings.fence_pass and settings.password not in ("", settings.fence_pass):
+def build_check_settings(values, defaults):
+    """Return the settings of fence_check, which are also those of the device that it reads.
+
+    fence_options add parameters of the device and replace none of fence_check's own. As with the
+    power agents, the node's name selects the outlet unless fence_plug names another.
+    """
+    if len({values[name] for name in ("fence_pass", "password") if name in values}) > 1:
         raise UsageError("fence_pass and password are both given, with different values")
-    options = parse_options(settings.fence_options)
-    dialect = DIALECTS_BY_METHOD.get(settings.fence_method)
+    dialect = DIALECTS_BY_METHOD.get(values.get("fence_method", ""))
     port = dialect.port if dialect else 0
-    values, unknown = collect_values(options.items() if port else (), PARAMS)
-    own = sorted(name for name in values if hasattr(settings, name))
-    if unknown or own:
-        raise UsageError("fence_options: %s is %s" % (", ".join(map(quote, unknown or own)), (
-            "unknown" if unknown else "a parameter of fence_check itself")))
-    merged = build_settings(values, PARAMS, {"ipport": str(port or "")})
-    label = settings.nodename or settings.plug
-    given = {name: value for name, value in vars(settings).items() if value not in ("", None)}
-    vars(merged).update(given, options=options, nodename=label, plug=label)
-    vars(merged).update({name: given[own] for own, name in DEVICE_NAMES.items() if own in given})
-    if port:
-        merged.ip, merged.ipport = split_address(merged.ip, merged.ipport)
-    return merged
+    options = parse_options(values.get("fence_options", ""))
+    label = values.get("nodename") or values.get("plug", "")
+    own = dict(values, nodename=label, plug=label)
+    own.update({name: values[alias] for alias, name in DEVICE_NAMES.items() if alias in values})
+    device = collect_device_options(options) if port else {}
+    settings = build_settings(dict(device, **own), dict(defaults, ipport=str(port or "")))
+    settings.options = options
+    take_networks(settings)
+    check_look(settings)
+    return settings
+
+
+def collect_device_options(options):
+    """Return {parameter: text} of fence_options for a device that this file speaks to itself."""
+    found, unknown = collect_values(options.items(), PARAMS)
+    own = {row.name for row in CHECK_PARAMS + STATUS_PARAMS + COMMON_PARAMS} & set(found)
+    if unknown:
+        raise UsageError("fence_options: there is no parameter %s" % ", ".join(map(quote, unknown)))
+    if own:
+        raise UsageError("fence_options: %s is a parameter of fence_check itself"
+                         % ", ".join(sorted(map(quote, own))))
+    return found
+
 
 # PART 2: MACHINE ==================================================================================
 
@@ -902,8 +1209,22 @@ class Deadline:
         return Deadline(self.clock, min(seconds, self.left()))
 
 
+# Where each kind of words goes. syslog: the priority there, None for not there. verbose_level: from
+# which it is told on stderr; 0 is always, unless quiet. All of them go to the debug file.
+# SAFETY: a success must be silent on stderr, Pacemaker logs anything there as a warning.
+# Test: test_a_success_is_silent_on_stderr
+Words = namedtuple("Words", "syslog verbose_level mark")
+WORDS = {
+    "tell": Words(None, 0, ""),               # a reason, to whoever called
+    "error": Words(LOG_ERR, 0, ""),           # a reason that no event records
+    "event": Words(LOG_INFO, 1, ""),          # what was done
+    "warn": Words(LOG_WARNING, 1, "warning: "),
+    "debug": Words(None, 1, ""),              # a step
+    "message": Words(None, 2, "")}            # what went over the wire
+
+
 class Log:
-    """Where one run of the program leaves its words."""
+    """Where one run of the program leaves its words: stdout, stderr, syslog and a debug file."""
 
     def __init__(self, name):
         self.name = name
@@ -920,7 +1241,7 @@ class Log:
 
     def write(self, text):
         """Write the answer to stdout as UTF-8, whatever the locale is."""
-        data = (text + "\n").encode("utf-8", "backslashreplace")
+        data = (redact(text, self.secrets) + "\n").encode("utf-8", "backslashreplace")
         try:
             while data:
                 data = data[os.write(1, data):]
@@ -928,32 +1249,34 @@ class Log:
             raise Unreachable("cannot write the answer to stdout: %s" % error.strerror) from error
 
     def tell(self, text):
-        """Tell a reason to whoever called: one line on stderr, unless quiet."""
-        self._log(None, text, to_stderr=not self.quiet)
+        self._log("tell", text)
 
     def error(self, text):
-        """Tell a reason, and keep it in syslog: for what no event line records."""
-        self._log(LOG_ERR, text, to_stderr=not self.quiet)
+        self._log("error", text)
 
     def event(self, text):
-        """Record what was done: syslog and debug file; stderr only when verbose."""
-        # SAFETY: a success must be silent on stderr, Pacemaker logs anything there as a warning.
-        # Test: test_a_success_is_silent_on_stderr
-        self._log(LOG_INFO, text, to_stderr=self.verbose_level > 0)
+        self._log("event", text)
 
     def warn(self, text):
-        self._log(LOG_WARNING, "warning: " + text, to_stderr=self.verbose_level > 0)
+        self._log("warn", text)
 
-    def debug(self, text, level=1):
-        if self.verbose_level >= level or self.debug_file:
-            self._log(None, text, to_stderr=self.verbose_level >= level)
+    def debug(self, text):
+        self._log("debug", text)
 
-    def _log(self, priority, text, to_stderr):
-        text = one_line(redact(text, self.secrets))
+    def message(self, text):
+        self._log("message", text)
+
+    def _log(self, kind, text):
+        words = WORDS[kind]
+        is_told = self.verbose_level >= words.verbose_level and not (
+            self.quiet and words.verbose_level == 0)
+        if not is_told and words.syslog is None and not self.debug_file:
+            return  # before it is redacted: most steps are told to nobody
+        text = words.mark + one_line(redact(text, self.secrets))
         line = ("%s: %s\n" % (self.name, text)).encode("utf-8", "backslashreplace")
-        if priority is not None:
-            self._write_syslog(priority, text.encode("utf-8", "backslashreplace"))
-        if to_stderr:
+        if words.syslog is not None:
+            self._write_syslog(words.syslog, text.encode("utf-8", "backslashreplace"))
+        if is_told:
             write_all(2, line)
         if self.debug_file:
             self._append_debug(line)
@@ -1032,7 +1355,7 @@ class FilesAndPrograms:
         """Put text into a file that only its owner may read and run; it is there whole or not."""
         import tempfile
         if os.path.exists(path) and not os.path.isfile(path):
-            raise FenceError("cannot write %s: it is no file" % path)  # like /dev/null
+            raise FenceError("cannot write %s: it is not a regular file" % path)  # like /dev/null
         path = os.path.realpath(path)  # a link stays one
         try:
             handle, new_path = tempfile.mkstemp(dir=os.path.dirname(path))
@@ -1080,20 +1403,28 @@ class FilesAndPrograms:
 
 # Signs of life. Source: RFC 792 and 4443 (echo and errors), RFC 826 (ARP), RFC 4861 (neighbour
 # discovery), linux/rtnetlink.h, linux/if_link.h; read 2026-11. Seen: Linux 6.18.
-# The numbers of one family. silence: the (type, code) for "nobody there".
-IcmpWords = namedtuple("IcmpWords", "protocol request reply errors silence")
-ICMP = {socket.AF_INET: IcmpWords(socket.IPPROTO_ICMP, 8, 0, (3, 11), (3, 1)),
-        socket.AF_INET6: IcmpWords(socket.IPPROTO_ICMPV6, 128, 129, (1, 3), (1, 3))}
+# The numbers of ICMP in one family. request, reply: types of an echo. errors: the types that quote
+# the packet they are about. silence: the (type, code) of "host unreachable", nobody is there.
+IcmpNumbers = namedtuple("IcmpNumbers", "protocol request reply errors silence")
+ICMP = {socket.AF_INET: IcmpNumbers(protocol=socket.IPPROTO_ICMP, request=8, reply=0,
+                                    errors=(3, 11), silence=(3, 1)),
+        socket.AF_INET6: IcmpNumbers(protocol=socket.IPPROTO_ICMPV6, request=128, reply=129,
+                                     errors=(1, 3), silence=(1, 3))}
 ETHERTYPE_ARP = 0x0806
 
-# What the kernel is asked about routes and links, and the parts of its answers.
+# What the kernel is asked about routes and links: messages, and attributes of the answers.
 GET_LINK, GET_ROUTE = 18, 26
-LINK_BODY, ROUTE_BODY = "BxHiII", "BBBBBBBBI"
+NETLINK_ERROR = 2
+KERNEL_PATIENCE_SECONDS = 1
+LINK_BODY = "BxHiII"       # family, type, index, flags, changed flags
+ROUTE_BODY = "BBBBBBBBI"   # family, lengths of target and source, ..., type of route, flags
 LINK_MAC, LINK_NAME, LINK_BELOW, LINK_INFO, LINK_CHANGES, LINK_ELSEWHERE = 1, 3, 5, 18, 35, 37
 ROUTE_TARGET, ROUTE_INTERFACE, ROUTE_GATEWAY, ROUTE_SOURCE, ROUTE_VIA = 1, 4, 5, 7, 18
-ROUTE_KINDS = {1: "", 2: "the address is this machine's own", 3: "it is a broadcast address",
-               5: "it is a multicast address"}
-NETLINK_ERROR = 2
+# Types of route, and why one of them leads to no other machine; "" for the one that does.
+ROUTE_TYPES = {1: "",
+               2: "it is this machine's own address; is the check running on the target itself?",
+               3: "it is a broadcast address, not a node's",
+               5: "it is a multicast address, not a node's"}
 ETHERNET = 1
 STACKED_LINKS = ("vlan", "macvlan", "ipvlan")  # have the carrier of the link that they stand on
 IFF_RUNNING, IFF_NOARP, IFF_LOWER_UP = 0x40, 0x80, 0x10000
@@ -1114,6 +1445,62 @@ def parse_netlink(data, body_format):
     return struct.unpack_from(body_format, data, 16), attributes
 
 
+def parse_link_kind(info):
+    """Return what the kernel calls a kind of virtual link, or "" for a network card."""
+    word = re.match(b"(?s)..\\x01\\0([a-z0-9_-]+)\0", info)  # its first attribute, text
+    return word.group(1).decode("ascii") if word else ""
+
+
+def explain_os_error(error):
+    """Return what the kernel says went wrong with a packet, a route or a link."""
+    # SAFETY: "Connection timed out", its words for ETIMEDOUT, are those by which Pacemaker knows
+    # its own timer. Test: test_what_the_kernel_says_never_sounds_like_pacemakers_timer
+    return hide_timer_words(one_line(error.strerror or str(error)))
+
+
+def _ask_route(family, target):
+    """Return the attributes of the kernel's route; raise Unreachable if it leads nowhere."""
+    question = struct.pack(ROUTE_BODY, family, len(target) * 8, 0, 0, 0, 0, 0, 0, 0)
+    question += struct.pack("HH", 4 + len(target), ROUTE_TARGET) + target
+    fields, found = _ask_kernel(GET_ROUTE, ROUTE_BODY, question)
+    doubt = ROUTE_TYPES.get(fields[7], "the kernel's route to it is of type %d" % fields[7])
+    if doubt:
+        raise Unreachable(doubt)
+    if ROUTE_INTERFACE not in found:
+        raise Unreachable("the kernel's route to it names no interface")
+    return found
+
+
+def _ask_link(index):
+    """Return (kind of hardware, flags, attributes) of a link."""
+    question = struct.pack(LINK_BODY, 0, 0, index, 0, 0)
+    fields, facts = _ask_kernel(GET_LINK, LINK_BODY, question)
+    return fields[1], fields[3], facts
+
+
+def _find_link_kind(facts):
+    """Return the kind of a link, and of all that lends it its carrier: "vlan on bond"."""
+    kind = parse_link_kind(facts.get(LINK_INFO, b""))
+    # What stands on a link of another namespace (a container's) cannot be asked further.
+    if kind not in STACKED_LINKS or LINK_BELOW not in facts or LINK_ELSEWHERE in facts:
+        return kind
+    _, _, facts_below = _ask_link(struct.unpack("i", facts[LINK_BELOW])[0])
+    return "%s on %s" % (kind, _find_link_kind(facts_below))
+
+
+def _ask_kernel(kind, body_format, body):
+    """Return (fields, {attribute: bytes}) of the kernel's answer; its errors raise OSError."""
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0) as handle:  # 0: NETLINK_ROUTE
+        handle.settimeout(KERNEL_PATIENCE_SECONDS)
+        handle.send(struct.pack("IHHII", 16 + len(body), kind, 1, 1, 0) + body)
+        try:
+            answer = handle.recv(MAX_REPLY_BYTES)
+        except socket.timeout as error:
+            raise Unreachable("the kernel did not answer within %s"
+                              % render_seconds(KERNEL_PATIENCE_SECONDS)) from error
+    return parse_netlink(answer, body_format)
+
+
 class PacketSocket:
     """A socket for single packets that never blocks."""
 
@@ -1126,12 +1513,13 @@ class PacketSocket:
         self.close = handle.close
 
     def send(self, packet, address):
-        """Return "" when the packet left, else why it did not."""
+        """Send one packet; raise Unreachable when it did not even leave this machine."""
         try:
             self.handle.sendto(packet, address)
-            return ""
         except OSError as error:
-            return "cannot send to it: %s" % one_line(error.strerror or str(error))
+            hint = "; does its own firewall forbid it?" if error.errno == errno.EPERM else ""
+            raise Unreachable("this machine cannot send to it: %s%s"
+                              % (explain_os_error(error), hint)) from error
 
     def receive(self):
         """Return (packet without IP header, sender); (b"", "") when an error came instead."""
@@ -1139,8 +1527,8 @@ class PacketSocket:
             packet, address = self.handle.recvfrom(MAX_REPLY_BYTES)
         except OSError:
             return b"", ""
-        if self.family == socket.AF_INET and self.is_raw:
-            packet = packet[(packet[0] & 15) * 4:] if packet else b""
+        if packet and self.family == socket.AF_INET and self.is_raw:
+            packet = packet[(packet[0] & 15) * 4:]  # the header tells its length in words
         return packet, address[0].partition("%")[0]
 
 
@@ -1158,7 +1546,8 @@ class Connection:
             self.handle.settimeout(max(0.001, deadline.left()))
             self.handle.sendall(data)
         except OSError as error:
-            raise os_failure("connection broke off while sending", error, deadline) from error
+            raise os_failure("the connection broke off while a request was sent", error,
+                             deadline) from error
 
     def start_tls(self, name, verified, deadline):
         """Encrypt from here on; verified: the certificate must be good, and for this name."""
@@ -1174,12 +1563,13 @@ class Connection:
             if isinstance(error, ValueError) or "CERTIFICATE" in str(getattr(error, "reason", "")):
                 raise Refused("the certificate is not trusted: %s (ssl_insecure=1 accepts any)"
                               % quote(str(error))) from error
-            raise os_failure("no TLS", error, deadline, "does this port speak it?") from error
+            raise os_failure("no TLS", error, deadline, "does this port speak TLS?") from error
 
     def receive_some(self, count, deadline):
         """Return at most `count` bytes as they come; none when the device closed the connection."""
         if not deadline.left():
-            raise Unreachable("no complete answer within %s" % render_seconds(deadline.seconds))
+            raise Unreachable("no complete answer came before the time (%s) was up"
+                              % render_seconds(deadline.seconds))
         try:
             self.handle.settimeout(max(0.001, deadline.left()))
             return self.handle.recv(count)
@@ -1197,8 +1587,8 @@ class Connection:
                     "%s (%d of %d bytes came)" % (error, len(data), count),
                     was_closed=isinstance(error.__cause__, ConnectionError) and not data) from error
             if not piece:
-                raise Unreachable("device closed the connection after %d of %d bytes of its answer"
-                                  % (len(data), count), was_closed=not data)
+                raise Unreachable("the device closed the connection after %d of %d bytes of its "
+                                  "answer" % (len(data), count), was_closed=not data)
             data += piece
         return data
 
@@ -1217,8 +1607,9 @@ def os_failure(what, error, deadline, hint=""):
     """Return the Unreachable that says what failed, why by the OSError, and what to look at."""
     # socket.timeout is no TimeoutError before Python 3.10; it never has an errno.
     is_late = isinstance(error, socket.timeout) or error.errno == errno.ETIMEDOUT
-    reason = "nothing came within %s" % render_seconds(deadline.seconds) if is_late else (
-        one_line(error.strerror or str(error)))
+    reason = explain_os_error(error)
+    if is_late:
+        reason = "nothing came within %s" % render_seconds(deadline.seconds)
     return Unreachable("%s: %s%s" % (what, reason, " (%s)" % hint if hint else ""))
 
 
@@ -1263,10 +1654,12 @@ class Network:
         thread.start()
         thread.join(deadline.left())
         if not answer:
-            raise Unreachable("no answer about the name %s within %s (use an address instead)"
+            raise Unreachable("looking up %s: no name server answered within %s (give the device's "
+                              "address as ip)"
                               % (quote(host), render_seconds(deadline.seconds)))
         if isinstance(answer[0], Exception):
-            raise Unreachable("no address for %s (use an address)" % quote(host)) from answer[0]
+            raise Unreachable("looking up %s: there is no address for that name (give the device's "
+                              "address as ip)" % quote(host)) from answer[0]
         return answer[0]
 
     def connect(self, host, port, family, deadline):
@@ -1288,46 +1681,30 @@ class Network:
                 failure.__cause__ = error
         raise failure
 
-    def find_path(self, family, target):
-        """Return the Path of packets to target (bytes); raise Unreachable where there is none."""
+    def find_route(self, family, target):
+        """Return the Route of packets to target (bytes); raise Unreachable where there is none."""
         try:
-            route, found = self._ask_kernel(GET_ROUTE, ROUTE_BODY, struct.pack(
-                ROUTE_BODY, family, len(target) * 8, 0, 0, 0, 0, 0, 0, 0)
-                + struct.pack("HH", 4 + len(target), ROUTE_TARGET) + target)
-            doubt = ROUTE_KINDS.get(route[7], "its route is of kind %d" % route[7])
-            if doubt or ROUTE_INTERFACE not in found:
-                raise Unreachable(doubt or "its route names no interface")
+            found = _ask_route(family, target)
             index = struct.unpack("i", found[ROUTE_INTERFACE])[0]
-            link, facts, link_kind = self._ask_link(index)
+            hardware, flags, facts = _ask_link(index)
+            link_kind = _find_link_kind(facts)
         except OSError as error:
-            raise Unreachable("no route: %s" % one_line(error.strerror or str(error))) from error
-        kind, flags = link[1], link[3]
-        if flags & IFF_LOWER_UP and not flags & IFF_RUNNING:
+            raise Unreachable(explain_os_error(error)) from error
+        is_up, is_running = bool(flags & IFF_LOWER_UP), bool(flags & IFF_RUNNING)
+        if is_up and not is_running:
             link_kind = "dormant"
-        return Path(
-            facts[LINK_NAME].rstrip(b"\0").decode("ascii", "backslashreplace"), index,
-            facts.get(LINK_MAC, b"") if kind == ETHERNET and not flags & IFF_NOARP else b"",
-            found.get(ROUTE_SOURCE, bytes(len(target))),
-            found.get(ROUTE_GATEWAY, found.get(ROUTE_VIA, b"")),
-            bool(flags & IFF_LOWER_UP and flags & IFF_RUNNING), facts.get(LINK_CHANGES), link_kind)
-
-    def _ask_link(self, index):
-        link, facts = self._ask_kernel(GET_LINK, LINK_BODY, struct.pack(
-            LINK_BODY, 0, 0, index, 0, 0))
-        word = re.match(b"(?s)..\\x01\\0([a-z0-9_-]+)\0", facts.get(LINK_INFO, b""))
-        kind = word.group(1).decode("ascii") if word else ""
-        if kind in STACKED_LINKS and LINK_BELOW in facts and LINK_ELSEWHERE not in facts:
-            kind += " on " + self._ask_link(struct.unpack("i", facts[LINK_BELOW])[0])[2]
-        return link, facts, kind
-
-    def _ask_kernel(self, kind, body_format, body):
-        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0) as handle:  # 0: NETLINK_ROUTE
-            handle.settimeout(1)
-            handle.send(struct.pack("IHHII", 16 + len(body), kind, 1, 1, 0) + body)
-            return parse_netlink(handle.recv(MAX_REPLY_BYTES), body_format)
+        mac = b""
+        if hardware == ETHERNET and not flags & IFF_NOARP:
+            mac = facts.get(LINK_MAC, b"")
+        has_carrier = is_up and is_running
+        return Route(
+            interface=facts[LINK_NAME].rstrip(b"\0").decode("ascii", "backslashreplace"),
+            index=index, mac=mac, source=found.get(ROUTE_SOURCE, bytes(len(target))),
+            gateway=found.get(ROUTE_GATEWAY, found.get(ROUTE_VIA, b"")), has_carrier=has_carrier,
+            carrier_changes=facts.get(LINK_CHANGES), link_kind=link_kind)
 
     def open_echo(self, family):
-        """Return a PacketSocket for ICMP, raw where that is permitted; None where nothing is."""
+        """Return a PacketSocket for ICMP, raw where that is permitted; None where none is."""
         for is_raw, kind in ((True, socket.SOCK_RAW), (False, socket.SOCK_DGRAM)):
             try:
                 handle = socket.socket(family, kind, ICMP[family].protocol)
@@ -1340,7 +1717,7 @@ class Network:
         return None
 
     def open_arp(self, interface):
-        """Return a PacketSocket for ARP on one interface, or None where that is not permitted."""
+        """Return a PacketSocket for ARP on one interface, or None where there can be none."""
         try:
             handle = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(ETHERTYPE_ARP))
             handle.bind((interface, ETHERTYPE_ARP))
@@ -1357,36 +1734,212 @@ class Network:
 class System(Log, FilesAndPrograms, Network):
     """This machine, as one run of the program sees it."""
 
-    def request_http(self, connect, method, path, headers, deadline, silence_s=None):
-        """Send one HTTP request; return its HttpReply, whatever its status."""
-        # connect: returns the Connection. silence_s: of an event stream, which does not end, take
-        # what came until it is silent for so long.
-        import http.client  # slow, so before the connection: a small device has only one
-        speaker = http.client.HTTPConnection("")  # it follows no redirects and knows no proxies
-        connection = connect()
-        speaker.sock = stream = HttpStream(connection, deadline)
-        try:
-            speaker.request(method, path, b"" if method == "POST" else None, headers)
-            response = speaker.getresponse()
-            body = stream.read_body(response, silence_s)
-        except http.client.RemoteDisconnected as error:
-            raise Unreachable("device closed the connection without an answer (a Tasmota with "
-                              "SetOption128 0 wants its own address as ip)") from error
-        except (http.client.HTTPException, ValueError) as error:
-            raise ProtocolError("the answer is no complete HTTP: %s" % quote(
-                "%s %s" % (type(error).__name__, error))) from error
-        finally:
-            connection.close()
-        return HttpReply(response.status, response.headers, body.decode(errors="backslashreplace"))
-
 
 # SECTION: HTTP ------------------------------------------------------------------------------------
-# One exchange over HTTP, its logins, and what all devices with a web server have in common.
+# What all devices have in common; then one exchange over urllib, its logins, and what all devices
+# with a web server have in common. Knows no family of plugs.
+
+ROOMS = {}  # {name of a dialect: the class that speaks it}; each room of part 3 enters its own
+
+
+def speaks(*dialects):
+    """Enter a class of part 3 into ROOMS, under the names of its rows in DIALECTS."""
+    def enter(room):
+        ROOMS.update(dict.fromkeys(dialects, room))
+        return room
+
+    return enter
+
+
+class Device:
+    """What switches power, before anything is known of it. One object serves one action.
+
+    A class of part 3 has list_outlets(deadline), which returns Outlets, and open(deadline), which
+    proves which device and which outlet this is and returns an OpenedOutlet: nothing can be
+    switched or read but through that. Every call takes the action's Deadline and raises FenceError.
+    """
+
+    name = ""  # of the device's family, for messages
+
+    def __init__(self, system, settings):
+        self.system = system
+        self.settings = settings
+        self.label = settings.nodename  # the cluster's name for the target
+        self.wanted = settings.plug     # the outlet that the caller named, "" for none
+
+    def describe(self):
+        return "%s %s" % (self.name, render_address(self.settings.ip, self.settings.ipport))
+
+    def close(self):
+        """Free the device for others: some serve one client at a time."""
+
+    def check_mac(self, text):
+        """Raise Refused unless the MAC that the device tells is the configured one."""
+        wanted = self.settings.device_mac
+        if not wanted:
+            return
+        try:
+            found = parse_mac(text if isinstance(text, str) else "")
+        except UsageError:
+            raise Refused("the device does not tell its MAC address, and device_mac=%s is "
+                          "configured" % render_mac(wanted)) from None
+        if found != wanted:
+            raise Refused("another device has this address now: its MAC is %s, device_mac is %s"
+                          % (render_mac(found), render_mac(wanted)))
+
+
+class OpenedOutlet:
+    """One outlet of a device, after both have been proven to be the ones that are meant.
+
+    state: what the device said of it while it was opened. A class of part 3 has read(deadline),
+    which returns a PowerState, and send(wanted, deadline), which commands one. The reply to a
+    command is the device's word about its intentions; read is what it says of the outlet
+    afterwards. Both make sure first that it is still the same device: a new connection may lead to
+    another one.
+    """
+
+    def __init__(self, device, state):
+        self.device = device
+        self.state = state
+
+    def watts(self, deadline):
+        """Return what the outlet draws now, or None where no meter can prove anything."""
+        return None
+
+    def close(self):
+        self.device.close()
+
 
 # status: a number. headers: with get() and get_all(). body: text.
 HttpReply = namedtuple("HttpReply", "status headers body")
 
-# HTTP and its logins. Source: RFC 7616 and RFC 7617; read 2026-10. Seen: documents only.
+
+def send_http_request(connect, method, url, headers, deadline, silence_s=None):
+    """Send one HTTP request; return its HttpReply, whatever its status.
+
+    connect: returns the Connection. silence_s: of an event stream, which does not end, take what
+    came until it is silent for so long.
+    """
+    import http.client
+    import urllib.request  # slow, so before the connection: a small device has only one
+    body = b"" if method == "POST" else None
+    request = urllib.request.Request(url, body, headers, method=method)
+    stream = HttpStream(deadline)
+    opener = build_opener(stream)
+    stream.connection = connect()
+    try:
+        response = opener.open(request)
+        text = read_http_body(response, stream, silence_s)
+    except http.client.RemoteDisconnected as error:
+        raise Unreachable("the device closed the connection without an answer (a Tasmota with "
+                          "SetOption128 0 wants its own address as ip)") from error
+    except (http.client.HTTPException, ValueError) as error:
+        raise ProtocolError("the answer is no complete HTTP: %s" % quote(
+            "%s %s" % (type(error).__name__, error))) from error
+    finally:
+        stream.connection.close()
+    return HttpReply(response.status, response.headers, text.decode(errors="backslashreplace"))
+
+
+def build_opener(stream):
+    """Return an opener of urllib that speaks HTTP over this stream, and can do nothing else.
+
+    It holds no handler of urllib's own: it follows no redirect, asks no proxy, keeps no cookie, and
+    hands on every status as it came.
+    """
+    import http.client
+    import urllib.request
+
+    class StreamConnection(http.client.HTTPConnection):
+        def connect(self):
+            self.sock = stream
+
+    class StreamHandler(urllib.request.AbstractHTTPHandler):
+        def open_stream(self, request):
+            return self.do_open(StreamConnection, request)
+
+        http_open = https_open = open_stream
+        http_request = https_request = urllib.request.AbstractHTTPHandler.do_request_
+
+    opener = urllib.request.OpenerDirector()
+    opener.add_handler(StreamHandler())
+    return opener
+
+
+class HttpStream(io.RawIOBase):
+    """What urllib takes for its socket: no read outlasts the deadline or a reply's size."""
+
+    def __init__(self, deadline):
+        self.connection = None
+        self.deadline = deadline
+        self.room_bytes = MAX_REPLY_BYTES
+
+    def sendall(self, data):
+        self.connection.send(data, self.deadline)
+
+    def makefile(self, mode):
+        return io.BufferedReader(self)
+
+    def readable(self):
+        return True
+
+    def readinto(self, buffer):
+        piece = self.connection.receive_some(len(buffer), self.deadline)
+        self.room_bytes -= len(piece)
+        if self.room_bytes < 0:
+            raise ProtocolError("the answer is longer than %d bytes (is this the right device and "
+                                "port?)" % MAX_REPLY_BYTES)
+        buffer[:len(piece)] = piece
+        return len(piece)
+
+    def close(self):
+        """urllib closes before the body is read; who made the connection ends it."""
+
+
+def read_http_body(response, stream, silence_s):
+    """Return the bytes of a reply's body; raise unless it is whole and of a sane length."""
+    lengths = set(response.headers.get_all("Content-Length") or ["0"])
+    if response.headers.defects or len(lengths) > 1 or not re.fullmatch("[0-9]+", min(lengths)):
+        raise ProtocolError("the headers of the answer contradict themselves")
+    if (response.length or 0) > MAX_REPLY_BYTES:
+        raise ProtocolError("the answer claims a length of %d bytes (is this the right device and "
+                            "port?)" % response.length)
+    if silence_s is None:
+        return response.read()  # raises IncompleteRead when less came than the headers say
+    return read_until_silent(response, stream, silence_s)
+
+
+def read_until_silent(response, stream, silence_s):
+    whole = stream.deadline
+    body, piece = b"", None
+    try:
+        while piece != b"":
+            stream.deadline = whole.within(silence_s)
+            piece = response.read1(MAX_REPLY_BYTES)
+            body += piece
+    except Unreachable:
+        if not body:
+            raise
+    return body
+
+
+def parse_http_body(reply, statuses=(200,)):
+    """Return the text of an HttpReply; raise unless it can be the device's own answer."""
+    if 300 <= reply.status < 400:
+        raise Refused("the device redirects to %s, which is not followed (are address, port and "
+                      "ssl right?)" % quote(reply.headers.get("Location", "")))
+    if reply.status not in statuses:
+        failure = ProtocolError if reply.status >= 500 else Refused
+        raise failure("the device answers with HTTP status %d" % reply.status)
+    if reply.headers.get("Content-Encoding", "identity").lower() != "identity":
+        raise ProtocolError("the reply is compressed, which was not asked for (a captive portal?)")
+    if re.search(r"(?i)<input[^>]{1,200}type\s?=\s?['\"]?password", reply.body):
+        raise Refused("a page that asks for a password came instead of an answer (captive portal, "
+                      "set-up mode or sign-in page)")
+    return reply.body
+
+
+# Logins. Source: RFC 7616 and RFC 7617; read 2026-10. Seen: documents only.
 
 DIGEST_ALGORITHMS = ("SHA-256", "MD5")  # the strongest first
 
@@ -1402,14 +1955,19 @@ def parse_digest_challenge(values):
     found = {}
     for value in values:
         scheme = re.search(r"(?i)(?:^|,)\s*digest\s", value)
-        fields = {}
-        pairs = re.findall(r'([\w-]+)=(?:"((?:[^"\\]|\\.)*)"|([^\s,"]+))',
-                           value[scheme.end():][:2000] if scheme else "")
-        for name, quoted, plain in pairs:
-            fields.setdefault(name.lower(), re.sub(r"\\(.)", r"\1", quoted) or plain)
+        fields = parse_login_fields(value[scheme.end():]) if scheme else {}
         if "auth" in re.split("[ ,]+", fields.get("qop", "")):
             found.setdefault(fields.get("algorithm", "MD5").upper(), fields)
     return next((found[name] for name in DIGEST_ALGORITHMS if name in found), None)
+
+
+def parse_login_fields(text):
+    """Return {name in lower case: value} of the fields of one challenge."""
+    fields = {}
+    pattern = r'([\w-]+)=(?:"((?:[^"\\]|\\.)*)"|([^\s,"]+))'
+    for name, quoted, plain in re.findall(pattern, text[:2000]):
+        fields.setdefault(name.lower(), re.sub(r"\\(.)", r"\1", quoted) or plain)
+    return fields
 
 
 def build_digest_login(fields, username, password, method, path, cnonce):
@@ -1419,6 +1977,7 @@ def build_digest_login(fields, username, password, method, path, cnonce):
 
     def digest(*parts):
         return make(":".join(parts).encode("utf-8", "surrogateescape")).hexdigest()
+
     realm, nonce, count = fields.get("realm", ""), fields.get("nonce", ""), "00000001"
     response = digest(digest(username, realm, password), nonce, count, cnonce, "auth",
                       digest(method, path))
@@ -1435,118 +1994,9 @@ def find_url_secrets(url):
     return re.findall(r"(?i)[?&+][\w-]*(?:pass|pw|token|key|secret|auth)[\w-]*=([^&+]+)", url)
 
 
-def parse_http_body(reply, statuses=(200,)):
-    """Return the text of an HttpReply; raise unless it can be the device's own answer."""
-    if 300 <= reply.status < 400:
-        raise Refused("redirected to %s, which is not followed (right address, port and ssl?)"
-                      % quote(reply.headers.get("Location", "")))
-    if reply.status not in statuses:
-        kind = ProtocolError if reply.status >= 500 else Refused
-        raise kind("HTTP status %d" % reply.status)
-    if reply.headers.get("Content-Encoding", "identity").lower() != "identity":
-        raise ProtocolError("the reply is compressed, which was not asked for (captive portal?)")
-    if re.search(r"(?i)<input[^>]{1,200}type\s?=\s?['\"]?password", reply.body):
-        raise Refused("a page that asks for a password came instead of an answer (captive portal, "
-                      "set-up mode or sign-in page)")
-    return reply.body
-
-
-class HttpStream(io.RawIOBase):
-    """What http.client takes for its socket: no read outlasts the deadline or a reply's size."""
-
-    def __init__(self, connection, deadline):
-        self.connection = connection
-        self.deadline = deadline
-        self.room = MAX_REPLY_BYTES
-
-    def sendall(self, data):
-        self.connection.send(data, self.deadline)
-
-    def makefile(self, mode):
-        return io.BufferedReader(self)
-
-    def readable(self):
-        return True
-
-    def readinto(self, buffer):
-        piece = self.connection.receive_some(len(buffer), self.deadline)
-        self.room -= len(piece)
-        if self.room < 0:
-            raise ProtocolError("the answer is longer than %d bytes" % MAX_REPLY_BYTES)
-        buffer[:len(piece)] = piece
-        return len(piece)
-
-    def close(self):
-        """http.client closes before it reads the body; who made the connection ends it."""
-
-    def read_body(self, response, silence_s):
-        lengths = set(response.headers.get_all("Content-Length") or ["0"])
-        if response.headers.defects or len(lengths) > 1 or not re.fullmatch("[0-9]+", min(lengths)):
-            raise ProtocolError("the headers of the answer contradict themselves")
-        if (response.length or 0) > MAX_REPLY_BYTES:
-            raise ProtocolError("the answer claims a length of %d bytes" % response.length)
-        if silence_s is None:
-            return response.read()  # raises IncompleteRead when less came than the headers say
-        body, piece, action_deadline = b"", None, self.deadline
-        try:
-            while piece != b"":
-                self.deadline = action_deadline.within(silence_s)
-                piece = response.read1(MAX_REPLY_BYTES)
-                body += piece
-        except Unreachable:
-            if not body:
-                raise
-        return body
-
-
-class Device:
-    """The contract of everything that switches power. One object serves one action.
-
-    Every call takes the action's Deadline and raises FenceError. A reply to a command is the
-    device's word about its intentions; read_state is what it says about the outlet afterwards.
-    Each class has request_state(wanted, deadline), read_state(deadline), which returns a
-    PowerState, and list_outlets(deadline), which returns Outlets.
-    """
-
-    kind = ""
-
-    def __init__(self, system, settings):
-        self.system = system
-        self.settings = settings
-        self.label = settings.nodename
-        self.plug = settings.plug  # the outlet that the caller named, "" for none
-
-    def describe(self):
-        return "%s %s" % (self.kind, render_address(self.settings.ip, self.settings.ipport))
-
-    def find_outlet(self, deadline):
-        """Prove, before anything is switched, which device and outlet this is; return its state."""
-        return self.read_state(deadline)
-
-    def read_watts(self, deadline):
-        """Return what the outlet draws now, or None where no meter can prove anything."""
-        return None
-
-    def close(self):
-        """Free the device for others: some serve one client at a time."""
-
-    def check_mac(self, text):
-        """Raise Refused unless the MAC that the device tells is the configured one."""
-        wanted = self.settings.device_mac
-        if not wanted:
-            return
-        try:
-            found = parse_mac(text if isinstance(text, str) else "")
-        except UsageError:
-            raise Refused("device does not tell its MAC address, and device_mac=%s is configured"
-                          % render_mac(wanted)) from None
-        if found != wanted:
-            raise Refused("another device has this address now: its MAC is %s, configured is %s"
-                          % (render_mac(found), render_mac(wanted)))
-
-
 class HttpDevice(Device):
     """What all devices with a web server have in common: the login, one connection a request."""
+
     default_username = ""
 
     def __init__(self, system, settings):
@@ -1554,7 +2004,7 @@ class HttpDevice(Device):
         self.address = settings.ip
         self.username = settings.username or self.default_username
         self.login = ""
-        self.paths = {name: parse_value(name, lambda url: find_path(url, settings),
+        self.paths = {name: parse_value(name, lambda url: parse_device_url(url, settings),
                                         getattr(settings, name)) for name in URL_PARAMS}
         for path in self.paths.values():
             system.secrets.update(find_url_secrets(path))
@@ -1564,8 +2014,11 @@ class HttpDevice(Device):
             system.secrets.update((settings.password, percent_encode(settings.password),
                                    self.login.split()[1]))  # a device may echo it
 
-    def take_plug_from_urls(self, parse):
-        """Let the URLs name the outlet, as the caller's plug would; contradictions are refused."""
+    def take_outlet_from_urls(self, parse):
+        """Let the URLs name the outlet, as the caller's plug would; contradictions are refused.
+
+        parse: of a path to (name of the outlet, PowerState or None).
+        """
         named = set()
         for name, state in URL_PARAMS.items():
             if self.paths[name]:
@@ -1574,12 +2027,20 @@ class HttpDevice(Device):
                     raise UsageError("%s: it switches %s" % (
                         name, meant.value if meant else "nothing"))
                 named.add(outlet)
-        if self.plug not in ("", self.label):
-            named = named - {""} | {self.plug}
+        if self.wanted not in ("", self.label):
+            named = named - {""} | {self.wanted}
         if len(named) > 1:
             raise UsageError("the URLs and plug name different outlets: %s"
                              % ", ".join(map(quote, sorted(named))))
-        self.plug = "".join(named) or self.plug
+        self.wanted = "".join(named) or self.wanted
+
+    def read_mac(self, deadline):
+        """Return the MAC that the device tells; most cannot."""
+        return ""
+
+    def check_identity(self, deadline):
+        if self.settings.device_mac:
+            self.check_mac(self.read_mac(deadline))
 
     def exchange(self, method, path, parse, deadline, silence_s=None):
         """Return parse(reply) of one request; an error of either tells what was asked."""
@@ -1587,7 +2048,7 @@ class HttpDevice(Device):
             reply = self._send(method, path, self.login, deadline, silence_s)
             if reply.status == 401:
                 reply = self._answer_challenge(reply, method, path, deadline, silence_s)
-            self.system.debug("%s -> %d %s" % (self.describe(), reply.status, reply.body), level=2)
+            self.system.message("%s -> %d %s" % (self.describe(), reply.status, reply.body))
             return parse(reply)
         except FenceError as error:
             raise type(error)("%s %s: %s" % (method, path, error)) from error
@@ -1599,40 +2060,45 @@ class HttpDevice(Device):
     def _answer_challenge(self, reply, method, path, deadline, silence_s):
         challenges = reply.headers.get_all("WWW-Authenticate") or []
         if not self.settings.password:
-            raise Refused("device asks for a password (set username and password)")
+            raise Refused("the device asks for a password (set username and password)")
         fields = parse_digest_challenge(challenges)
         if fields:
-            try:
-                login = build_digest_login(fields, self.username, self.settings.password, method,
-                                           self.path_with_login(path), os.urandom(8).hex())
-            except ValueError as error:  # a machine in FIPS mode has no MD5
-                raise Refused("this machine refuses the login's hash: %s" % error) from error
+            login = self._build_digest(fields, method, self.path_with_login(path))
             reply = self._send(method, path, login, deadline, silence_s)
         if reply.status == 401:
             tried = "Basic and Digest" if fields else "Basic"
-            raise Refused("device refuses the login of user %s (tried: %s; it says: %s)"
+            raise Refused("the device refuses the login of user %s (tried: %s; it says: %s)"
                           % (quote(self.username), tried, quote(", ".join(challenges))))
         return reply
 
+    def _build_digest(self, fields, method, path):
+        try:
+            return build_digest_login(fields, self.username, self.settings.password, method, path,
+                                      os.urandom(8).hex())
+        except ValueError as error:  # a machine in FIPS mode has no MD5
+            raise Refused("this machine refuses the hash of the device's login: %s" % error
+                          ) from error
+
     def _send(self, method, path, login, deadline, silence_s):
-        settings = self.settings
-        tls = uses_tls(settings)
-        host = "[%s]" % settings.ip.split("%")[0] if ":" in settings.ip else settings.ip
-        if settings.ipport != (HTTPS_PORT if tls else HTTP_PORT):
-            host += ":%d" % settings.ipport
+        origin = self._origin()
         # No Origin: ESPHome refuses foreign ones. The Referer is for Tasmota's SetOption128 0.
-        headers = {"Host": host, "Referer": "%s://%s/" % ("https" if tls else "http", host),
-                   "User-Agent": "fencetool/" + __version__, "Connection": "close"}
-        if method == "POST":
-            headers["Content-Type"] = "application/x-www-form-urlencoded"
+        headers = {"Referer": origin + "/", "User-Agent": "fencetool/" + __version__}
         if method == "OPTIONS":
             headers["Access-Control-Request-Private-Network"] = "true"
         if login:
             headers["Authorization"] = login.encode("utf-8", "surrogateescape")
-        self.system.debug("%s <- %s %s" % (self.describe(), method, path), level=2)
-        limit = deadline.within(settings.shell_timeout)
-        return self.system.request_http(lambda: self._connect(limit), method,
-                                        self.path_with_login(path), headers, limit, silence_s)
+        self.system.message("%s <- %s %s" % (self.describe(), method, path))
+        limit = deadline.within(self.settings.shell_timeout)
+        return send_http_request(lambda: self._connect(limit), method,
+                                 origin + self.path_with_login(path), headers, limit, silence_s)
+
+    def _origin(self):
+        """Return the beginning of the device's URLs: scheme, host, and a port that is not usual."""
+        settings = self.settings
+        scheme, usual = ("https", HTTPS_PORT) if uses_tls(settings) else ("http", HTTP_PORT)
+        host = "[%s]" % settings.ip.split("%")[0] if ":" in settings.ip else settings.ip
+        port = "" if settings.ipport == usual else ":%d" % settings.ipport
+        return "%s://%s%s" % (scheme, host, port)
 
     def _connect(self, deadline):
         # SAFETY: a name is looked up once an action; the proof must come from the device that was
@@ -1649,16 +2115,30 @@ class HttpDevice(Device):
             connection.close()
             raise
 
+
+class HttpOutlet(OpenedOutlet):
+    """An outlet behind a web server; a class of part 3 has read_state and send_command."""
+
+    def read(self, deadline):
+        self.device.check_identity(deadline)
+        return self.read_state(deadline)
+
+    def send(self, wanted, deadline):
+        self.device.check_identity(deadline)
+        self.send_command(wanted, deadline)
+
+
 # PART 3: DEVICES ==================================================================================
 
 # SECTION: KASA ------------------------------------------------------------------------------------
-# TP-Link Kasa plugs and strips over their legacy protocol.
-
+# TP-Link Kasa plugs and strips over their legacy protocol: JSON under an autokey XOR on TCP port
+# 9999, each message behind its length in four bytes. There is no login, and no number that ties a
+# reply to its request. A strip is a device with children; a request without a child's id goes to
+# its first outlet or to all of them, by firmware.
+# Source: python-kasa 0.12 kasa/transports/xortransport.py and its device captures, softScheck
+# tplink-smartplug; read 2026-10. Seen: documents only.
 
 KASA_FIRST_KEY = 171
-
-# Kasa, legacy protocol. Source: python-kasa 0.12 kasa/transports/xortransport.py and its device
-# captures, softScheck tplink-smartplug; read 2026-10. Seen: documents only.
 
 KasaInfo = namedtuple("KasaInfo", "mac device_id outlets is_strip has_meter")
 
@@ -1689,10 +2169,12 @@ def build_kasa_frame(request):
 
 
 def build_kasa_request(module, method, arguments, child_id=None):
-    """Return the request for one method; child_id addresses one outlet of a strip."""
-    # SAFETY: exactly one id, or none for a device without children: with several ids or none,
-    # strips have switched their first outlet or all of them (python-kasa #637, softScheck PR #79).
-    # Test: test_a_strip_is_switched_with_exactly_one_child_id
+    """Return the request for one method; child_id addresses one outlet of a strip.
+
+    SAFETY: exactly one id, or none for a device without children: with several ids or none, strips
+    have switched their first outlet or all of them (python-kasa #637, softScheck PR #79).
+    Test: test_a_strip_is_switched_with_exactly_one_child_id
+    """
     request = {} if child_id is None else {"context": {"child_ids": [child_id]}}
     request[module] = {method: arguments}
     return request
@@ -1701,7 +2183,8 @@ def build_kasa_request(module, method, arguments, child_id=None):
 def parse_kasa_length(header):
     length = struct.unpack(">I", header)[0]
     if not 2 <= length <= MAX_REPLY_BYTES:
-        raise ProtocolError("reply claims a length of %d bytes (another service?)" % length)
+        raise ProtocolError("the reply claims a length of %d bytes (does another service listen on "
+                            "this port?)" % length)
     return length
 
 
@@ -1710,14 +2193,15 @@ def parse_kasa_result(message, module, method):
     try:
         reply = parse_json_object(decrypt_kasa(message).decode("utf-8"))
     except UnicodeDecodeError:
-        raise ProtocolError("reply of %d bytes is not Kasa's protocol" % len(message)) from None
+        raise ProtocolError("the reply of %d bytes is not Kasa's protocol (does another service "
+                            "listen on this port?)" % len(message)) from None
     where = "the reply to %s" % method
     part = require_member(reply, module, dict, where)
     # An error sits in the method's result, or in the module's place when it lacks the module.
     result = part if "err_code" in part else require_member(part, method, dict, where)
     code = require_member(result, "err_code", int, where)
     if code != 0:
-        raise Refused("device refused %s: error %d %s"
+        raise Refused("the device refuses %s with error %d %s"
                       % (method, code, quote(str(result.get("err_msg", "")))))
     if result is part:
         raise ProtocolError("%s holds no %s" % (where, method))
@@ -1734,21 +2218,27 @@ def parse_kasa_relay(value, where):
 
 def parse_kasa_description(info):
     """Return the KasaInfo in a sysinfo result; raise ProtocolError where it contradicts itself."""
-    device_id = require_member(info, "deviceId", str, "device description")
+    where = "the device's description"
+    device_id = require_member(info, "deviceId", str, where)
     if not device_id:
-        raise ProtocolError("device description has an empty deviceId")
+        raise ProtocolError("%s has an empty deviceId" % where)
     kind = str(info.get("type", info.get("mic_type", "")))
     if "BULB" in kind.upper():
-        raise Refused("device is a bulb (%s), not a plug" % quote(kind))
+        raise Refused("the device is a bulb (%s), not a plug" % quote(kind))
     is_strip = "children" in info
     if is_strip is ("relay_state" in info):
-        raise ProtocolError("device description holds %s of relay_state (a plug) and children (a "
-                            "strip)" % ("both" if is_strip else "none"))
-    outlets = parse_kasa_children(info, device_id) if is_strip else (
-        Outlet(1, parse_kasa_alias(info), (device_id, device_id.lower()),
-               parse_kasa_relay(info["relay_state"], "relay_state")),)
+        raise ProtocolError("%s holds %s of relay_state (a plug) and children (a strip)"
+                            % (where, "both" if is_strip else "neither"))
+    outlets = (parse_kasa_children(info, device_id) if is_strip
+               else parse_kasa_plug(info, device_id))
     has_meter = "ENE" in str(info.get("feature", "")).split(":")
-    return KasaInfo(info.get("mac", info.get("mic_mac")), device_id, outlets, is_strip, has_meter)
+    return KasaInfo(mac=info.get("mac", info.get("mic_mac")), device_id=device_id, outlets=outlets,
+                    is_strip=is_strip, has_meter=has_meter)
+
+
+def parse_kasa_plug(info, device_id):
+    state = parse_kasa_relay(info["relay_state"], "relay_state")
+    return (Outlet(1, parse_kasa_alias(info), (device_id, device_id.lower()), state),)
 
 
 def parse_kasa_alias(info):
@@ -1756,27 +2246,33 @@ def parse_kasa_alias(info):
 
 
 def parse_kasa_children(info, device_id):
-    """Return the outlets of a strip by their numbers: the last two digits of an id, plus one."""
-    # The order of the list is not that on the case (HS300 1.0.21 lists 00,01,02,03,05,04).
-    children = require_member(info, "children", list, "device description")
-    count = require_member(info, "child_num", int, "device description")
+    """Return the outlets of a strip by their numbers, in the order of the case.
+
+    The order of the list is not that on the case (HS300 1.0.21 lists 00,01,02,03,05,04).
+    """
+    children = require_member(info, "children", list, "the device's description")
+    count = require_member(info, "child_num", int, "the device's description")
     if not children or count != len(children):
-        raise ProtocolError("device lists %d outlets and counts '%d'" % (len(children), count))
-    outlets = []
-    for child in children:
-        if not isinstance(child, dict):
-            raise ProtocolError("an outlet is no object: %s" % quote(json.dumps(child)))
-        identifier = require_member(child, "id", str, "an outlet")
-        # The bare number comes first or last, the whole id does not: both forms name the outlet.
-        if not re.fullmatch("[0-9A-Za-z_]*[0-9]{2}", identifier):
-            raise ProtocolError("outlet id %s does not end in two digits" % quote(identifier))
-        suffix = identifier[-2:]
-        identifiers = (identifier, identifier.lower(), suffix, (device_id + suffix).lower())
-        state = parse_kasa_relay(child.get("state"), "state of outlet %s" % quote(identifier))
-        outlets.append(Outlet(int(suffix) + 1, parse_kasa_alias(child), identifiers, state))
+        raise ProtocolError("the device lists %d outlets and says that it has %d"
+                            % (len(children), count))
+    outlets = [parse_kasa_child(child, device_id) for child in children]
     if len({outlet.number for outlet in outlets}) != len(outlets):
         raise ProtocolError("two outlets have the same number: %s" % describe_outlets(outlets))
     return tuple(sorted(outlets))
+
+
+def parse_kasa_child(child, device_id):
+    """Return one Outlet; its number on the case is the last two digits of its id, plus one."""
+    if not isinstance(child, dict):
+        raise ProtocolError("an outlet is no object: %s" % quote(json.dumps(child)))
+    identifier = require_member(child, "id", str, "an outlet")
+    # The bare number comes first or last, the whole id does not: both forms name the outlet.
+    if not re.fullmatch("[0-9A-Za-z_]*[0-9]{2}", identifier):
+        raise ProtocolError("the outlet id %s does not end in two digits" % quote(identifier))
+    suffix = identifier[-2:]
+    identifiers = (identifier, identifier.lower(), suffix, (device_id + suffix).lower())
+    state = parse_kasa_relay(child.get("state"), "the state of outlet %s" % quote(identifier))
+    return Outlet(int(suffix) + 1, parse_kasa_alias(child), identifiers, state)
 
 
 def parse_kasa_watts(result):
@@ -1784,50 +2280,39 @@ def parse_kasa_watts(result):
     units = {"power_mw": 0.001, "power": 1.0}
     found = [name for name in units if name in result]
     if len(found) != 1:
-        raise ProtocolError("meter tells %s of power and power_mw" % ("both" if found else "none"))
+        raise ProtocolError("the meter tells %s of power and power_mw"
+                            % ("both" if found else "neither"))
     value = result[found[0]]
     if not is_number(value):
-        raise ProtocolError("meter: no plausible %s: %s" % (found[0], quote(json.dumps(value))))
-    return max(-1e9, min(value, 1e9)) * units[found[0]]  # absurd: a load, and no silent meter
+        raise ProtocolError("the meter's %s is not a number: %s"
+                            % (found[0], quote(json.dumps(value))))
+    return limit_watts(value) * units[found[0]]
 
 
+@speaks("kasa")
 class KasaDevice(Device):
     """A TP-Link Kasa plug or strip over its legacy protocol, on one connection for all requests."""
-    kind = "kasa"
+
+    name = "kasa"
 
     def __init__(self, system, settings):
         super().__init__(system, settings)
         self.connection = None
-        self.description = None
-        self.child_id = None
-
-    def read_state(self, deadline):
-        self.describe_device(deadline)
-        outlet = select_outlet(self.description.outlets, self.settings.plug, self.label)
-        child_id = outlet.identifiers[0] if self.description.is_strip else None
-        if self.child_id not in (None, child_id):
-            raise Refused("outlet %s has become another one in the middle of the action: %s was %s"
-                          % (quote(self.settings.plug), child_id, quote(self.child_id)))
-        self.child_id = child_id
-        return outlet.state
-
-    def request_state(self, wanted, deadline):
-        if not self.connection:
-            self.read_state(deadline)  # a new connection may lead to another device
-        state = 1 if wanted is PowerState.ON else 0
-        self._ask("system", "set_relay_state", {"state": state}, self.child_id, deadline)
-
-    def read_watts(self, deadline):
-        if not self.description.has_meter:
-            return None
-        return parse_kasa_watts(self._ask("emeter", "get_realtime", {}, self.child_id, deadline))
+        self.description = None  # the KasaInfo that came last
 
     def list_outlets(self, deadline):
-        return self.describe_device(deadline).outlets
+        return self.read_description(deadline).outlets
 
-    def describe_device(self, deadline):
+    def open(self, deadline):
+        return KasaOutlet(self, self.find_outlet(deadline))
+
+    def find_outlet(self, deadline):
+        """Return the Outlet that the caller named, as the device describes it now."""
+        return select_outlet(self.list_outlets(deadline), self.wanted, self.label)
+
+    def read_description(self, deadline):
         """Ask for the device's description, alone: mixed queries have crashed devices."""
-        found = parse_kasa_description(self._ask("system", "get_sysinfo", {}, None, deadline))
+        found = parse_kasa_description(self.ask("system", "get_sysinfo", {}, None, deadline))
         self.check_mac(found.mac)
         known = self.description or found
         for name in ("device_id", "mac", "is_strip"):
@@ -1843,7 +2328,7 @@ class KasaDevice(Device):
             self.connection.close()
             self.connection = None
 
-    def _ask(self, module, method, arguments, child_id, deadline):
+    def ask(self, module, method, arguments, child_id, deadline):
         """Return the result of one request, which may be sent twice."""
         # Devices close idle connections, some of them after every answer.
         is_reused = self.connection is not None
@@ -1856,7 +2341,7 @@ class KasaDevice(Device):
 
     def _exchange(self, module, method, arguments, child_id, deadline):
         request = build_kasa_request(module, method, arguments, child_id)
-        self.system.debug("%s <- %s" % (self.describe(), json.dumps(request)), level=2)
+        self.system.message("%s <- %s" % (self.describe(), json.dumps(request)))
         try:
             if not self.connection:
                 self.connection = self.system.connect(
@@ -1864,12 +2349,12 @@ class KasaDevice(Device):
                     deadline.within(self.settings.login_timeout))
             limit = deadline.within(self.settings.shell_timeout)
             if self.connection.holds_unasked_bytes():
-                raise ProtocolError("device sent more than one answer to one request")
+                raise ProtocolError("the device sent more than one answer to one request")
             self.connection.send(build_kasa_frame(request), limit)
             message = self.connection.receive(
                 parse_kasa_length(self.connection.receive(4, limit)), limit)
-            self.system.debug("%s -> %s" % (self.describe(), decrypt_kasa(message).decode(
-                "utf-8", "backslashreplace")), level=2)
+            self.system.message("%s -> %s" % (self.describe(), decrypt_kasa(message).decode(
+                "utf-8", "backslashreplace")))
             return parse_kasa_result(message, module, method)
         except (Unreachable, ProtocolError):
             # Replies carry no number: on a connection that missed one, the next is the wrong one.
@@ -1877,11 +2362,43 @@ class KasaDevice(Device):
             raise
 
 
-# SECTION: TASMOTA ---------------------------------------------------------------------------------
-# Tasmota, and OpenBeken as far as it does the same.
+class KasaOutlet(OpenedOutlet):
+    """The relay of a plug, or one outlet of a strip, which its child id names on the wire."""
 
-# Tasmota and OpenBeken, /cm?cmnd=. Source: Tasmota documentation (Commands) and firmware source
-# xdrv_01_9_webserver.ino, OpenBK7231T_App json_interface.c; read 2026-10. Seen: documents only.
+    def __init__(self, device, outlet):
+        super().__init__(device, outlet.state)
+        self.child_id = self._child_id_of(outlet)
+
+    def _child_id_of(self, outlet):
+        return outlet.identifiers[0] if self.device.description.is_strip else None
+
+    def read(self, deadline):
+        outlet = self.device.find_outlet(deadline)
+        if self._child_id_of(outlet) != self.child_id:
+            raise Refused("plug %s has become another outlet in the middle of the action: its id "
+                          "was %s and is %s" % (quote(self.device.wanted), quote(self.child_id),
+                                                quote(self._child_id_of(outlet))))
+        return outlet.state
+
+    def send(self, wanted, deadline):
+        if not self.device.connection:
+            self.read(deadline)  # a new connection may lead to another device
+        state = 1 if wanted is PowerState.ON else 0
+        self.device.ask("system", "set_relay_state", {"state": state}, self.child_id, deadline)
+
+    def watts(self, deadline):
+        if not self.device.description.has_meter:
+            return None
+        return parse_kasa_watts(
+            self.device.ask("emeter", "get_realtime", {}, self.child_id, deadline))
+
+
+# SECTION: TASMOTA ---------------------------------------------------------------------------------
+# Tasmota, and OpenBeken as far as it does the same: commands as /cm?cmnd=, replies in JSON.
+# `plug` is the relay's number. By default the firmware reports 0 W as soon as its relay is off,
+# whatever flows; SetOption21 1 makes the meter measure always.
+# Source: Tasmota documentation (Commands) and firmware source xdrv_01_9_webserver.ino,
+# OpenBK7231T_App json_interface.c; read 2026-10. Seen: documents only.
 
 def parse_tasmota_url(path):
     """Return (relay as text, "" for a bare Power; PowerState or None) of a /cm?cmnd= URL."""
@@ -1900,27 +2417,27 @@ def parse_tasmota_reply(text, command):
     """Return the members of a reply; firmware before 8.2 refuses with status 200."""
     members = parse_json_object(text)
     if "WARNING" in members:
-        raise Refused("device refuses the command: %s (username and password right?)"
+        raise Refused("the device refuses the command: %s (are username and password right?)"
                       % quote(str(members["WARNING"])))
     if "Command" in members:
-        raise Refused("device answers %s to the command %s (has it such a relay?)"
+        raise Refused("the device answers %s to the command %s (does it have that relay?)"
                       % (quote(str(members["Command"])), command))
     return members
 
 
 def parse_tasmota_power(members, relay):
-    """Return the PowerState of one relay (a number from 1), from no other relay's member."""
-    # SAFETY: the bare POWER is relay 1 and no other: OpenBeken answers with it whatever is asked.
-    # Test: test_relay_2_is_never_read_from_the_bare_power
+    """Return the PowerState of one relay (a number from 1), from no other relay's member.
+
+    SAFETY: the bare POWER is relay 1 and no other: OpenBeken answers with it whatever is asked.
+    Test: test_relay_2_is_never_read_from_the_bare_power
+    """
     names = ("POWER", "POWER1") if relay == 1 else ("POWER%d" % relay,)
     words = [members[name] for name in names if name in members]
     if not words:
-        raise ProtocolError("reply holds no %s (OpenBeken answers for another relay): %s"
+        raise ProtocolError("the reply holds no %s (OpenBeken answers for another relay): %s"
                             % (names[-1], quote(json.dumps(members))))
-    if words[0] != words[-1] or words[0] not in ("ON", "OFF"):
-        raise ProtocolError("%s is neither ON nor OFF: %s (StateText changed, or relay blinking?)"
-                            % (names[-1], quote(json.dumps(words))))
-    return PowerState[words[0]]
+    return parse_state_words(words, "%s (is StateText changed, or does the relay blink?)"
+                             % names[-1])
 
 
 def parse_tasmota_relays(members):
@@ -1935,68 +2452,48 @@ def parse_tasmota_relays(members):
 
 def parse_tasmota_energy(members):
     """Return (watts, volts) of the reply to Status 10, or None when the device has no meter."""
-    sensors = require_member(members, "StatusSNS", dict, "the reply to Status 10")
+    where = "the reply to Status 10"
+    sensors = require_member(members, "StatusSNS", dict, where)
     if "ENERGY" not in sensors:
         return None
-    energy = require_member(sensors, "ENERGY", dict, "the reply to Status 10")
-
-    def total(name):
-        values = energy.get(name)
-        values = values if isinstance(values, list) else [values]
-        if not all(is_number(value) for value in values):
-            raise ProtocolError("meter: %s is not a number: %s" % (name, quote(json.dumps(values))))
-        return sum(min(abs(value), 1e9) for value in values)
-    return total("Power"), total("Voltage")
+    energy = require_member(sensors, "ENERGY", dict, where)
+    return sum_tasmota_phases(energy, "Power"), sum_tasmota_phases(energy, "Voltage")
 
 
+def sum_tasmota_phases(energy, name):
+    """Return the sum of a reading, which is one number or a list with one for each phase."""
+    values = energy.get(name)
+    values = values if isinstance(values, list) else [values]
+    if not all(is_number(value) for value in values):
+        raise ProtocolError("the meter's %s is not a number: %s"
+                            % (name, quote(json.dumps(values))))
+    return sum(abs(limit_watts(value)) for value in values)
+
+
+@speaks("tasmota")
 class TasmotaDevice(HttpDevice):
-    """Tasmota, and OpenBeken as far as it does the same; `plug` is the relay's number."""
-    kind = "tasmota"
+    """A Tasmota device, and what its list of relays is read from."""
+
+    name = "tasmota"
     default_username = "admin"
 
     def __init__(self, system, settings):
         super().__init__(system, settings)
-        self.take_plug_from_urls(parse_tasmota_url)
-        self.relays = ()
-        self.relay = 0
-        self.gate = ""  # what the device says to SetOption21
-
-    def find_outlet(self, deadline):
-        outlet = select_outlet(self.list_outlets(deadline), self.plug, self.label)
-        self.relay = outlet.number
-        return outlet.state
-
-    def read_state(self, deadline):
-        if not self.relay:
-            return self.find_outlet(deadline)
-        self._check_identity(deadline)
-        return self._command("Power%d" % self.relay, deadline, self._parse_power)
-
-    def request_state(self, wanted, deadline):
-        self._check_identity(deadline)  # a new connection may lead to another device
-        command = "Power%d %s" % (self.relay, wanted.value)
-        state = self._command(command, deadline, self._parse_power)
-        if state is not wanted:
-            raise ProtocolError("device answers %s to %s (locked by PowerOnState 4 or PowerLock?)"
-                                % (state.value, command))
-
-    def read_watts(self, deadline):
-        """Return what a meter says that measures while the relay is off, too: SetOption21 1."""
-        # By default the firmware reports 0 W as soon as its relay is off, whatever flows.
-        energy = self._command("Status 10", deadline, parse_tasmota_energy)
-        if energy is None or len(self.relays) != 1:
-            return None  # one meter may measure several relays
-        if not self.gate:
-            self.gate = self._command("SetOption21", deadline,
-                                      lambda members: str(members.get("SetOption21")))
-        watts, volts = energy
-        # Without a voltage the chip does not answer, or it sits behind the relay.
-        return watts if self.gate == "ON" and (volts > 0 or watts > 0) else None
+        self.take_outlet_from_urls(parse_tasmota_url)
 
     def list_outlets(self, deadline):
-        self._check_identity(deadline)
-        self.relays = self._command("Status 11", deadline, parse_tasmota_relays)
-        return self.relays
+        self.check_identity(deadline)
+        return self.ask("Status 11", parse_tasmota_relays, deadline)
+
+    def open(self, deadline):
+        relays = self.list_outlets(deadline)
+        return TasmotaRelay(self, select_outlet(relays, self.wanted, self.label),
+                            is_only=len(relays) == 1)
+
+    def read_mac(self, deadline):
+        network = self.ask("Status 5", lambda members: require_member(
+            members, "StatusNET", dict, "the reply to Status 5"), deadline)
+        return network.get("Mac")
 
     def path_with_login(self, path):
         # In the query too: firmware before 9 knows no other way. A header is enough for the rest.
@@ -2005,29 +2502,58 @@ class TasmotaDevice(HttpDevice):
         return path.replace("?", "?user=%s&password=%s&" % (
             percent_encode(self.username), percent_encode(self.settings.password)), 1)
 
-    def _check_identity(self, deadline):
-        if self.settings.device_mac:
-            network = self._command("Status 5", deadline, lambda members: require_member(
-                members, "StatusNET", dict, "the reply to Status 5"))
-            self.check_mac(network.get("Mac"))
-
-    def _parse_power(self, members):
-        return parse_tasmota_power(members, self.relay)
-
-    def _command(self, command, deadline, parse):
+    def ask(self, command, parse, deadline):
+        """Return parse(members) of the reply to one command."""
         return self.exchange("GET", "/cm?cmnd=" + command.replace(" ", "%20"), lambda reply: parse(
             parse_tasmota_reply(parse_http_body(reply), command)), deadline)
 
 
+class TasmotaRelay(HttpOutlet):
+    """One relay of a Tasmota device, by its number."""
+
+    def __init__(self, device, outlet, is_only):
+        super().__init__(device, outlet.state)
+        self.number = outlet.number
+        self.is_only = is_only
+        self.meter_setting = ""  # what the device says to SetOption21
+
+    def read_state(self, deadline):
+        return self._ask_power("Power%d" % self.number, deadline)
+
+    def send_command(self, wanted, deadline):
+        command = "Power%d %s" % (self.number, wanted.value)
+        state = self._ask_power(command, deadline)
+        if state is not wanted:
+            raise ProtocolError("the device answers %s to %s (locked by PowerOnState 4 or "
+                                "PowerLock?)" % (state.value, command))
+
+    def watts(self, deadline):
+        """Return what a meter says that measures while the relay is off, too: SetOption21 1."""
+        energy = self.device.ask("Status 10", parse_tasmota_energy, deadline)
+        if energy is None or not self.is_only:
+            return None  # one meter may measure several relays
+        if not self.meter_setting:
+            self.meter_setting = self.device.ask(
+                "SetOption21", lambda members: str(members.get("SetOption21")), deadline)
+        watts, volts = energy
+        # Without a voltage the chip does not answer, or it sits behind the relay.
+        is_working = volts > 0 or watts > 0
+        return watts if self.meter_setting == "ON" and is_working else None
+
+    def _ask_power(self, command, deadline):
+        return self.device.ask(
+            command, lambda members: parse_tasmota_power(members, self.number), deadline)
+
+
 # SECTION: ESPHOME ---------------------------------------------------------------------------------
-# The switches of ESPHome's web_server.
+# The switches of ESPHome's web_server. A switch is called by its object id (made from its name) up
+# to 2025.12, by its name from 2026.7, by both between. /events streams the states of all entities;
+# a switch is changed by POST. There is no meter: sensors do not tell to which switch they belong.
+# Source: esphome components/web_server of 2024.11, 2026.6 and 2026.10; read 2026-10. Seen:
+# documents only.
 
 EVENTS_SILENCE_SECONDS = 2.0  # after the states of all switches; the next ping may take ten
 
-
-# ESPHome, web_server. Source: esphome components/web_server of 2024.11, 2026.6 and 2026.10; read
-# 2026-10. Seen: documents only. A switch is called by its object id (made from its name) up to
-# 2025.12, by its name from 2026.7, by both between.
 
 def parse_esphome_url(path):
     """Return (switch, PowerState or None) of a /switch/ URL."""
@@ -2045,33 +2571,39 @@ def build_esphome_path(switch):
 
 
 def parse_esphome_switch(text, switch):
-    """Return (PowerState, assumed) of a reply, which must be that of the switch asked for."""
-    # SAFETY: old firmware finds a switch by an id that two names can share, and answers with the
-    # first. Test: test_a_reply_of_another_switch_is_refused
+    """Return (PowerState, assumed) of a reply, which must be that of the switch asked for.
+
+    SAFETY: old firmware finds a switch by an id that two names can share, and answers with the
+    first. Test: test_a_reply_of_another_switch_is_refused
+    """
     members = parse_json_object(text)
-    if not esphome_reply_is_of(members, switch):
+    if not is_esphome_reply_of(members, switch):
         raise Refused("another switch answered: %s instead of %s" % (quote(text), quote(switch)))
     return parse_esphome_state(members), members.get("assumed_state") is True
 
 
-def esphome_reply_is_of(members, switch):
+def is_esphome_reply_of(members, switch):
     """Return whether all that a reply says about its switch (at least one thing) fits `switch`."""
     device, _, wanted = switch.rpartition("/")
-
-    def fits(name):
-        return name == wanted or render_identifier(name) == wanted
-    claims = []
-    for identifier in (str(members[key]) for key in ("id", "name_id") if key in members):
-        if identifier.startswith("switch-"):
-            claims.append(identifier[7:] == render_identifier(wanted))
-        else:
-            owner, _, name = identifier.rpartition("/")
-            claims.append(owner == ("switch/" + device).rstrip("/") and fits(name))
+    claims = [fits_esphome_id(str(members[key]), device, wanted)
+              for key in ("id", "name_id") if key in members]
     if "name" in members:
-        claims.append(fits(str(members["name"])))
+        claims.append(fits_esphome_name(str(members["name"]), wanted))
     if device or "device" in members:
         claims.append(members.get("device") == device)
     return bool(claims) and all(claims)
+
+
+def fits_esphome_id(identifier, device, wanted):
+    """Old firmware says switch-OBJECT_ID, newer says switch/NAME or switch/DEVICE/NAME."""
+    if identifier.startswith("switch-"):
+        return identifier[7:] == render_identifier(wanted)
+    owner, _, name = identifier.rpartition("/")
+    return owner == ("switch/" + device).rstrip("/") and fits_esphome_name(name, wanted)
+
+
+def fits_esphome_name(name, wanted):
+    return wanted in (name, render_identifier(name))
 
 
 def parse_esphome_state(members):
@@ -2079,9 +2611,7 @@ def parse_esphome_state(members):
     words = [members["state"]] if "state" in members else []
     if "value" in members:
         words.append({"true": "ON", "false": "OFF"}.get(json.dumps(members["value"])))
-    if not words or words[0] != words[-1] or words[0] not in ("ON", "OFF"):
-        raise ProtocolError("no clear power state: %s" % quote(json.dumps(members)))
-    return PowerState[words[0]]
+    return parse_state_words(words, "the state of the switch in %s" % quote(json.dumps(members)))
 
 
 def parse_esphome_events(text):
@@ -2092,85 +2622,92 @@ def parse_esphome_events(text):
         is_state = re.search(r"(?m)^event: ?state\r?$", event)
         members = parse_json_object(data.group(1)) if data and is_state else {}
         identifier = str(members.get("id", ""))
-        if not re.match("switch[-/]", identifier) or identifier in switches:
-            continue
-        name = str(members.get("name", identifier[7:].rpartition("/")[2]))
-        prefix = "%s/" % members["device"] if members.get("device") else ""
-        switches[identifier] = (prefix + render_identifier(name), prefix + name,
-                                parse_esphome_state(members))
-    only = ("1",) if len(switches) == 1 else ()
-    return tuple(Outlet(number, name, only, state) for number, name, state in switches.values())
+        if re.match("switch[-/]", identifier) and identifier not in switches:
+            switches[identifier] = parse_esphome_outlet(identifier, members)
+    if len(switches) == 1:
+        return tuple(outlet._replace(identifiers=("1",)) for outlet in switches.values())
+    return tuple(switches.values())
 
 
+def parse_esphome_outlet(identifier, members):
+    """Return one switch of the stream as an Outlet, with its object id for its number."""
+    name = str(members.get("name", identifier[7:].rpartition("/")[2]))
+    prefix = "%s/" % members["device"] if members.get("device") else ""
+    return Outlet(prefix + render_identifier(name), prefix + name, (), parse_esphome_state(members))
+
+
+@speaks("esphome")
 class EsphomeDevice(HttpDevice):
-    """A switch of an ESPHome device; `plug` is its name or object id, or DEVICE/NAME."""
-    # It has no meter: its sensors do not tell to which switch they belong.
-    kind = "esphome"
+    """An ESPHome device; `plug` is the name or object id of a switch, or DEVICE/NAME."""
+
+    name = "esphome"
 
     def __init__(self, system, settings):
         super().__init__(system, settings)
-        self.take_plug_from_urls(parse_esphome_url)
-        self.switch = ""
-        self.path = ""
-
-    def find_outlet(self, deadline):
-        self._check_identity(deadline)
-        state = self._find_switch(self.plug, deadline) if self.plug else None
-        if state is None:
-            outlet = select_outlet(self.list_outlets(deadline), self.plug, self.label)
-            state = self._find_switch(outlet.alias, deadline)
-        if state is None:
-            raise Refused("device lists the switch %s, and does not know it" % quote(outlet.alias))
-        return state
-
-    def read_state(self, deadline):
-        if not self.path:
-            return self.find_outlet(deadline)
-        self._check_identity(deadline)
-        return self.exchange("GET", self.path + "?detail=all", self._parse_switch, deadline)
-
-    def request_state(self, wanted, deadline):
-        self._check_identity(deadline)  # a new connection may lead to another device
-        # Answered before it is done; the body is empty.
-        self.exchange("POST", "%s/turn_%s" % (self.path, wanted.value.lower()), parse_http_body,
-                      deadline)
+        self.take_outlet_from_urls(parse_esphome_url)
 
     def list_outlets(self, deadline):
-        self._check_identity(deadline)
+        self.check_identity(deadline)
         return self.exchange("GET", "/events", lambda reply: parse_esphome_events(
             parse_http_body(reply)), deadline, silence_s=EVENTS_SILENCE_SECONDS)
 
-    def _find_switch(self, switch, deadline):
-        """Return the state of a switch, or None when the device knows it neither by name nor id."""
-        device, _, name = switch.rpartition("/")
-        object_id = (device + "/" if device else "") + render_identifier(name)
-        self.switch = switch
-        for spelling in (switch, object_id) if object_id != switch else (switch,):
+    def open(self, deadline):
+        self.check_identity(deadline)
+        switch = self._find_switch(self.wanted, deadline) if self.wanted else None
+        if switch:
+            return switch
+        outlet = select_outlet(self.list_outlets(deadline), self.wanted, self.label)
+        switch = self._find_switch(outlet.alias, deadline)
+        if not switch:
+            raise Refused("the device lists the switch %s, and answers that it does not know it"
+                          % quote(outlet.alias))
+        return switch
+
+    def _find_switch(self, name, deadline):
+        """Return the EsphomeSwitch, or None when the device knows it neither by name nor by id."""
+        owner, _, own_name = name.rpartition("/")
+        object_id = (owner + "/" if owner else "") + render_identifier(own_name)
+        for spelling in (name, object_id) if object_id != name else (name,):
             path = build_esphome_path(spelling)
             state = self.exchange("GET", path + "?detail=all", lambda reply: (
-                None if reply.status == 404 else self._parse_switch(reply)), deadline)
+                None if reply.status == 404 else self.parse_switch(reply, name)), deadline)
             if state:
-                self.path = path  # not before: it is what will be switched
-                return state
+                return EsphomeSwitch(self, state, name, path)
         return None
 
-    def _check_identity(self, deadline):
-        if self.settings.device_mac:
-            self.check_mac(self.exchange("OPTIONS", "/", lambda reply: reply.headers.get(
-                "Private-Network-Access-ID"), deadline))
-
-    def _parse_switch(self, reply):
-        state, assumed = parse_esphome_switch(parse_http_body(reply), self.switch)
+    def parse_switch(self, reply, name):
+        state, assumed = parse_esphome_switch(parse_http_body(reply), name)
         if assumed:
-            self.system.warn("switch %s is an assumed_state: it reports what it was told"
-                             % quote(self.switch))
+            self.system.warn("switch %s has an assumed_state: it reports what it was told to do, "
+                             "and nobody knows its relay" % quote(name))
         return state
+
+    def read_mac(self, deadline):
+        return self.exchange("OPTIONS", "/", lambda reply: reply.headers.get(
+            "Private-Network-Access-ID"), deadline)
+
+
+class EsphomeSwitch(HttpOutlet):
+    """One switch, by the path under which the device has answered for it."""
+
+    def __init__(self, device, state, name, path):
+        super().__init__(device, state)
+        self.name = name
+        self.path = path
+
+    def read_state(self, deadline):
+        return self.device.exchange("GET", self.path + "?detail=all", lambda reply: (
+            self.device.parse_switch(reply, self.name)), deadline)
+
+    def send_command(self, wanted, deadline):
+        # Answered before it is done; the body is empty.
+        self.device.exchange("POST", "%s/turn_%s" % (self.path, wanted.value.lower()),
+                             parse_http_body, deadline)
 
 
 # SECTION: PAGES -----------------------------------------------------------------------------------
-# Any device with one URL that switches on, one that switches off, and one that tells.
-
-# Any HTTP switch.
+# Any device with one URL that switches on, one that switches off, and one that tells the state.
+# Two expressions are all that tells its answer from another page; a status must match exactly one.
 
 def parse_status_page(text, on_pattern, off_pattern):
     """Return the PowerState of a status reply, which must match exactly one expression."""
@@ -2178,115 +2715,129 @@ def parse_status_page(text, on_pattern, off_pattern):
     found = [state for state, pattern in patterns if re.search(pattern, text)]
     if len(found) != 1:
         raise ProtocolError("the reply matches %s of status_on_regex and status_off_regex: %s"
-                            % ("both" if found else "none", quote(text)))
+                            % ("both" if found else "neither", quote(text)))
     return found[0]
 
 
+@speaks("url")
 class UrlDevice(HttpDevice):
-    """Any device with one URL that switches on, one that switches off, and one that tells."""
-    kind = "url"
+    """A device by its URLs alone; they say what is switched, and none tells a MAC address."""
+
+    name = "url"
 
     def __init__(self, system, settings):
         super().__init__(system, settings)
-        for name in ("status_url", "status_on_regex", "status_off_regex"):
+        needed = ["status_url", "status_on_regex", "status_off_regex"]
+        if not settings.fence_method:  # fence_check only reads
+            needed.insert(0, "power_off_url")
+        for name in needed:
             if not getattr(settings, name):
                 raise UsageError("no %s given, and device=url needs it" % name)
         given = [path for path in self.paths.values() if path]
         if len(set(given)) < len(given):
             raise UsageError("power_on_url, power_off_url and status_url must differ: a URL that "
                              "toggles, or switches when it is read, proves nothing")
-        if self.plug not in ("", self.label):
-            raise UsageError("plug %s: the URLs alone say what is switched" % quote(self.plug))
+        if self.wanted not in ("", self.label):
+            raise UsageError("plug %s: the URLs alone say what is switched" % quote(self.wanted))
 
-    def read_state(self, deadline):
-        self.check_mac("")  # refuses a configured device_mac: no URL tells one
+    def list_outlets(self, deadline):
+        return (Outlet(1, self.label, (), self.open(deadline).state),)
+
+    def open(self, deadline):
+        self.check_identity(deadline)
+        return UrlOutlet(self, self.read_page(deadline))
+
+    def read_page(self, deadline):
         return self.exchange("GET", self.paths["status_url"], lambda reply: parse_status_page(
             parse_http_body(reply), self.settings.status_on_regex, self.settings.status_off_regex),
             deadline)
 
-    def request_state(self, wanted, deadline):
-        name = "power_on_url" if wanted is PowerState.ON else "power_off_url"
-        if not self.paths[name]:
-            raise UsageError("no %s given" % name)
-        method = "POST" if self.settings.http_method == "POST" else "GET"
-        self.exchange(method, self.paths[name],
-                      lambda reply: parse_http_body(reply, (200, 201, 202, 204)), deadline)
 
-    def list_outlets(self, deadline):
-        return (Outlet(1, self.label, (), self.read_state(deadline)),)
+class UrlOutlet(HttpOutlet):
+    """What the URLs of a device switch and tell."""
+
+    def read_state(self, deadline):
+        return self.device.read_page(deadline)
+
+    def send_command(self, wanted, deadline):
+        name = "power_on_url" if wanted is PowerState.ON else "power_off_url"
+        if not self.device.paths[name]:
+            raise UsageError("no %s given" % name)
+        method = "POST" if self.device.settings.http_method == "POST" else "GET"
+        self.device.exchange(method, self.device.paths[name], lambda reply: parse_http_body(
+            reply, (200, 201, 202, 204)), deadline)
 
 
 # SECTION: INSTALLED AGENT -------------------------------------------------------------------------
-# Any fence agent of this machine, which is asked and never switches.
+# Any fence agent of this machine, asked for the state of its outlet and never to switch it.
+# Source: FenceAgentAPI.md of fence-agents; read 2026-10.
 
 def parse_agent_status(code, text):
-    """Return the PowerState that another fence agent tells by its exit code and its output."""
-    # SAFETY: both must say the same. Exit code 2 is a usage error of many programs, and an agent
-    # may print a state before it fails. Test: test_an_agents_exit_code_and_words_must_agree
+    """Return the PowerState that another fence agent tells by its exit code and its output.
+
+    SAFETY: both must say the same. Exit code 2 is a usage error of many programs, and an agent may
+    print a state before it fails. Test: test_an_agents_exit_code_and_words_must_agree
+    """
     words = set(re.findall("(?m)^Status: (.*?)\\s*$", text))
     state = {EXIT_GOOD: PowerState.ON, EXIT_OFF: PowerState.OFF}.get(code)
     if state and words == {state.value}:
         return state
-    raise ProtocolError("agent ended with code %d and printed %s" % (code, quote(text.strip())))
+    raise ProtocolError("the agent ended with exit code %d and printed %s"
+                        % (code, quote(text.strip())))
 
 
+@speaks("ipmi", "agent")
 class InstalledAgent(Device):
-    """Any fence agent of this machine, asked for the state of its outlet and never to switch it."""
+    """A fence agent that is run as Pacemaker runs it; fence_method is its name or its dialect's."""
 
     def describe(self):
         return "%s %s" % (self.settings.fence_method, self.settings.ip)
 
-    def read_state(self, deadline):
+    def list_outlets(self, deadline):
+        """Return nothing: it proves that the agent's monitor succeeds."""
+        code, _, err = self._run("monitor", deadline)
+        if code != EXIT_GOOD:
+            raise Unreachable("its monitor failed with exit code %d: %s" % (code, self._quote(err)))
+        return ()
+
+    def open(self, deadline):
+        return AgentOutlet(self, self.read_status(deadline))
+
+    def read_status(self, deadline):
         code, out, err = self._run("status", deadline)
         try:
             return parse_agent_status(code, redact(out, self.system.secrets))
         except ProtocolError as error:
-            raise ProtocolError("%s; %s" % (error, self._quote(err))) from error
-
-    def list_outlets(self, deadline):
-        code, _, err = self._run("monitor", deadline)
-        if code != EXIT_GOOD:
-            raise Unreachable("its monitor failed: %s" % self._quote(err))
-        return ()
+            raise ProtocolError("%s; it says: %s" % (error, self._quote(err))) from error
 
     def _run(self, action, deadline):
         """Run the agent as Pacemaker does: the password goes over its stdin, never its argv."""
-        is_ipmi = self.settings.fence_method == "ipmi"
+        settings = self.settings
+        dialect = DIALECTS_BY_METHOD.get(settings.fence_method, DIALECTS["agent"])
         names = ("ip", "ipport", "plug", "username", "password", "nodename")
-        parameters = {name: getattr(self.settings, name) for name in names}
-        parameters.update({"lanplus": "1"} if is_ipmi else {})
-        parameters.update(self.settings.options, action=action)
+        parameters = {name: getattr(settings, name) for name in names}
+        parameters.update(dialect.fixed)
+        parameters.update(settings.options, action=action)
         lines = ["%s=%s" % item for item in parameters.items() if item[1] != ""]
         if any("\n" in line for line in lines):
             raise Refused("a parameter for the agent has a line break in it")
-        return self.system.run(
-            ["fence_ipmilan" if is_ipmi else self.settings.fence_method], "\n".join(lines) + "\n",
-            deadline.within(self.settings.login_timeout + self.settings.shell_timeout))
+        return self.system.run([dialect.agent or settings.fence_method], "\n".join(lines) + "\n",
+                               deadline.within(settings.login_timeout + settings.shell_timeout))
 
     def _quote(self, text):
         # Redacted before it is cut, where half a password would no longer be found.
         return quote(hide_timer_words(redact(text.strip(), self.system.secrets)))
 
 
-DEVICES = {device.kind: device for device in (KasaDevice, TasmotaDevice, EsphomeDevice, UrlDevice)}
+class AgentOutlet(OpenedOutlet):
+    """The outlet that an installed agent was given."""
 
+    def read(self, deadline):
+        return self.device.read_status(deadline)
 
-def open_device(method, system, settings):
-    """Return the Device that a method means: http, a kind of DEVICES, ipmi or an agent's name."""
-    kind = method
-    if method == "http":
-        kind = settings.device if settings.device != "auto" else choose_http_dialect(settings)
-    if getattr(settings, "switch_name", ""):
-        if settings.plug not in ("", settings.nodename, settings.switch_name):
-            raise UsageError("plug %s and switch_name %s name different outlets"
-                             % (quote(settings.plug), quote(settings.switch_name)))
-        settings.plug = settings.switch_name
-    if kind in DEVICES:
-        return DEVICES[kind](system, settings)
-    if kind != "ipmi" and not re.fullmatch(r"(/\S*/)?fence_\w+", kind):
-        raise UsageError("fence_method: %s is none of ipmi, %s, http and fence_NAME"
-                         % (quote(kind), ", ".join(sorted(set(DEVICES) - {"url"}))))
-    return InstalledAgent(system, settings)
+    def send(self, wanted, deadline):
+        raise Refused("an installed agent is asked for its status here, and never to switch")
+
 
 # PART 4: FENCING ==================================================================================
 
@@ -2295,6 +2846,8 @@ def open_device(method, system, settings):
 
 
 ARP_HEADER = struct.pack(">HHBB", 1, 0x0800, 6, 4)  # Ethernet, IPv4, and their address lengths
+ARP_REQUEST, ARP_REPLY = 1, 2
+BROADCAST_MAC = b"\xff" * 6
 NEIGHBOUR_SOLICITATION, NEIGHBOUR_ADVERTISEMENT = 135, 136
 
 
@@ -2316,7 +2869,7 @@ def parse_icmp_error(family, message):
     """Return ((type, code), target, identifier) of the echo an ICMP error is about, or None."""
     if len(message) < 9 or message[0] not in ICMP[family].errors:
         return None
-    quoted = message[8:]
+    quoted = message[8:]  # the packet that it is about: its IP header, and some of its body
     if family == socket.AF_INET:
         header_bytes, protocol, target = (quoted[0] & 15) * 4, quoted[9:10], quoted[16:20]
     else:
@@ -2329,7 +2882,7 @@ def parse_icmp_error(family, message):
 
 def build_arp_request(mac, source, target):
     """Return "who has target", from our MAC and address; all are bytes."""
-    return ARP_HEADER + struct.pack(">H", 1) + mac + source + bytes(6) + target
+    return ARP_HEADER + struct.pack(">H", ARP_REQUEST) + mac + source + bytes(6) + target
 
 
 def parse_arp_sender(message):
@@ -2339,12 +2892,12 @@ def parse_arp_sender(message):
 
 def is_arp_answer(message, mac):
     """Return whether an ARP packet is a reply to the one who has this MAC."""
-    return message[6:8] == b"\0\2" and message[18:24] == mac
+    return message[6:8] == struct.pack(">H", ARP_REPLY) and message[18:24] == mac
 
 
 def build_neighbour_solicitation(mac, target):
     """Return (message, address to send it to) that asks target for its MAC."""
-    group = b"\xff\x02" + bytes(9) + b"\x01\xff" + target[13:]
+    group = b"\xff\x02" + bytes(9) + b"\x01\xff" + target[13:]  # its solicited-node address
     return (struct.pack(">BBHI", NEIGHBOUR_SOLICITATION, 0, 0, 0) + target + b"\x01\x01" + mac,
             socket.inet_ntop(socket.AF_INET6, group))
 
@@ -2359,147 +2912,234 @@ def is_solicited(advertisement):
     return bool(advertisement[4:5]) and bool(advertisement[4] & 0x40)
 
 
+class Listener:
+    """Notes in the Sights of one look what each packet that comes in shows.
+
+    A packet is matched by the address it speaks for, an echo and an error by our marker too: many
+    looks may go on at once, and this machine hears the answers to all of them.
+    """
+
+    def __init__(self, sights, targets, router_errors):
+        self.sights = {sight.packed: sight for sight in sights}
+        self.targets = targets              # addresses of the target
+        self.router_errors = router_errors  # see Look
+        self.marker = os.urandom(8)         # brought back by the answers to our own echoes
+
+    def take(self, family, packet, sender):
+        """Note what one packet shows; family: of the socket that it came from."""
+        if family == socket.AF_PACKET:
+            self._take_arp(packet, sender)
+        elif packet:
+            self._take_icmp(family, packet, sender)
+
+    def _take_arp(self, packet, interface):
+        sight = self.sights.get(parse_arp_sender(packet))
+        if sight and sight.route:
+            is_answer = interface == sight.route.interface and is_arp_answer(
+                packet, sight.route.mac)
+            self._note_neighbour(sight, is_answer)
+
+    def _take_icmp(self, family, packet, sender):
+        sender_sight = self.sights.get(socket.inet_pton(family, sender))
+        if sender_sight and parse_echo_reply(family, packet) == self.marker:
+            sender_sight.echoed = True
+        if family == socket.AF_INET6:
+            neighbour = self.sights.get(parse_neighbour_advertisement(packet))
+            if neighbour:
+                self._note_neighbour(neighbour, is_solicited(packet))
+        error = parse_icmp_error(family, packet)
+        if error:
+            self._take_icmp_error(family, error, sender)
+
+    def _take_icmp_error(self, family, error, sender):
+        """Note an error about an echo: from the address itself it is life."""
+        kind, target, identifier = error
+        sight = self.sights.get(target)
+        if not sight or identifier != self.marker[:2]:
+            return
+        if socket.inet_pton(family, sender) == target:
+            sight.rejected = True
+        elif kind != ICMP[family].silence:
+            # "Host unreachable" is what a router says of a dead target: no more than its silence.
+            # Everything else tells of a path that does not work.
+            reason = "%s does not forward packets to it: ICMP type %d, code %d" % (
+                (sender,) + kind)
+            sight.add_obstacle(reason)
+            self.router_errors[sight.address] = reason
+
+    def _note_neighbour(self, sight, is_answer):
+        """Any packet of a target is life; of a witness only an answer to our question counts."""
+        # SAFETY: what is overheard proves the path from it to us, and not from us to it.
+        # Test: test_a_witness_that_is_only_overheard_proves_nothing
+        if is_answer or sight.address in self.targets:
+            sight.neighbour = True
+
+
+class Asker:
+    """Asks the addresses of one look, by sockets that are opened when they are first needed."""
+
+    def __init__(self, system, arp_check):
+        self.system = system
+        self.arp_check = arp_check
+        self.by_family = {}     # sockets for ICMP; None where there can be none
+        self.by_interface = {}  # sockets for ARP; the same
+
+    def opened(self):
+        handles = list(self.by_family.values()) + list(self.by_interface.values())
+        return [handle for handle in handles if handle]
+
+    def close(self):
+        for handle in self.opened():
+            handle.close()
+
+    def choose_questions(self, sight):
+        """Find out how an address can be asked, and what then its silence is worth."""
+        if sight.family not in self.by_family:
+            self.by_family[sight.family] = self.system.open_echo(sight.family)
+        echo = self.by_family[sight.family]
+        if not echo or not echo.is_raw:
+            sight.add_obstacle("no raw ICMP socket can be opened, so silence proves nothing: "
+                               "run it as root")
+        sight.uses_arp = sight.family == socket.AF_INET and self._may_ask_neighbour(sight)
+        if sight.uses_arp:
+            self._open_arp(sight)
+
+    def _open_arp(self, sight):
+        interface = sight.route.interface
+        if interface not in self.by_interface:
+            self.by_interface[interface] = self.system.open_arp(interface)
+        if not self.by_interface[interface]:
+            sight.add_obstacle("no ARP socket can be opened on %s, so silence proves nothing: "
+                               "run it as root" % interface)
+
+    def _may_ask_neighbour(self, sight):
+        return bool(self.arp_check) and sight.is_attached()
+
+    def ask(self, sight, marker, turn):
+        """Send one echo, and one question to the neighbour where it can be asked."""
+        echo = self.by_family[sight.family]
+        if echo:
+            self._send(sight, echo, build_echo(sight.family, marker, turn), (sight.address, 0))
+        if not self._may_ask_neighbour(sight):
+            return
+        if sight.uses_arp:
+            self._ask_by_arp(sight)
+        elif echo and echo.is_raw:
+            self._ask_by_discovery(sight, echo)
+
+    def _ask_by_arp(self, sight):
+        route = sight.route
+        arp = self.by_interface[route.interface]
+        if arp:
+            packet = build_arp_request(route.mac, route.source, sight.packed)
+            self._send(sight, arp, packet, (route.interface, ETHERTYPE_ARP, 0, 0, BROADCAST_MAC))
+
+    def _ask_by_discovery(self, sight, echo):
+        """Ask as IPv6 does instead of by ARP: its question travels as ICMP."""
+        packet, group = build_neighbour_solicitation(sight.route.mac, sight.packed)
+        self._send(sight, echo, packet, (group, 0, 0, sight.route.index))
+
+    def _send(self, sight, handle, packet, receiver):
+        try:
+            handle.send(packet, receiver)
+        except Unreachable as error:
+            sight.add_obstacle(str(error))
+
+
 class Look:
-    """One look at all addresses at once: each is asked several times, in several ways."""
+    """One look at all addresses at once: each is asked several times, in several ways.
+
+    In this order: ask the kernel for the routes, open the sockets, ask and listen, ask the kernel
+    again. Whatever goes wrong on this side becomes an obstacle of the Sight, never an answer.
+    """
     # router_errors: {address: what a router said about it}, from all looks of an action.
-    # SAFETY: a router tells an error once in a while only, so the next look may find the same way
+    # SAFETY: a router tells an error once in a while only, so the next look may find the same path
     # just silent. Test: test_what_a_router_said_holds_for_the_whole_action
 
     def __init__(self, system, settings, router_errors, device_addresses):
         self.system = system
         self.settings = settings
-        self.router_errors = router_errors
-        self.marker = os.urandom(8)
         self.targets = {target.address for target in settings.targets}
-        self.sights = [Sight(address) for address in sorted(self.targets.union(
-            device_addresses, (witness.address for witness in settings.witnesses)))]
-        self.by_packed = {sight.packed: sight for sight in self.sights}
-        self.sockets = {}  # by family (ICMP) or interface (ARP); None: not permitted
+        witnesses = {witness.address for witness in settings.witnesses}
+        addresses = self.targets.union(witnesses, device_addresses)
+        self.sights = [Sight(address) for address in sorted(addresses)]
+        for sight in self.sights:
+            if sight.address in router_errors:
+                sight.add_obstacle(router_errors[sight.address])
+        self.listener = Listener(self.sights, self.targets, router_errors)
+        self.asker = Asker(system, settings.arp_check)
 
     def run(self):
         """Return {address: Sight}."""
         for sight in self.sights:
-            sight.block(self.router_errors.get(sight.address, ""))
-            self._find_path(sight)
+            self._find_route(sight)
         try:
-            for sight in self.sights:
-                if sight.path:
-                    self._open_sockets(sight)
-            self._ask_and_hear()
+            for sight in self._routed():
+                self.asker.choose_questions(sight)
+            self._ask_and_listen()
         finally:
-            for handle in filter(None, self.sockets.values()):
-                handle.close()
-        for sight in self.sights:
-            if sight.path and not self.sockets[sight.family]:
+            self.asker.close()
+        for sight in self._routed():
+            if not self.asker.by_family[sight.family]:
                 self._run_ping(sight)
-            self._check_path(sight)
+        for sight in self.sights:
+            self._check_route(sight)
         return {sight.address: sight for sight in self.sights}
 
-    def _find_path(self, sight):
-        try:
-            sight.path = self.system.find_path(sight.family, sight.packed)
-        except Unreachable as error:
-            sight.block(str(error))
+    def _routed(self):
+        """Return the Sights that there is a route to; the others cannot be asked."""
+        return [sight for sight in self.sights if sight.route]
 
-    def _check_path(self, sight):
+    def _find_route(self, sight):
+        try:
+            sight.route = self.system.find_route(sight.family, sight.packed)
+        except Unreachable as error:
+            sight.lose_route(str(error))
+
+    def _check_route(self, sight):
         # SAFETY: a link that was gone for a part of the look has hidden answers.
         # Test: test_a_link_that_flaps_during_the_look_proves_nothing
-        before, sight.path = sight.path, None
-        self._find_path(sight)
-        if sight.path != before:
-            sight.path, sight.obstacle = None, "it changed during the look"
+        before = sight.route
+        self._find_route(sight)
+        if sight.route != before:
+            sight.lose_route("its route or carrier changed while the answers were awaited")
 
-    def _open_sockets(self, sight):
-        if sight.family not in self.sockets:
-            self.sockets[sight.family] = self.system.open_echo(sight.family)
-        echo = self.sockets[sight.family]
-        if not echo or not echo.is_raw:
-            sight.block("silence proves nothing without a raw ICMP socket (run it as root)")
-        interface = sight.path.interface
-        sight.uses_arp = (sight.family == socket.AF_INET and sight.is_attached()
-                          and self.settings.arp_check)
-        if sight.uses_arp and interface not in self.sockets:
-            self.sockets[interface] = self.system.open_arp(interface)
-        if sight.uses_arp and not self.sockets[interface]:
-            sight.block("ARP is not permitted here (run it as root)")
-
-    def _ask_and_hear(self):
+    def _ask_and_listen(self):
         """Ask at even intervals, so that a burst of losses does not take all questions."""
         # Counted, not timed: a process that was held up for a while still asks every question.
         for turn in range(self.settings.ping_count):
-            for sight in self.sights:
-                if sight.path and not sight.echoed:
-                    self._ask(sight, turn)
-            self._hear(self.settings.ping_timeout * ASKING_PART / self.settings.ping_count)
-        self._hear(self.settings.ping_timeout * (1 - ASKING_PART))
+            for sight in self._routed():
+                if not sight.echoed:
+                    self.asker.ask(sight, self.listener.marker, turn)
+            self._listen(self.settings.ping_timeout * ASKING_PART / self.settings.ping_count)
+        self._listen(self.settings.ping_timeout * (1 - ASKING_PART))
 
-    def _ask(self, sight, turn):
-        path = sight.path
-        echo = self.sockets[sight.family]
-        arp = self.sockets[path.interface] if sight.uses_arp else None
-        if echo:
-            sight.block(echo.send(build_echo(sight.family, self.marker, turn), (sight.address, 0)))
-        if arp:
-            sight.block(arp.send(build_arp_request(path.mac, path.source, sight.packed),
-                                 (path.interface, ETHERTYPE_ARP, 0, 0, b"\xff" * 6)))
-        elif (sight.family == socket.AF_INET6 and echo and echo.is_raw and sight.is_attached()
-              and self.settings.arp_check):
-            message, group = build_neighbour_solicitation(path.mac, sight.packed)
-            sight.block(echo.send(message, (group, 0, 0, path.index)))
-
-    def _is_complete(self):
-        """Nothing more can be learned: an early ARP reply does not say that ICMP is filtered."""
-        return all(sight.path is None or sight.echoed or sight.answered()
-                   and sight.address not in self.targets for sight in self.sights)
-
-    def _hear(self, seconds):
+    def _listen(self, seconds):
         """Take in what comes in this time, and all that has piled up by its end."""
-        end, late = self.system.clock() + seconds, 0
-        handles = [handle for handle in self.sockets.values() if handle]
+        end = self.system.clock() + seconds
+        late_reads = 0
+        handles = self.asker.opened()
         while not self._is_complete():
             ready = self.system.wait_readable(handles, end - self.system.clock())
             if not ready:
                 return
             for handle in ready:
-                self._take(handle, *handle.receive())
-            late += self.system.clock() > end
-            if late > MOST_LATE_READS:
-                raise Unreachable("more packets come in than can be read; nothing can be judged")
+                self.listener.take(handle.family, *handle.receive())
+            if self.system.clock() > end:
+                late_reads += 1
+            if late_reads > MOST_LATE_READS:
+                raise Unreachable("more packets come in than can be read, so nothing can be "
+                                  "judged: is this machine's network flooded?")
 
-    def _take(self, handle, packet, sender):
-        """Note what one packet shows; all is matched by address, an echo by its marker too."""
-        # Who sends an error about itself is alive. Of a router's errors only "nobody there" fits a
-        # dead target, and is no more than its silence; all others are a way that does not work.
-        if handle.family == socket.AF_PACKET:
-            sight = self.by_packed.get(parse_arp_sender(packet))
-            if sight and sight.path:
-                self._note_neighbour(sight, sender == sight.path.interface
-                                     and is_arp_answer(packet, sight.path.mac))
-            return
-        if not packet:
-            return
-        answering = self.by_packed.get(socket.inet_pton(handle.family, sender))
-        if answering and parse_echo_reply(handle.family, packet) == self.marker:
-            answering.echoed = True
-        if handle.family == socket.AF_INET6:
-            self._note_neighbour(self.by_packed.get(parse_neighbour_advertisement(packet)),
-                                 is_solicited(packet))
-        kind, target, identifier = parse_icmp_error(handle.family, packet) or (None, b"", b"")
-        sight = self.by_packed.get(target)
-        if not sight or identifier != self.marker[:2]:
-            return
-        if sight is answering:
-            sight.rejected = True
-        elif kind != ICMP[handle.family].silence:
-            sight.block("no path from here: %s answers with ICMP error %d.%d" % ((sender,) + kind))
-            self.router_errors[sight.address] = sight.obstacle
+    def _is_complete(self):
+        """Return whether nothing more can be learned from listening."""
+        return all(self._is_settled(sight) for sight in self._routed())
 
-    def _note_neighbour(self, sight, is_answer):
-        """Any packet of a target is life; of a witness only an answer to our question counts."""
-        # SAFETY: what is overheard proves the way here, and not the way there.
-        # Test: test_a_witness_that_is_only_overheard_proves_nothing
-        if sight and (is_answer or sight.address in self.targets):
-            sight.neighbour = True
+    def _is_settled(self, sight):
+        # Of a target only the echo: an early ARP reply does not say that ICMP is filtered.
+        if sight.address in self.targets:
+            return sight.echoed
+        return sight.answered()
 
     def _run_ping(self, sight):
         """Where no ICMP socket is permitted, the ping program may still show life, never death."""
@@ -2508,7 +3148,7 @@ class Look:
                                          self.system.deadline(self.settings.shell_timeout))
             sight.echoed = code == 0
         except Unreachable as error:
-            self.system.debug(str(error))
+            self.system.debug("cannot ask %s by ping: %s" % (sight.address, error))
 
 
 def find_device_addresses(system, address):
@@ -2519,26 +3159,25 @@ def find_device_addresses(system, address):
     # Test: test_the_fence_device_is_a_witness_only_when_it_answers_the_look
     try:
         sight = Sight(address)
-        sight.path = system.find_path(sight.family, sight.packed)
+        sight.route = system.find_route(sight.family, sight.packed)
     except (OSError, Unreachable):  # a name, or an address that only the agent knows how to reach
-        return ()
-    return (address,) if sight.is_attached() else ()
+        return []
+    return [address] if sight.is_attached() else []
 
 
 # SECTION: FENCING ---------------------------------------------------------------------------------
-# What each action of a device agent means, and when success may be said. Talks to devices through
-# their contract alone; returns (exit code, text for stdout) or raises FenceError.
+# What each action of a device agent means. Talks to devices through Device and OpenedOutlet alone;
+# when success may be said is decided in PROOF. Returns (exit code, text for stdout) or raises
+# FenceError.
 
 class Job:
-    """One action on one device: what it needs, and what it counts for the log."""
+    """One action on one device: what it needs, its one deadline, and its attempts for the log."""
 
     def __init__(self, system, device, settings):
         self.system = system
         self.device = device
         self.settings = settings
         self.attempts = 0
-        self.load_seen = ""  # what a meter said about a load after OFF, until it says it is gone
-        self.router_errors = {}  # fence_check: what routers said about an address, see Look
         self.deadline = system.deadline(
             settings.login_timeout + settings.shell_timeout + settings.power_timeout)
 
@@ -2562,144 +3201,57 @@ class Job:
                     raise
 
 
-def change_power(job, wanted):
-    """Switch the outlet and return the answer; raise unless that is confirmed."""
-    # The device and the outlet are found first: a strip that is switched without an outlet's id may
-    # cut all its outlets. The command is sent whatever state was seen: OFF may be repeated, and a
-    # relay's reported state may be stale.
-    old = job.retry(job.device.find_outlet, UNTIL_DEADLINE)
-    if wanted is PowerState.OFF and job.settings.power_meter == "require":
-        require_meter(job, job.deadline)
-    confirm_power(job, wanted)
-    return EXIT_GOOD, "Success: %s %s" % ("Already" if old is wanted else "Powered", wanted.value)
-
-
-def confirm_power(job, wanted):
-    """Send the command until it is acknowledged, and look until the outlet is in that state."""
-    # OFF needs OFF_READINGS in a row: the first reading after a command may be old, a pulse timer
-    # may switch back, and a computer's power supply bridges the first second. The acknowledgement
-    # proves nothing and is not needed: a device that breaks the connection after it obeyed is read
-    # on a new one.
-    # SAFETY: nothing but a reading of `wanted` leads out of here without an exception.
-    # Test: test_no_fault_of_a_plug_is_ever_taken_for_a_proof
-    deadline = job.deadline
-    refusal = "not sent yet"
-    agreed = 0
-    while True:
-        if refusal:
-            refusal = request_refusal(job, wanted, deadline)
-            if not refusal:
-                deadline = job.deadline.within(job.settings.power_timeout)
-                job.system.sleep(min(job.settings.power_wait, deadline.left()))
-        doubt = reading_doubt(job, wanted, deadline, refusal)
-        agreed = 0 if doubt else agreed + 1
-        if agreed == (OFF_READINGS if wanted is PowerState.OFF else 1):
-            return
-        if not job.pause(deadline):
-            raise NotConfirmed(doubt or wanted.value + " was seen only once, and time is up")
-        job.system.debug("not confirmed yet: %s" % (doubt or "one more look"))
-
-
-def request_refusal(job, wanted, deadline):
-    """Send the command; return "" when it is acknowledged, else why it is not (yet)."""
-    job.attempts += 1
-    try:
-        job.device.request_state(wanted, deadline)
-        return ""
-    except FenceError as error:
-        if not error.retryable:
-            raise
-        return str(error)
-
-
-def reading_doubt(job, wanted, deadline, refusal):
-    """Return why the outlet cannot be said to be `wanted` now, or "" when it can."""
-    try:
-        state = job.device.read_state(deadline)
-        if state is not wanted and refusal:
-            return "%s was not acknowledged: %s" % (wanted.value, refusal)
-        if state is not wanted:
-            return ("device acknowledged %s and still reports %s after %s (relay locked or stuck, "
-                    "or does something switch it back?)"
-                    % (wanted.value, state.value, render_seconds(deadline.seconds)))
-        if wanted is PowerState.OFF and job.settings.power_meter != "ignore":
-            return load_doubt(job, deadline)
-        return ""
-    except FenceError as error:
-        if not error.retryable:
-            raise
-        return str(error)
-
-
-def load_doubt(job, deadline):
-    """Return the meter's doubt about OFF; a load that was seen stays until seen to be gone."""
-    # SAFETY: a meter that falls silent after it has shown a load has shown a welded relay.
-    # Test: test_a_load_that_was_seen_is_not_forgotten_when_the_meter_falls_silent
-    watts = read_meter(job, deadline)
-    if watts is not None or not job.load_seen:
-        job.load_seen = doubt_about_meter(watts, job.settings.power_meter)
-    return job.load_seen
-
-
-def require_meter(job, deadline):
-    if read_meter(job, deadline) is None:
-        raise Refused("the outlet has no power meter that answers, and power_meter=require")
-
-
-def read_meter(job, deadline):
-    """Return watts or None; a meter that fails is told, and its silence is judged by the policy."""
-    try:
-        return job.device.read_watts(deadline)
-    except FenceError as error:
-        job.system.warn("power meter of %s: %s" % (job.device.describe(), error))
-        return None
-
-
 def run_off(job):
-    return change_power(job, PowerState.OFF)
+    outlet = open_outlet(job)
+    switch_off(job, outlet)
+    return EXIT_GOOD, describe_change(outlet, PowerState.OFF)
 
 
 def run_on(job):
-    for tries_left in range(max(0, job.settings.retry_on), -1, -1):
-        try:
-            return change_power(job, PowerState.ON)
-        except NotConfirmed:
-            if not tries_left or not job.pause(job.deadline):
-                raise
+    outlet = open_outlet(job)
+    switch_on(job, outlet)
+    return EXIT_GOOD, describe_change(outlet, PowerState.ON)
 
 
 def run_reboot(job):
-    """Off with proof, then on. A failing ON is told loudly; it is a success for the fence API."""
-    # SAFETY: the outlet stays off for REBOOT_OFF_SECONDS. A relay that opens for a tenth of a
-    # second is bridged by the capacitors of a power supply: the node would live on, reported as
-    # rebooted. Test: test_reboot_keeps_the_outlet_off_long_enough_to_cut_a_power_supply
-    change_power(job, PowerState.OFF)
+    """Off with proof, then on. A failing ON is told loudly; it is a success for the fence API.
+
+    SAFETY: the outlet stays off for REBOOT_OFF_SECONDS. A relay that opens for a tenth of a second
+    is bridged by the capacitors of a power supply: the node would live on, reported as rebooted.
+    Test: test_reboot_keeps_the_outlet_off_long_enough_to_cut_a_power_supply
+    """
+    outlet = open_outlet(job)
+    switch_off(job, outlet)
     try:
         if job.deadline.left() <= REBOOT_OFF_SECONDS:
-            raise NotConfirmed("no time left for it")
+            raise NotConfirmed("no time is left to switch it on")
         job.system.sleep(REBOOT_OFF_SECONDS)
-        run_on(job)
+        switch_on(job, outlet)
     except FenceError as error:
-        job.system.error("the outlet is OFF and stays OFF (switch it on by hand): %s" % error)
+        job.system.error("reboot %s: the outlet is OFF, and stays OFF until somebody switches it "
+                         "on: %s" % (job.device.describe(), error))
     return EXIT_GOOD, "Success: Rebooted"
 
 
 def run_status(job):
-    state = job.retry(job.device.read_state, READ_ATTEMPTS)
+    state = job.retry(job.device.open, READ_ATTEMPTS).state
     return (EXIT_GOOD if state is PowerState.ON else EXIT_OFF), "Status: " + state.value
 
 
 def run_monitor(job):
     """Prove that the device could be used now, whatever its state; Pacemaker names no outlet."""
-    def look(deadline):
-        if job.device.plug:
-            job.device.find_outlet(deadline)
-        elif len(job.device.list_outlets(deadline)) > 1:
-            return
-        if job.settings.power_meter == "require":
-            require_meter(job, deadline)
-    job.retry(look, READ_ATTEMPTS)
+    job.retry(lambda deadline: prove_usable(job, deadline), READ_ATTEMPTS)
     return EXIT_GOOD, ""
+
+
+def prove_usable(job, deadline):
+    if not job.device.wanted and len(job.device.list_outlets(deadline)) > 1:
+        return  # it answers; which of its outlets is meant, every action will be told
+    needs_meter = job.settings.power_meter == "require"
+    if job.device.wanted or needs_meter:
+        outlet = job.device.open(deadline)
+        if needs_meter:
+            require_meter(job, outlet, deadline)
 
 
 def run_list(job, with_state=False):
@@ -2711,18 +3263,136 @@ def run_list(job, with_state=False):
     return EXIT_GOOD, "\n".join(lines)
 
 
-# SECTION: CHECKING --------------------------------------------------------------------------------
-# What each action of fence_check means. It reads, and switches nothing.
+def run_list_status(job):
+    return run_list(job, with_state=True)
 
-# fence_check: whether the target is dead. It reads, and switches nothing.
+
+def open_outlet(job):
+    """Return the OpenedOutlet that will be switched; asked again until the deadline.
+
+    It comes before any command: a strip that is switched without an outlet's id may cut all of its
+    outlets.
+    """
+    return job.retry(job.device.open, UNTIL_DEADLINE)
+
+
+def describe_change(outlet, wanted):
+    return "Success: %s %s" % ("Already" if outlet.state is wanted else "Powered", wanted.value)
+
+
+def switch_off(job, outlet):
+    """Switch the outlet off; a meter that is required must give a reading before anything moves."""
+    if job.settings.power_meter == "require":
+        require_meter(job, outlet, job.deadline)
+    confirm_power(job, outlet, PowerState.OFF)
+
+
+def switch_on(job, outlet):
+    """Switch the outlet on, again when that is not confirmed, as often as retry_on says."""
+    for tries_left in range(max(0, job.settings.retry_on), -1, -1):
+        try:
+            return confirm_power(job, outlet, PowerState.ON)
+        except NotConfirmed:
+            if not tries_left or not job.pause(job.deadline):
+                raise
+
+
+def confirm_power(job, outlet, wanted):
+    """Send the command until it is acknowledged, and look until the outlet is in that state.
+
+    The command is sent whatever state was seen: OFF may be repeated, and a relay's reported state
+    may be stale. The acknowledgement proves nothing and is not needed: a device that breaks the
+    connection after it obeyed is read on a new one.
+
+    SAFETY: nothing but readings of `wanted` without a doubt lead out of here without an exception.
+    Test: test_no_fault_of_a_plug_is_ever_taken_for_a_proof
+    """
+    deadline = job.deadline
+    is_acknowledged, load = False, ""
+    agreed = 0
+    while True:
+        problem = "" if is_acknowledged else send_command(job, outlet, wanted, deadline)
+        if not is_acknowledged and not problem:
+            is_acknowledged = True
+            deadline = job.deadline.within(job.settings.power_timeout)
+            job.system.sleep(min(job.settings.power_wait, deadline.left()))
+        doubt, load = read_doubt(job, outlet, wanted, deadline, problem, load)
+        agreed = 0 if doubt else agreed + 1
+        if agreed == readings_needed(wanted):
+            return
+        if not job.pause(deadline):
+            raise NotConfirmed(doubt or "the device reported %s only once, and the time was up "
+                               "before it could be asked again" % wanted.value)
+        job.system.debug("not confirmed yet: %s" % (doubt or "one more look"))
+
+
+def send_command(job, outlet, wanted, deadline):
+    """Command the state; return why the device has not acknowledged it (yet), "" when it has."""
+    job.attempts += 1
+    try:
+        outlet.send(wanted, deadline)
+        return ""
+    except FenceError as error:
+        if not error.retryable:
+            raise
+        return str(error)
+
+
+def read_doubt(job, outlet, wanted, deadline, problem, load):
+    """Return why the outlet cannot be said to be `wanted` now, "" when it can, and its load.
+
+    problem: what kept the command from being acknowledged. load: the doubt about a load that was
+    seen before, which stays until it is seen to be gone.
+    """
+    try:
+        state = outlet.read(deadline)
+        doubt = doubt_about_state(state, wanted, problem, render_seconds(deadline.seconds))
+        if doubt or wanted is PowerState.ON or job.settings.power_meter == "ignore":
+            return doubt, load
+        watts, no_reading = read_meter(job, outlet, deadline)
+    except FenceError as error:
+        if not error.retryable:
+            raise
+        return str(error), load
+    load = remember_load(load, watts, doubt_about_meter(
+        watts, job.settings.power_meter, no_reading))
+    return load, load
+
+
+def require_meter(job, outlet, deadline):
+    """Raise Refused unless the outlet's meter gives a reading."""
+    watts, no_reading = read_meter(job, outlet, deadline)
+    if watts is None:
+        raise Refused(doubt_about_meter(watts, "require", no_reading))
+
+
+def read_meter(job, outlet, deadline):
+    """Return (watts, ""), or (None, why there is no reading); what that means is the policy's."""
+    try:
+        return outlet.watts(deadline), ""
+    except FenceError as error:
+        job.system.warn("the power meter of %s cannot be read: %s" % (job.device.describe(), error))
+        return None, str(error)
+
+
+# SECTION: CHECKING --------------------------------------------------------------------------------
+# What each action of fence_check means: whether the target is dead. It reads, and switches nothing.
+
+class CheckJob(Job):
+    """One action of fence_check: its device is only read, and its looks share what they learn."""
+
+    def __init__(self, system, device, settings):
+        super().__init__(system, device, settings)
+        self.router_errors = {}  # {address: what a router said about it}, see Look
+
 
 def collect_evidence(job):
     """Return the Evidence of one look: the device first, then all addresses at once."""
-    power = observe_power(job)
-    evidence = [power]
+    evidence = [observe_power(job)]
     for target, sight, witnesses, is_direct in look_at_networks(job):
         finding, seen, reason = judge_address(sight, witnesses, is_direct)
-        evidence.append(Evidence(NETWORK, finding, "%s %s" % target, seen, reason))
+        evidence.append(Evidence(source=NETWORK, finding=finding, subject=describe_target(target),
+                                 seen=seen, reason=reason))
     for item in evidence:
         job.system.debug("%s: %s" % (item.finding.value, render_evidence(item)))
     return evidence
@@ -2732,25 +3402,29 @@ def observe_power(job):
     """Return what the fence device says about the outlet, as Evidence, whatever goes wrong."""
     subject = "STONITH device (%s @ %s)" % (job.settings.fence_method, job.settings.ip)
     try:
-        state = job.retry(job.device.read_state, READ_ATTEMPTS)
-        watts = read_meter(job, job.deadline) if state is PowerState.OFF else None
+        outlet = job.retry(job.device.open, READ_ATTEMPTS)
+        watts, no_reading = None, ""
+        if outlet.state is PowerState.OFF and job.settings.power_meter != "ignore":
+            watts, no_reading = read_meter(job, outlet, job.deadline)
     except FenceError as error:
-        return Evidence(POWER, Finding.UNKNOWN, subject, "power=unknown",
-                        hide_timer_words(redact(str(error), job.system.secrets)))
+        return Evidence(source=POWER, finding=Finding.UNKNOWN, subject=subject,
+                        seen="power=unknown",
+                        reason=hide_timer_words(redact(str(error), job.system.secrets)))
     finally:
         job.device.close()
-    finding, reason = judge_power(state, watts, job.settings.power_meter)
-    return Evidence(POWER, finding, subject, "power=" + state.value.lower(), reason)
+    finding, reason = judge_power(outlet.state, watts, job.settings.power_meter, no_reading)
+    return Evidence(source=POWER, finding=finding, subject=subject,
+                    seen="power=" + outlet.state.value.lower(), reason=reason)
 
 
 def look_at_networks(job):
     """Yield (Target, its Sight, Sights of its witnesses, whether it is one cable) of one look."""
     settings = job.settings
-    device = find_device_addresses(job.system, settings.ip)
-    sights = Look(job.system, settings, job.router_errors, device).run()
+    device_addresses = find_device_addresses(job.system, settings.ip)
+    sights = Look(job.system, settings, job.router_errors, device_addresses).run()
     for target in settings.targets:
         key = network_key(target.network)
-        witnesses = [sights[address] for address in device]
+        witnesses = [sights[address] for address in device_addresses]
         witnesses += [sights[witness.address] for witness in settings.witnesses
                       if network_key(witness.network) == key]
         yield target, sights[target.address], witnesses, key in settings.direct_keys
@@ -2763,6 +3437,10 @@ def record_evidence(job, evidence):
             job.settings.nodename or "-", item.finding.value, render_evidence(item)))
 
 
+def describe_node(settings):
+    return settings.nodename or "the node"
+
+
 def run_check_off(job, collect=collect_evidence):
     """Return success when the target is proven dead, within power_timeout."""
     # One look counts, after verify_wait; with early_exit as many, from the start, as fill that time
@@ -2771,24 +3449,28 @@ def run_check_off(job, collect=collect_evidence):
     limit = job.deadline.within(settings.power_timeout)
     if not settings.early_exit:
         job.system.sleep(settings.verify_wait)
-    proven_since = None
+    proven_since = None  # the start of the first look of those, up to now, that all proved death
     while True:
         started = job.system.clock()
         evidence = collect(job)
         verdict = judge(evidence)
-        if verdict.finding is not Finding.DEAD:
-            proven_since = None
-            blocked = render_blockers(verdict)
-        else:
+        if verdict.finding is Finding.DEAD:
             proven_since = started if proven_since is None else proven_since
             proven_seconds = job.system.clock() - proven_since
             if proven_seconds >= settings.early_exit:
                 record_evidence(job, evidence)
-                return EXIT_GOOD, "Success: %s is proven dead" % (settings.nodename or "the node")
-            blocked = "the proof has held for %s only" % render_seconds(proven_seconds)
-        if not limit.left() or proven_since is None and not job.pause(limit):
+                return EXIT_GOOD, "Success: %s is proven dead" % describe_node(settings)
+            doubt = ("the proof had held for only %s of the %s of early_exit when the action had "
+                     "to end" % (render_seconds(proven_seconds),
+                                 render_seconds(settings.early_exit)))
+            has_time = limit.left() > 0
+        else:
+            proven_since = None
+            doubt = render_blockers(verdict)
+            has_time = job.pause(limit)
+        if not has_time:
             record_evidence(job, evidence)
-            raise NotConfirmed("not proven dead: " + blocked)
+            raise NotConfirmed("not proven dead: " + doubt)
 
 
 # SAFETY: exit code 2 is a proof of death; what is not known has none of the others' words.
@@ -2802,10 +3484,12 @@ def run_check_status(job):
     verdict = judge(evidence)
     record_evidence(job, evidence)
     word, code = STATUS_ANSWERS[verdict.finding]
-    lines = ["fence_check status for %s:" % (job.settings.nodename or "the node")]
+    node = describe_node(job.settings)
+    lines = ["fence_check status for %s:" % node]
     lines += ["  " + render_evidence(item) for item in evidence]
     if verdict.finding is Finding.UNKNOWN:
-        job.system.tell("not known: " + render_blockers(verdict))
+        job.system.tell("cannot tell whether %s is alive or dead: %s"
+                        % (node, render_blockers(verdict)))
     return code, "\n".join(lines + ["Status: " + word])
 
 
@@ -2813,11 +3497,14 @@ def run_check_monitor(job):
     """Prove that this machine could tell now whether the target is dead, whatever it is."""
     run_monitor(job)
     job.device.close()
-    doubts = ["%s %s: %s" % (target + (doubt,))
-              for target, sight, witnesses, is_direct in look_at_networks(job)
-              for doubt in [doubt_about_path(sight, witnesses, is_direct)] if doubt]
+    doubts = []
+    for target, sight, witnesses, is_direct in look_at_networks(job):
+        doubt = doubt_about_path(sight, witnesses, is_direct)
+        if doubt:
+            doubts.append("%s: %s" % (describe_target(target), doubt))
     if doubts:
-        raise Refused("could prove nothing now: %s" % "; ".join(doubts))
+        raise Refused("if the node were dead, this machine could not prove it: %s; %s" % (
+            "; ".join(doubts), FIRST_LOOKS[NETWORK, Finding.UNKNOWN]))
     return EXIT_GOOD, ""
 
 
@@ -2828,54 +3515,62 @@ def run_check_on(job):
 def refuse_check_reboot(job):
     # SAFETY: outside a fencing level Pacemaker would take a success for the fence itself.
     # Test: test_reboot_is_always_refused
-    raise Refused("fence_check switches nothing, it only proves: make it the second device of a "
-                  "fencing level, where it is called with off")
+    raise Refused("fence_check only proves, it cannot reboot a node: make it the second device of "
+                  "a fencing level, where Pacemaker calls it with off")
 
 
 # SECTION: AGENTS ----------------------------------------------------------------------------------
-# The fence agents: names, parameters, actions and texts, as rows; metadata and help from the
-# rows; the run of one action.
+# The fence agents: names, parameters, actions and texts, as rows; metadata and help from the rows;
+# the run of one action; and the same as cluster-glue's plugin.
 
 # What needs no device, what a device agent does with its device, and what fence_check does, whose
 # device is a witness.
 TEXT_ACTIONS = {"metadata": None, "manpage": None, "validate-all": None}
 DEVICE_ACTIONS = {"on": run_on, "off": run_off, "reboot": run_reboot, "status": run_status,
-                  "monitor": run_monitor, "list": run_list,
-                  "list-status": lambda job: run_list(job, with_state=True), **TEXT_ACTIONS}
+                  "monitor": run_monitor, "list": run_list, "list-status": run_list_status,
+                  **TEXT_ACTIONS}
 CHECK_ACTIONS = {"on": run_check_on, "off": run_check_off, "reboot": refuse_check_reboot,
                  "status": run_check_status, "monitor": run_check_monitor, **TEXT_ACTIONS}
 DELAYED = (run_off, run_reboot, run_check_off)        # the parameter delay holds
 WITHOUT_DEVICE = (run_check_on, refuse_check_reboot)  # nothing is asked, no password needed
-
 # Where a repeated spelling of the same action leads.
 ACTION_ALIASES = {"meta-data": "metadata", "enable": "on", "disable": "off"}
-Agent = namedtuple("Agent", "name device shortdesc longdesc params defaults required actions")
 
-# The rows of params are kept by their names: PARAMS tells the order in which they are shown.
-AGENTS = {agent.name: agent._replace(params=[row.name for row in agent.params]) for agent in (
-    Agent("fence_kasa", "kasa", "Fence agent for TP-Link Kasa smart plugs and power strips",
-          "fence_kasa switches the outlets of TP-Link Kasa plugs and power strips over their local "
-          "protocol on TCP port 9999. It reports success only when the device itself has confirmed "
-          "the new power state and, where the outlet has a power meter, the load is gone.",
-          DEVICE_PARAMS + COMMON_PARAMS, {"ipport": str(DIALECTS["kasa"].port)}, ("ip",),
-          DEVICE_ACTIONS),
-    Agent("fence_http", "http", "Fence agent for Tasmota, ESPHome and any HTTP power switch",
-          "fence_http switches the relays of Tasmota and ESPHome devices over their web servers, "
-          "and any device that has one URL to switch on, one to switch off and one to tell the "
-          "power state. It reports success only when the device itself has confirmed the new power "
-          "state and, where a Tasmota meter measures always (SetOption21 1), the load is gone.",
-          DEVICE_PARAMS + HTTP_PARAMS + STATUS_PARAMS + COMMON_PARAMS,
-          {"ipport": str(HTTP_PORT)}, ("ip",), DEVICE_ACTIONS),
-    Agent("fence_check", "", "Proof that a fenced node is dead",
-          "fence_check switches nothing. Second in a fencing level, it lets a failover go on only "
-          "when the node is proven dead: the fence device says OFF, at least one of its networks "
-          "is silent over a path known to work, and nothing at all shows life or is in doubt.",
-          CHECK_PARAMS + STATUS_PARAMS + COMMON_PARAMS, {"action": "status"},
-          ("fence_method", "fence_ip"), CHECK_ACTIONS))}
+# method: of its device, as fence_method has them; "" where the call names it. settings: the
+# function that makes them of the values and the defaults. job: the class of what an action needs.
+Agent = namedtuple(
+    "Agent", "name method shortdesc longdesc params defaults required actions settings job")
 
 
-def rows_of(agent):
-    return tuple(row for row in PARAMS if row.name in agent.params)
+def device_agent(name, method, params, over):
+    """Return the row of an agent that switches the dialects that are its own."""
+    titles = list_titles(name)
+    first = dialects_of(name)[0]
+    longdesc = ("%s switches %s over %s. It reports success only when the device itself has "
+                "confirmed the new power state and, where the outlet has a power meter that can "
+                "tell, the load is gone." % (name, titles, over))
+    return Agent(
+        name=name, method=method, shortdesc="Fence agent for " + titles, longdesc=longdesc,
+        params=params, defaults={"ipport": str(first.port)}, required=("ip",),
+        actions=DEVICE_ACTIONS, settings=build_settings, job=Job)
+
+
+AGENTS = {agent.name: agent for agent in (
+    device_agent("fence_kasa", "kasa", DEVICE_PARAMS + COMMON_PARAMS, "their local protocol"),
+    device_agent("fence_http", BY_URL, DEVICE_PARAMS + HTTP_PARAMS + STATUS_PARAMS + COMMON_PARAMS,
+                 "their web servers"),
+    Agent(name="fence_check", method="", shortdesc="Proof that a fenced node is dead",
+          longdesc="fence_check switches nothing. Second in a fencing level, it lets a failover go "
+          "on only when the node is proven dead: the fence device says OFF, at least one of its "
+          "networks is silent over a path known to work, and nothing at all shows life or is in "
+          "doubt.", params=STATUS_PARAMS + CHECK_PARAMS + COMMON_PARAMS,
+          defaults={"action": "status"}, required=("fence_method", "fence_ip"),
+          actions=CHECK_ACTIONS, settings=build_check_settings, job=CheckJob))}
+
+
+def names_of(agent):
+    """Return the names of the parameters that an agent takes."""
+    return {row.name for row in agent.params}
 
 
 def render_metadata(agent):
@@ -2884,7 +3579,7 @@ def render_metadata(agent):
              '<resource-agent name="%s" shortdesc="%s">\n<longdesc>%s</longdesc>' % (
                  agent.name, escape_xml(agent.shortdesc), escape_xml(agent.longdesc)),
              "<vendor-url></vendor-url>", "<parameters>"]
-    for row in rows_of(agent):
+    for row in agent.params:
         if row.name == "nodename":
             continue  # Pacemaker sets it; listed, administrators would
         lines += render_metadata_parameter(agent, row, row.name, row.aliases)
@@ -2923,7 +3618,7 @@ def render_help(agent):
              "Without options, parameters are read from stdin as lines name=value.", "",
              agent.longdesc, "", "Actions: " + ", ".join(agent.actions), "", "Options:"]
     lines = [piece for line in lines for piece in textwrap.wrap(line, 95) or [""]]
-    for row in rows_of(agent):
+    for row in agent.params:
         default = agent.defaults.get(row.name, row.default)
         text = row.help + (" (default: %s)" % default if default else "")
         if row.aliases:
@@ -2935,47 +3630,72 @@ def render_help(agent):
 
 
 def run_agent(agent, pairs, system, find_parameters=None):
-    """Run one call of a fence agent; return its exit code."""
-    # find_parameters(node, values, system): returns what the cluster knows about a node that the
-    # call only names; None where that is not offered.
-    values, unknown = collect_values(pairs, rows_of(agent))
+    """Run one call of a fence agent; return its exit code.
+
+    find_parameters(node, values, system): returns what the cluster knows about a node that the call
+    only names; None where that is not offered.
+    """
+    values, unknown = collect_values(pairs, agent.params)
     action = values.get("action", agent.defaults.get("action", "")).lower()
     action = ACTION_ALIASES.get(action, action)
     text = render_about(agent, action, values)
     if text:
         system.write(text)
         return EXIT_GOOD
-    node = values.get("nodename") or values.get("plug")
-    if find_parameters and node and not any(name in values for name in agent.required):
-        found, strange = collect_values(find_parameters(node, values, system).items(),
-                                        rows_of(agent))
-        values, unknown = dict(found, **values), unknown + strange
+    if find_parameters:
+        values, unknown = add_known_values(agent, values, unknown, find_parameters, system)
     system.secrets.update(find_secrets(values))
-    settings = build_settings(values, rows_of(agent), agent.defaults)
-    system.verbose_level, system.quiet = settings.verbose_level, settings.quiet
-    system.debug_file = settings.debug_file
-    misspelt = [name for name in unknown if re.match("target|witness|direct", name)]
-    if misspelt:
-        # SAFETY: a network of the node that nobody looks at is one that nobody found alive.
-        # Test: test_a_misspelt_network_is_refused
-        raise UsageError("unknown parameter %s" % ", ".join(map(quote, misspelt)))
-    if unknown:
-        system.debug("ignored unknown parameters: %s" % ", ".join(sorted(unknown)))
-    check_call(agent, action, settings)
-    if not agent.device:
-        settings = build_check_settings(settings)
+    set_up_log(system, values)
+    report_unknown(unknown, system)
+    check_call(agent, action, values)
+    settings = agent.settings(values, agent.defaults)
     if action == "validate-all":
         check_password_script(settings)
-        build_device(agent, settings, system)
+        make_device(agent, settings, system)
         return EXIT_GOOD
-    return run_device_action(agent, action, settings, system)
+    return run_action(agent, action, settings, system)
+
+
+def add_known_values(agent, values, unknown, find_parameters, system):
+    """Return values and unknown names with what the cluster knows of a node that is only named."""
+    node = values.get("nodename") or values.get("plug")
+    if not node or any(name in values for name in agent.required):
+        return values, unknown
+    found, strange = collect_values(find_parameters(node, values, system).items(), agent.params)
+    return dict(found, **values), unknown + strange
+
+
+def set_up_log(system, values):
+    """Let the call say how much is told; before anything else can fail."""
+    def setting(name):
+        return build_setting(PARAMS_BY_NAME[name], values.get(name, ""))
+
+    system.quiet = setting("quiet")
+    system.debug_file = setting("debug_file")
+    system.verbose_level = max(setting("verbose_level") or 0, int(setting("verbose")))
+
+
+def report_unknown(unknown, system):
+    """Ignore unknown names, as fence agents do; but none that may mean a network.
+
+    SAFETY: a network of the node that nobody looks at is one that nobody found alive.
+    Test: test_a_misspelt_network_is_refused
+    """
+    misspelt = [name for name in unknown if re.match("target|witness|direct", name)]
+    if misspelt:
+        raise UsageError("there is no parameter %s (is it misspelt?)"
+                         % ", ".join(map(quote, misspelt)))
+    if unknown:
+        system.debug("ignored unknown parameters: %s" % ", ".join(sorted(unknown)))
 
 
 def render_about(agent, action, values):
-    """Return what the call asks to be told about the agent itself, or "" when it asks to act."""
-    # Metadata comes before the settings are looked at: it is asked for with nothing else.
-    # SAFETY: version=1 in a cluster's configuration must not make every off a success.
-    # Test: test_version_and_help_beside_an_action_are_refused
+    """Return what the call asks to be told about the agent itself, or "" when it asks to act.
+
+    Metadata comes before the settings are looked at: it is asked for with nothing else.
+    SAFETY: version=1 in a cluster's configuration must not make every off a success.
+    Test: test_version_and_help_beside_an_action_are_refused
+    """
     texts = {"help": render_help, "version": lambda agent: __version__}
     asked = [name for name in texts if parse_boolean(values.get(name, "0"))]
     if asked and "action" in values:
@@ -2987,13 +3707,15 @@ def render_about(agent, action, values):
 
 def find_secrets(values):
     """Return the values that no log may hold; options of other agents are known by their names."""
-    options = [item.partition("=") for item in split_list(values.get("fence_options", ""))]
-    return {values[row.name] for row in PARAMS if row.secret and row.name in values} | {
-        value for name, _, value in options
-        if value and re.search("pass|secret|key|token|community|_kg", name)}
+    secrets = {values[row.name] for row in PARAMS if row.secret and row.name in values}
+    for item in split_list(values.get("fence_options", "")):
+        name, _, value = item.partition("=")
+        if value and re.search("pass|secret|key|token|community|_kg", name):
+            secrets.add(value)
+    return secrets
 
 
-def check_call(agent, action, settings):
+def check_call(agent, action, values):
     """Raise UsageError unless the call names an action of the agent and what it needs."""
     if not action:
         raise UsageError("no action given (use -o status, or action=status on stdin)")
@@ -3001,7 +3723,7 @@ def check_call(agent, action, settings):
         raise UsageError("unsupported action %s (one of: %s)"
                          % (quote(action), ", ".join(agent.actions)))
     for name in agent.required:
-        if not getattr(settings, name):
+        if name not in values:
             row = PARAMS_BY_NAME[name]
             raise UsageError("no %s given (use %s, or %s= on stdin): %s"
                              % (name, render_option(row), name, row.help.lower()))
@@ -3012,7 +3734,8 @@ def check_password_script(settings):
     if "\0" in settings.password_script:
         raise UsageError("password_script holds a NUL")
     if words and not (os.path.isabs(words[0]) and os.access(words[0], os.X_OK)):
-        raise UsageError("password_script: %s is no path of a program" % quote(words[0]))
+        raise UsageError("password_script: %s is not the full path of a program that can be run "
+                         "(does it exist, with mode 0700?)" % quote(words[0]))
 
 
 def read_password(settings, system):
@@ -3024,31 +3747,28 @@ def read_password(settings, system):
                               system.deadline(settings.login_timeout))
     if code != 0 or not out.strip():
         # What it said is not shown: a script that is traced tells the password there.
-        raise UsageError("password_script ended with code %d and printed %s (try it by hand)"
+        raise UsageError("password_script ended with exit code %d and printed %s (run it by hand)"
                          % (code, "a password" if out.strip() else "nothing"))
     settings.password = out.rstrip()
     system.secrets.add(settings.password)
 
 
-def build_device(agent, settings, system):
+def make_device(agent, settings, system):
     """Return the agent's device; raises UsageError for parameters that it cannot work with."""
-    device = open_device(agent.device or settings.fence_method, system, settings)
-    if agent.device and device.kind == "url" and not settings.power_off_url:
-        raise UsageError("no power_off_url given, and nothing else says how to switch off")
-    return device
+    method = agent.method or settings.fence_method
+    dialect = choose_dialect(method, settings.device, collect_url_paths(settings).values())
+    return ROOMS[dialect.name](system, settings)
 
 
-def run_device_action(agent, name, settings, system):
+def run_action(agent, name, settings, system):
     """Run one action on the agent's device; write its answer and the event's log line."""
     action = agent.actions[name]
     if action not in WITHOUT_DEVICE:
         read_password(settings, system)
-    settings.family = (socket.AF_INET if settings.inet4_only
-                       else socket.AF_INET6 if settings.inet6_only else socket.AF_UNSPEC)
-    device = build_device(agent, settings, system)
+    device = make_device(agent, settings, system)
     if action in DELAYED:
         system.sleep(settings.delay)
-    job = Job(system, device, settings)
+    job = agent.job(system, device, settings)
     started = system.clock()
     code, text, failure = EXIT_BAD, "", None
     try:
@@ -3057,26 +3777,37 @@ def run_device_action(agent, name, settings, system):
         failure = error
     finally:
         device.close()
-    target, where = settings.nodename or settings.plug or "-", device.describe()
-    system.event("action=%s target=%s device=%s plug=%s ms=%d attempts=%d outcome=%s" % (
-        name, target, where.replace(" ", "@"), settings.plug or "-",
-        (system.clock() - started) * 1000, job.attempts,
-        "failed: %s" % failure if failure else text.replace("\n", "; ") or "ok"))
+    outcome = "failed: %s" % failure if failure else text.replace("\n", "; ") or "ok"
+    record_action(name, job, (system.clock() - started) * 1000, outcome)
     if failure:
-        system.tell("%s %s: %s: %s" % (name, target, where, failure))
+        system.tell("%s %s: %s: %s" % (name, name_target(settings), device.describe(), failure))
     elif text:
         system.write(text)
     return code
 
 
+def name_target(settings):
+    return settings.nodename or settings.plug or "-"
+
+
+def record_action(name, job, took_ms, outcome):
+    """Leave the one line in the log that tells everything about an action."""
+    job.system.event("action=%s target=%s device=%s plug=%s ms=%d attempts=%d outcome=%s" % (
+        name, name_target(job.settings), job.device.describe().replace(" ", "@"),
+        job.settings.plug or "-", took_ms, job.attempts, outcome))
+
+
 # The external plugin of cluster-glue: verbs in argv, parameters in the environment.
 # Source: cluster-glue 1.0.12 lib/plugins/stonith/external.c; seen: `stonith -t external/kasa`.
+
+PLUGIN = "kasa"  # the name of its file; it is fence_kasa
 PLUGIN_PARAMS = ("ip", "ipport", "plug", "device_mac", "power_timeout")
 PLUGIN_ACTIONS = {"on": "on", "off": "off", "reset": "reboot", "status": "monitor"}
 
 
-def run_plugin(agent, words, environment, system):
-    """Run one call of the cluster-glue plugin dialect; return its exit code."""
+def run_plugin(words, environment, system):
+    """Run one call of the cluster-glue plugin; return its exit code."""
+    agent = AGENTS["fence_" + PLUGIN]
     verb, host = (words + ["", ""])[:2]
     hosts = environment.get("hostlist", "").replace(",", " ").split()
     texts = {
@@ -3100,7 +3831,7 @@ def run_plugin(agent, words, environment, system):
 def render_plugin_parameters(agent):
     agent = agent._replace(required=("hostlist",) + agent.required)
     rows = [param("hostlist", STRING, "Nodes to be fenced")]
-    rows += [row for row in rows_of(agent) if row.name in PLUGIN_PARAMS]
+    rows += [row for row in agent.params if row.name in PLUGIN_PARAMS]
     lines = [line for row in rows for line in render_metadata_parameter(agent, row, row.name, ())
              if not line.startswith("<getopt")]
     return "\n".join(["<parameters>"] + lines + ["</parameters>"])
@@ -3671,7 +4402,7 @@ class ClusterReader:
             return None
         if entries.kind != MAP or entries.foreign:
             self.error(entries, "stonith_nodes must be a map of the nodes and their fence devices, "
-                       "not %s" % describe_node(entries))
+                       "not %s" % describe_yaml(entries))
             return None
         own = {key: node for key, node in members.items() if key.startswith("stonith_")}
         values = {row.name: row.default for row in CLUSTER_KEYS}
@@ -3693,7 +4424,7 @@ class ClusterReader:
                        "'-', and no word that YAML takes for something else" % quote(name))
         if entry.kind != MAP or entry.foreign:
             self.error(entry, "node %s must be a map of keys (method: ...), not %s"
-                       % (quote(name), describe_node(entry)))
+                       % (quote(name), describe_yaml(entry)))
             return ClusterNode(name=name, dialect=None, values={"options": {}}, place=place,
                                places={}, networks={})
         values = {"options": {}, **self.parse_keys(entry.value, NODE_KEYS)}
@@ -3745,7 +4476,7 @@ class ClusterReader:
         wanted, written = COLLECTIONS[row.kind]
         if node.kind != wanted or node.foreign:
             self.error(node, "%s: this must be %s, not %s"
-                       % (row.name, written, describe_node(node)))
+                       % (row.name, written, describe_yaml(node)))
             return ()
         if node.kind == LIST:
             return tuple(self.parse_single(cluster_key(row.name), entry) for entry in node.value)
@@ -3793,7 +4524,7 @@ def collect_networks(values):
     return {**networks, **values.get("client_ips", {})}
 
 
-def describe_node(node):
+def describe_yaml(node):
     if is_null(node):
         return "an empty value"
     return node.foreign or {MAP: "a map", LIST: "a list"}.get(node.kind, "a single value")
@@ -3804,7 +4535,7 @@ def parse_text(row, node):
     # No message here shows the value: it may be a password.
     text = node.value
     if node.foreign or node.kind in (MAP, LIST):
-        raise UsageError("this must be a single value, not %s" % describe_node(node))
+        raise UsageError("this must be a single value, not %s" % describe_yaml(node))
     if is_null(node):
         return ""
     is_truth = row.kind == BOOLEAN and re.fullmatch(YAML_TRUTH, text)
@@ -3836,7 +4567,7 @@ def parse_by_kind(row, text):
 
 def parse_machine_address(text):
     family = socket.AF_INET6 if ":" in text else socket.AF_INET
-    usual = socket.inet_ntop(family, socket.inet_pton(family, check_address(text)))
+    usual = socket.inet_ntop(family, socket.inet_pton(family, parse_ip(text)))
     if re.match(r"(0|127|22[4-9]|2[345]\d)\.|::1?$|::ffff:|ff", usual):
         raise UsageError("%s is not the address of one machine in a network" % quote(text))
     return usual
@@ -3923,8 +4654,7 @@ RACE_DELAY_SECONDS = 10    # head start in a fence race: slow plugs take seconds
 LIBRARY_SECONDS = "20"     # power_timeout of installed agents, by default of fence-agents' library
 MONITOR_TIMEOUT_SECONDS = 40  # or more, see monitor_timeout
 POWER_MONITOR_SECONDS, VERIFIER_MONITOR_SECONDS = 60, 300  # from one monitor to the next
-EXCHANGE_LIMITS = ("login_timeout", "shell_timeout")  # as slow as the device
-TIME_LIMITS = EXCHANGE_LIMITS + ("power_timeout",)    # all that an action of our agents may take
+EXCHANGE_LIMITS = ("login_timeout", "shell_timeout")  # of TIME_LIMITS: as slow as the device
 MAX_NODE_WITNESSES = 3  # in a network: each of them is asked at every look
 
 # A fence device: options {name: value}, and its monitor's interval in seconds.
@@ -4110,7 +4840,7 @@ def find_fence_options(node):
              if row.verify == FENCE_OPTIONS and row.name in node.values}
     for name, value in node.values["options"].items():
         is_for_pacemaker = name.startswith("pcmk_")
-        is_for_check = name in AGENTS["fence_check"].params
+        is_for_check = name in names_of(AGENTS["fence_check"])
         # An installed agent has these limits of its own, and fence_check waits for it.
         is_for_both = name in EXCHANGE_LIMITS and not has_own_agent(node)
         if not is_for_pacemaker and (is_for_both or not is_for_check):
@@ -4235,8 +4965,8 @@ def check_options(cluster, node, report):
         key = name.replace("-", "_")  # agents take either
         if key in taken or re.fullmatch(RESERVED_OPTION, key):
             wrong = "is set by other keys, or by fencetool itself (remove it here)"
-        elif own and name not in AGENTS[agent].params:
-            wrong = "is unknown to %s%s" % (agent, suggest(name, AGENTS[agent].params))
+        elif own and name not in names_of(AGENTS[agent]):
+            wrong = "is unknown to %s%s" % (agent, suggest(name, names_of(AGENTS[agent])))
         elif max(text) > "~" or "," in text:
             wrong = "contains a comma or a non-ASCII character, which cannot be handed on"
         else:
@@ -4277,7 +5007,7 @@ def check_time_limits(cluster, node, report):
         limits = plan_times(cluster, node).power_limits
         key = "options" if "options" in node.places else "off_timeout"
         try:
-            build_settings(dict(node.values["options"], **limits), PARAMS, {"ipport": "1"})
+            build_settings(dict(node.values["options"], **limits), {})
         except UsageError as error:
             report.error(place_of(node, key), "%s: %s" % (key, error))
 
@@ -4871,7 +5601,7 @@ class VirtualDevice:
     # options: values for the attributes of the class, in the classes below too. on_power(number,
     # powered) is called when a contact changes. requests: every request that came, decoded.
     # commands: how many of them were to switch.
-    agent = ""  # that this device is for
+    dialect = ""  # a name of DIALECTS
     mac = "CC:32:E5:00:00:01"
     metered = False
     fault = ""  # a name of FAULTS
@@ -4890,12 +5620,18 @@ class VirtualDevice:
         self.address = ("", 0)
         self.lock = threading.RLock()
 
+    @property
+    def agent(self):
+        """The name of the fence agent that this device is for."""
+        return DIALECTS[self.dialect].agent
+
     def start(self, host="127.0.0.1", port=0):
         """Listen on TCP (port 0: any free one)."""
         import socketserver
+        family = address_family(host)
 
         class Server(socketserver.ThreadingTCPServer):
-            address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+            address_family = family
             daemon_threads = True
             request_queue_size = 16
 
@@ -4939,7 +5675,7 @@ KASA_REFUSAL = {"err_code": -1, "err_msg": "module not support"}
 class VirtualKasa(VirtualDevice):
     """A Kasa plug, or a strip when it has several aliases."""
     # The list of outlets is reversed, as real firmware keeps no order.
-    agent = "fence_kasa"
+    dialect = "kasa"
     device_id = "8006" + "0A" * 18
 
     def converse(self, handle):
@@ -4954,10 +5690,13 @@ class VirtualKasa(VirtualDevice):
         with self.lock:
             self.requests.append(request)
             chosen = request.pop("context", {}).get("child_ids", [])
-            reply = {module: {method: self._call(module, method, arguments or {}, chosen)
-                              for method, arguments in methods.items()}
+            reply = {module: self._call_all(module, methods, chosen)
                      for module, methods in request.items()}
         return build_kasa_message(reply)
+
+    def _call_all(self, module, methods, chosen):
+        return {method: self._call(module, method, arguments or {}, chosen)
+                for method, arguments in methods.items()}
 
     def _call(self, module, method, arguments, chosen):
         handler = getattr(self, "_%s_%s" % (module, method), None)
@@ -5005,7 +5744,6 @@ PORTAL_PAGE = ("<!DOCTYPE html><html><title>Sign in: Wi-Fi ON or OFF</title><for
 class VirtualHttp(VirtualDevice):
     """A web server; subclasses answer in their dialect."""
     # requests: (method, path, header fields by their lower-case names).
-    agent = "fence_http"
     password = ""  # of the user admin
     challenge = 'Basic realm="Login Required"'
 
@@ -5053,6 +5791,8 @@ class VirtualHttp(VirtualDevice):
 
 class VirtualTasmota(VirtualHttp):
     """A Tasmota device."""
+
+    dialect = "tasmota"
 
     def knows_login(self, method, path, fields):
         query = parse_query(path)
@@ -5108,15 +5848,17 @@ def parse_query(path):
 # A switch by its web pages: paths of on, off and status, and the status page with its words.
 VirtualPages = namedtuple("VirtualPages", "on off status page words")
 SHELLY_PAGES = VirtualPages(
-    "/relay/0?turn=on", "/relay/0?turn=off", "/relay/0",
-    '{"ison":%s,"has_timer":false,"source":"http"}', {"ON": "true", "OFF": "false"})
+    on="/relay/0?turn=on", off="/relay/0?turn=off", status="/relay/0",
+    page='{"ison":%s,"has_timer":false,"source":"http"}', words={"ON": "true", "OFF": "false"})
 ESPHOME_PAGES = VirtualPages(
-    "/switch/relay/turn_on", "/switch/relay/turn_off", "/switch/relay?detail=all",
-    '{"id":"switch/relay","name":"relay","state":"%s"}', {"ON": "ON", "OFF": "OFF"})
+    on="/switch/relay/turn_on", off="/switch/relay/turn_off", status="/switch/relay?detail=all",
+    page='{"id":"switch/relay","name":"relay","state":"%s"}', words={"ON": "ON", "OFF": "OFF"})
 
 
 class VirtualSwitch(VirtualHttp):
     """A switch of whatever make, by its pages."""
+
+    dialect = "url"
     pages = SHELLY_PAGES
 
     def respond(self, method, path, fields):
@@ -5132,25 +5874,46 @@ class VirtualSwitch(VirtualHttp):
 # One step of the demo. device: key of a virtual device; expected: exit code; shows: what the output
 # must hold; lesson: what the reader should take from it.
 DemoStep = namedtuple("DemoStep", "device parameters expected shows lesson")
+
 DEMO_PARAMETERS = "nodename=storage-b\nshell_timeout=1\npower_timeout=3\nstonith_status_sleep=0.5\n"
 DEMO_STEPS = (
-    DemoStep("plug", "action=status", 0, "Status: ON", "a node runs on this plug"),
-    DemoStep("plug", "action=off", 0, "Success: Powered OFF", "commanded, then seen OFF twice"),
-    DemoStep("plug", "action=status", 2, "Status: OFF", "exit code 2 means OFF, and nothing else"),
-    DemoStep("plug", "action=reboot", 0, "Success: Rebooted", "off with proof, a pause, on again"),
-    DemoStep("strip", "action=off\nplug=2", 0, "Success: Powered OFF", "one outlet of a strip"),
-    DemoStep("strip", "action=list-status", 0, "3,spare,ON", "the other outlets were left alone"),
-    DemoStep("liar", "action=off", 1, "still reports ON",
-             "a plug that acknowledges and does not switch: NOT fenced"),
-    DemoStep("welded", "action=off", 1, "still draws 43 W",
-             "a relay that reports OFF with its contact welded: NOT fenced"),
-    DemoStep("tasmota", "action=off\ndevice=tasmota\nplug=2\npassword=s3cret", 0,
-             "Success: Powered OFF", "relay 2 of a Tasmota device with a password"),
-    DemoStep("esphome", "action=off\npower_off_url=/switch/relay/turn_off\n"
-             "status_url=/switch/relay", 0, "Success: Powered OFF", "ESPHome, by its URLs"),
-    DemoStep("switch", "action=off\npower_off_url=/relay/0?turn=off\nstatus_url=/relay/0\n"
-             'status_on_regex="ison":true\nstatus_off_regex="ison":false', 1, "sign-in page",
-             "any device with URLs (a Shelly), but its Wi-Fi is a captive portal now: NOT fenced"))
+    DemoStep(
+        device="plug", parameters="action=status", expected=0, shows="Status: ON",
+        lesson="a node runs on this plug"),
+    DemoStep(
+        device="plug", parameters="action=off", expected=0, shows="Success: Powered OFF",
+        lesson="commanded, then seen OFF twice"),
+    DemoStep(
+        device="plug", parameters="action=status", expected=2, shows="Status: OFF",
+        lesson="exit code 2 means OFF, and nothing else"),
+    DemoStep(
+        device="plug", parameters="action=reboot", expected=0, shows="Success: Rebooted",
+        lesson="off with proof, a pause, on again"),
+    DemoStep(
+        device="strip", parameters="action=off\nplug=2", expected=0, shows="Success: Powered OFF",
+        lesson="one outlet of a strip"),
+    DemoStep(
+        device="strip", parameters="action=list-status", expected=0, shows="3,spare,ON",
+        lesson="the other outlets were left alone"),
+    DemoStep(
+        device="liar", parameters="action=off", expected=1, shows="still reports ON",
+        lesson="a plug that acknowledges and does not switch: NOT fenced"),
+    DemoStep(
+        device="welded", parameters="action=off", expected=1, shows="still draws 43 W",
+        lesson="a relay that reports OFF with its contact welded: NOT fenced"),
+    DemoStep(
+        device="tasmota", parameters="action=off\ndevice=tasmota\nplug=2\npassword=s3cret",
+        expected=0, shows="Success: Powered OFF",
+        lesson="relay 2 of a Tasmota device with a password"),
+    DemoStep(
+        device="esphome", parameters="action=off\npower_off_url=/switch/relay/turn_off\n"
+        "status_url=/switch/relay", expected=0, shows="Success: Powered OFF",
+        lesson="ESPHome, by its URLs"),
+    DemoStep(
+        device="switch", parameters="action=off\npower_off_url=/relay/0?turn=off\n"
+        'status_url=/relay/0\nstatus_on_regex="ison":true\nstatus_off_regex="ison":false',
+        expected=1, shows="sign-in page", lesson="any device with URLs (a Shelly), but its Wi-Fi "
+        "is a captive portal now: NOT fenced"))
 
 
 def cmd_demo(arguments, system):
@@ -5302,24 +6065,14 @@ def run_command(arguments, system):
 
 def main(argv, environment):
     """Run the program and return its exit code; nothing but exit codes and lines leaves here."""
-    # The bytes as they were given: in the C locale Python 3.6 takes them for ASCII.
-    name, arguments = os.path.basename(argv[0]), [
-        os.fsencode(word).decode("utf-8", "surrogateescape") for word in argv[1:]]
-    if name not in AGENTS and arguments and arguments[0] in AGENTS:
-        name, arguments = arguments[0], arguments[1:]
-    is_agent = name in AGENTS or name == "kasa"
+    name, arguments = read_call(argv)
+    is_agent = name in AGENTS or name == PLUGIN
     system = System(name if is_agent else "fencetool")
     try:
-        if name == "kasa":
-            return run_plugin(AGENTS["fence_kasa"], arguments, environment, system)
+        if name == PLUGIN:
+            return run_plugin(arguments, environment, system)
         if is_agent:
-            rows = rows_of(AGENTS[name])
-            pairs = parse_argv(arguments, rows) if arguments else parse_stdin(system.read_stdin())
-            if not arguments and "action" not in collect_values(pairs, rows)[0]:
-                # SAFETY: an off that has lost its action must not become the status of a person.
-                # Test: test_a_call_on_stdin_without_an_action_is_refused
-                raise UsageError("no action given (action=status on stdin, or -o status)")
-            return run_agent(AGENTS[name], pairs, system,
+            return run_agent(AGENTS[name], read_pairs(AGENTS[name], arguments, system), system,
                              find_check_parameters if name == "fence_check" else None)
         return run_command(arguments, system)
     except FenceError as error:
@@ -5330,6 +6083,28 @@ def main(argv, environment):
     except Exception as error:  # a defect of ours: still one line, and no exit code of success
         system.error(describe_defect(error))
     return EXIT_BAD
+
+
+def read_call(argv):
+    """Return (name, arguments); the name is that of an agent, however the program was started."""
+    # The bytes as they were given: in the C locale Python 3.6 takes them for ASCII.
+    words = [os.fsencode(word).decode("utf-8", "surrogateescape") for word in argv[1:]]
+    name = os.path.basename(argv[0])
+    if name not in AGENTS and words and words[0] in AGENTS:
+        return words[0], words[1:]
+    return name, words
+
+
+def read_pairs(agent, arguments, system):
+    """Return the parameters of an agent's call as [(name, value)], from argv or from stdin."""
+    if arguments:
+        return parse_argv(arguments, agent.params)
+    pairs = parse_stdin(system.read_stdin())
+    if "action" not in collect_values(pairs, agent.params)[0]:
+        # SAFETY: an off that has lost its action must not become the status of a person.
+        # Test: test_a_call_on_stdin_without_an_action_is_refused
+        raise UsageError("no action given (action=status on stdin, or -o status)")
+    return pairs
 
 
 def describe_defect(error):
@@ -5347,8 +6122,13 @@ def open_missing_descriptors():
         pass
 
 
-if __name__ == "__main__":
+def start():
+    """Run the program and end the process; what install.sh puts at /usr/sbin/fencetool calls it."""
     open_missing_descriptors()
     # Not sys.exit: a name server that never answers must not hold the process in its thread, and
     # nothing is left to clean up.
     os._exit(main(sys.argv, os.environ))
+
+
+if __name__ == "__main__":
+    start()

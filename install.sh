@@ -1,31 +1,35 @@
 #!/bin/sh
 # Installs fencetool and the links under which Pacemaker and cluster-glue start it as an agent.
 #
-# Nothing is edited on the way: the installed file has the hash of the released one. Everything is
-# checked on a private copy first; what is put in place was written and run beside its target, and
-# gets there by a rename. So the old version works until the new one does, whatever happens between.
+# The released file goes unchanged into a directory of its own, where Python compiles it once and
+# not at every start; the program is a launcher of a few lines, to which the agents are linked.
+# Everything is checked on a private copy first; what is put in place was written and run beside its
+# target, and gets there by a rename. So the old version works until the new one does, whatever
+# happens between.
 # `sh install.sh --help` tells the options.
 set -eu
 
 SYSTEM_BIN=/usr/sbin                                  # the only place where Pacemaker looks
 PLUGIN_DIR=/usr/lib/stonith/plugins/external          # cluster-glue's, where it is installed
-COMMANDS='cat chmod cmp cp cut date find grep ln mkdir mktemp mv readlink rm sed tail tr'
+COMMANDS='cat chmod cmp cp cut date find grep ln mkdir mktemp mv readlink rm rmdir sed tail tr'
 
 usage() {
     cat <<'END'
 usage: sh install.sh [--check | --uninstall] [options]
 
-Installs fencetool.py as /usr/sbin/fencetool, and a link to it for each fence agent in it.
-Where cluster-glue is installed, also its plugin external/kasa.
+Installs fencetool.py in /usr/lib/fencetool and compiles it there; /usr/sbin/fencetool is a small
+launcher of it, with a link to that for each fence agent in it. Where cluster-glue is installed,
+also its plugin external/kasa.
 
   --from WHERE    what to install: a directory that holds fencetool.py, the file itself, or the
                   http(s) URL of either (a URL that ends in .py or has a ? is the file itself).
                   Default: the directory of install.sh
   --sha256 HEX    refuse any file that has another hash
-  --prefix DIR    the directory for the programs (default: /usr/sbin, where Pacemaker looks)
+  --prefix DIR    the directory for the programs (default: /usr/sbin, where Pacemaker looks);
+                  fencetool.py itself then goes into DIR/.fencetool
   --force         replace files that are not fencetool's, and keep a copy of each
-  --check         tell what is installed, whether every link is right, and whether it is the
-                  same file as the one at hand; changes nothing
+  --check         tell what is installed, whether its compiled copy and every link are right, and
+                  whether it is the same file as the one at hand; changes nothing
   --uninstall     remove what is fencetool's, and nothing else
   --dry-run       run every check and tell what would be done; changes nothing
   --help          this text
@@ -115,6 +119,20 @@ check_options() {
     bin_dir=$destdir$prefix
     plugin_dir=$destdir$PLUGIN_DIR
     program=$bin_dir/fencetool
+    place_library
+}
+
+# The launcher finds the library by the way to it from its own place, so that what was put below
+# DESTDIR works there and elsewhere. Two prefixes never share one: each can be removed alone.
+place_library() {
+    if [ "$prefix" = "$SYSTEM_BIN" ]; then
+        library_way=../lib/fencetool final_library=${SYSTEM_BIN%/*}/lib/fencetool
+    else
+        library_way=.fencetool final_library=$prefix/.fencetool
+    fi
+    library=$destdir$final_library
+    file=$library/fencetool.py
+    copies=$library/__pycache__
 }
 
 check_absolute() {
@@ -147,6 +165,7 @@ take_source() {
     check_hash "$new" "$source"
     check_file "$new" "$source"
     version=$found_version agents=$found_agents
+    write_launcher "$new" >"$work/launcher" || die "cannot write to $work: is there space?"
 }
 
 script_dir() {
@@ -261,6 +280,7 @@ print(hashlib.sha256(sys.stdin.buffer.read()).hexdigest())' <"$1"
 # Sets python, found_version and found_agents. $2 is what to call the file in messages.
 check_file() {
     is_fencetool "$1" || die "$2 is not fencetool.py: is the place right?"
+    ! is_launcher "$1" || die "$2 only starts fencetool.py: name the place of that file"
     python=$(sed -n '1s/^#! *\(\/[^[:space:]]*\).*$/\1/p' "$1")
     check_python "$2"
     ask "$python" -IS "$1" --version || die "$2 --version failed: $(reason)"
@@ -288,16 +308,25 @@ take_agents() {
     [ -n "$found_agents" ]
 }
 
-# The first line of its description is what tells every fencetool.py from other files.
+# The first line of its description is what tells every fencetool.py, and every launcher of one,
+# from other files. In 0.1.0 it is the fifth line.
 is_fencetool() {
-    [ -r "$1" ] || return 1
+    begins_with '"""fencetool: ' "$1"
+}
+
+is_launcher() {
+    begins_with '"""fencetool: the launcher' "$1"
+}
+
+begins_with() {
+    [ -f "$2" ] && [ -r "$2" ] || return 1
     lines=0
     while [ "$lines" -lt 10 ] && read -r line; do
         case $line in
-            '"""fencetool: '*) return 0 ;;
+            "$1"*) return 0 ;;
         esac
         lines=$((lines + 1))
-    done <"$1"
+    done <"$2"
     return 1
 }
 
@@ -323,6 +352,118 @@ reason() {
     printf '%s\n' "${said:-it did not tell why}"
 }
 
+# --- the launcher and the compiled copy --------------------------------------------------------
+
+# The file whose launcher it is tells the Python.
+write_launcher() {
+    cat <<END
+$(sed -n 1p "$1")
+"""fencetool: the launcher, made by install.sh. It runs fencetool.py in LIBRARY.
+
+It takes the compiled copy there if that is whole, made from this very file and by this very Python,
+and else compiles the file. What is wrong with the copy makes no difference but in time.
+"""
+import gc
+import os
+import sys
+
+LIBRARY = os.path.normpath(os.path.join(
+    os.path.dirname(os.path.realpath(__file__)), "$library_way"))
+FILE = LIBRARY + "/fencetool.py"
+sys.dont_write_bytecode = True  # a fence is no time to write to a system directory
+
+
+def import_copy():
+    """Return what starts the program; raise any exception at all if the copy is not good."""
+    import zlib
+    with open("%s/__pycache__/fencetool.%s.pyc" % (LIBRARY, sys.implementation.cache_tag),
+              "rb") as copy:
+        data = copy.read()
+    # SAFETY: Python itself would run damaged instructions, and ignores what follows them: the sum.
+    # Test: test_copy_with_a_wrong_byte_anywhere_is_not_run
+    if zlib.crc32(data[:-4]) != int.from_bytes(data[-4:], "little"):
+        raise ImportError("damaged")
+    sys.path.append(LIBRARY)  # last: no module of Python's is looked for in it
+    gc.disable()              # definitions are no garbage: to look through them takes 1 ms
+    import fencetool
+    if hasattr(gc, "freeze"):  # from Python 3.7 on
+        gc.freeze()
+    return fencetool.start
+
+
+def compile_file():
+    try:
+        with open(FILE, "rb") as source:
+            return compile(source.read(), FILE, "exec")
+    except Exception as error:
+        sys.exit("fencetool: cannot run %s: %s: install fencetool again"
+                 % (FILE, getattr(error, "strerror", None) or error))
+
+
+try:
+    start = import_copy()
+except Exception:
+    start = None
+gc.enable()
+# SAFETY: nothing has run yet but definitions, and from here on nothing is tried twice. A program
+# that comes back has not ended as it should: half a file must not pass for a success.
+# Test: test_program_that_fails_is_not_run_a_second_time, test_half_a_file_is_no_success
+if start:
+    start()
+else:
+    exec(compile_file(), {"__name__": "__main__", "__file__": FILE})
+sys.exit("fencetool: %s is not whole: install fencetool again" % FILE)
+END
+}
+
+# The copy ends with its own checksum, which is how the launcher knows that it is whole. Its head
+# holds the size and the time of the file. Sets copy_name, which tells the Python.
+compile_copy() {
+    ask "$python" -IS -c '
+import importlib.util, os, py_compile, sys, zlib
+file, final = sys.argv[1:]
+copy = py_compile.compile(file, importlib.util.cache_from_source(file), final, doraise=True)
+with open(copy, "rb") as handle:
+    checksum = zlib.crc32(handle.read())
+with open(copy, "ab") as handle:
+    handle.write(checksum.to_bytes(4, "little"))
+    handle.flush()
+    os.fsync(handle.fileno())
+os.chmod(copy, 0o644)
+print(os.path.basename(copy))' "$1" "$final_library/fencetool.py" ||
+        die "cannot compile fencetool.py in $library: $(reason)"
+    copy_name=$answer
+}
+
+# reason tells what is wrong with it.
+is_copy_good() {
+    ask "$python" -IS -c '
+import importlib.machinery, importlib.util, os, sys, zlib
+
+class Loader(importlib.machinery.SourceFileLoader):
+    def source_to_code(self, *_, **__):
+        sys.exit("it is not of this very file")
+
+path = importlib.util.cache_from_source(sys.argv[1])
+version = "%d.%d" % sys.version_info[:2]
+try:
+    with open(path, "rb") as copy:
+        data = copy.read()
+        mode = os.fstat(copy.fileno()).st_mode
+except FileNotFoundError:
+    sys.exit("there is none for Python " + version)
+except OSError as error:
+    sys.exit("%s: %s" % (path, error.strerror))
+if data[:4] != importlib.util.MAGIC_NUMBER:
+    sys.exit("it is damaged, or of another Python than this " + version)
+if zlib.crc32(data[:-4]) != int.from_bytes(data[-4:], "little"):
+    sys.exit("it is damaged, or not made by install.sh")
+if mode & 0o777 != 0o644:
+    sys.exit("it has not the mode 644")
+Loader("fencetool", sys.argv[1]).get_code("fencetool")
+print(version)' "$file"
+}
+
 # --- what is there already ---------------------------------------------------------------------
 
 is_there() {
@@ -333,8 +474,15 @@ is_own() {
     if [ -L "$1" ]; then
         is_own_link "$1"
     else
-        [ -f "$1" ] && is_fencetool "$1"
+        [ -f "$1" ] && { is_fencetool "$1" || is_copy "$1"; }
     fi
+}
+
+is_copy() {
+    case $1 in
+        "$copies"/fencetool.*) return 0 ;;
+    esac
+    return 1
 }
 
 is_own_link() {
@@ -349,9 +497,17 @@ is_link_to() {
     [ -L "$1" ] && [ "$(readlink "$1")" = "$2" ]
 }
 
+# is_same_program PATH WANTED: a regular file of that content that everybody may run.
+is_same_program() {
+    [ ! -L "$1" ] && [ -f "$1" ] && cmp -s "$1" "$2" && [ -n "$(find "$1" -perm 755)" ]
+}
+
+is_library_right() {
+    is_same_program "$file" "$new" && is_copy_good
+}
+
 is_program_right() {
-    [ ! -L "$program" ] && [ -f "$program" ] && cmp -s "$new" "$program" &&
-        [ -n "$(find "$program" -perm 755)" ]
+    is_same_program "$program" "$work/launcher"
 }
 
 is_agent() {
@@ -367,7 +523,7 @@ is_stale() {
 }
 
 is_all_right() {
-    is_program_right || return 1
+    is_library_right && is_program_right || return 1
     for name in $agents; do
         is_link_to "$bin_dir/$name" fencetool || return 1
     done
@@ -378,7 +534,14 @@ is_all_right() {
 }
 
 check_targets() {
-    check_target "$program"
+    for path in "$library" "$copies"; do
+        if is_there "$path" && { [ -L "$path" ] || [ ! -d "$path" ]; }; then
+            die "$path is not a directory: move it away first"
+        fi
+    done
+    for path in "$file" "$copies"/fencetool.* "$program"; do
+        check_target "$path"
+    done
     for name in $agents; do
         check_target "$bin_dir/$name"
     done
@@ -399,7 +562,7 @@ check_target() {
 }
 
 check_writable() {
-    for dir in "$bin_dir" "$plugin_dir"; do
+    for dir in "$bin_dir" "$library" "$copies" "$plugin_dir"; do
         if [ -d "$dir" ] && [ ! -w "$dir" ]; then
             die "cannot write to $dir: run this as root"
         fi
@@ -411,19 +574,44 @@ check_writable() {
 # A directory of our own beside each target: a rename out of it is atomic, and neither Pacemaker
 # nor cluster-glue (which lists even hidden files as plugins) takes anything in it for an agent.
 make_stages() {
-    mkdir -p "$bin_dir" || die "cannot make the directory $bin_dir: run this as root"
+    make_directory "$bin_dir"
+    make_directory "$copies"
     remove_leftovers
     stage=$bin_dir/.fencetool-new.$$
     mkdir "$stage" || die "cannot write to $bin_dir: run this as root"
+    library_stage=$library/.fencetool-new.$$
+    mkdir "$library_stage" || die "cannot write to $library: run this as root"
     if [ -d "$plugin_dir" ]; then
         plugin_stage=$plugin_dir/.fencetool-new.$$
         mkdir "$plugin_stage" || die "cannot write to $plugin_dir: run this as root"
     fi
 }
 
+# With its parents; a run that fails removes those that it made, the newest first.
+make_directory() {
+    if [ -z "$1" ] || [ -d "$1" ]; then
+        return 0
+    fi
+    make_directory "${1%/*}"
+    made="$1
+$made"
+    mkdir "$1" || die "cannot make the directory $1: run this as root"
+}
+
+remove_made() {
+    while read -r path; do
+        if [ -d "$path" ]; then
+            rmdir "$path" || note "left behind: $path"
+        fi
+    done <<END
+$made
+END
+}
+
 # A run that was killed could not clean up; a run that is still going on is left alone.
 remove_leftovers() {
-    for leftover in "$bin_dir"/.fencetool-new.* "$plugin_dir"/.fencetool-new.*; do
+    for leftover in "$bin_dir"/.fencetool-new.* "$library"/.fencetool-new.* \
+        "$plugin_dir"/.fencetool-new.*; do
         if [ -d "$leftover" ] && ! kill -0 "${leftover##*.}" 2>/dev/null; then
             rm -rf "$leftover" || die "cannot remove $leftover: run this as root"
         fi
@@ -514,7 +702,9 @@ cleanup() {
     trap '' HUP INT PIPE TERM
     if undo; then
         clear_away "$stage"
+        clear_away "$library_stage"
         clear_away "$plugin_stage"
+        remove_made
     else
         note "could not put everything back: what was there before is in $stage"
     fi
@@ -531,7 +721,7 @@ clear_away() {
 }
 
 prepare() {
-    stage='' plugin_stage='' work='' journal='' changes=0
+    stage='' library_stage='' plugin_stage='' work='' journal='' made='' changes=0
     umask 022
     LC_ALL=C
     export LC_ALL
@@ -561,14 +751,16 @@ install() {
         write_new
         put_in_place
         check_installed
-        journal=
+        journal='' made=''
         say "fencetool $version installed in $bin_dir; fence agents: ${agents% }"
     fi
     [ "$prefix" = "$SYSTEM_BIN" ] || note "note: Pacemaker finds agents only in $SYSTEM_BIN"
 }
 
 tell_plan() {
-    is_program_right || tell_write "$program" "fencetool $version"
+    is_same_program "$file" "$new" || tell_write "$file" "fencetool $version"
+    is_library_right || say "would compile $file"
+    is_program_right || tell_write "$program" "launcher"
     for name in $agents; do
         is_link_to "$bin_dir/$name" fencetool || tell_write "$bin_dir/$name" "link to fencetool"
     done
@@ -590,18 +782,29 @@ tell_write() {
 # Written and run where it will be used: a full disk, a mount with noexec or a missing
 # interpreter shows here, while the old version is still in its place.
 write_new() {
-    cp "$new" "$stage/fencetool" || die "cannot write to $bin_dir: is there space?"
-    chmod 755 "$stage/fencetool" || die "cannot set the mode of a file in $bin_dir"
-    cmp -s "$new" "$stage/fencetool" || die "cannot write to $bin_dir: is there space?"
-    sync_file "$stage/fencetool"
-    ask "$stage/fencetool" --version || die "the new fencetool does not run in $bin_dir: $(reason)"
+    stage_bin=$stage/bin
+    mkdir "$stage_bin" "$stage/lib" || die "cannot write to $bin_dir: is there space?"
+    write_program "$new" "$library_stage/fencetool.py" "$library"
+    compile_copy "$library_stage/fencetool.py"
+    write_program "$work/launcher" "$stage_bin/fencetool" "$bin_dir"
+    ln -s "$library_stage" "$stage_bin/$library_way" || die "cannot make links in $bin_dir"
+    ask "$stage_bin/fencetool" --version ||
+        die "the new fencetool does not run in $bin_dir: $(reason)"
     for name in $agents; do
-        ln -s fencetool "$stage/$name" || die "cannot make links in $bin_dir"
+        ln -s fencetool "$stage_bin/$name" || die "cannot make links in $bin_dir"
     done
-    check_agents "$stage"
+    check_agents "$stage_bin"
     if [ -n "$plugin_stage" ]; then
         ln -s "$prefix/fencetool" "$plugin_stage/kasa" || die "cannot make links in $plugin_dir"
     fi
+}
+
+# write_program FROM TO DIRECTORY: the directory is what to call the place in messages.
+write_program() {
+    cp "$1" "$2" || die "cannot write to $3: is there space?"
+    chmod 755 "$2" || die "cannot set the mode of a file in $3"
+    cmp -s "$1" "$2" || die "cannot write to $3: is there space?"
+    sync_file "$2"
 }
 
 # A node may lose its power at any moment, here of all places: without this some file systems
@@ -611,11 +814,12 @@ sync_file() {
         die "cannot write $1 to the disk"
 }
 
-# The program first: old links work with it, new ones only from then on.
+# The file first, then its launcher: old links work with it, new ones only from then on.
 put_in_place() {
-    is_program_right || replace "$program" "$stage/fencetool"
+    is_library_right || put_library_in_place
+    is_program_right || replace "$program" "$stage_bin/fencetool"
     for name in $agents; do
-        is_link_to "$bin_dir/$name" fencetool || replace "$bin_dir/$name" "$stage/$name"
+        is_link_to "$bin_dir/$name" fencetool || replace "$bin_dir/$name" "$stage_bin/$name"
     done
     for path in "$bin_dir"/fence_*; do
         ! is_stale "$path" || remove "$path"
@@ -625,8 +829,19 @@ put_in_place() {
     fi
 }
 
+# Python takes a copy for good that has the size of the file, and its time in seconds: no copy of
+# the old file may be there when the new one is.
+put_library_in_place() {
+    for path in "$copies"/fencetool.*; do
+        ! is_there "$path" || remove "$path"
+    done
+    replace "$file" "$library_stage/fencetool.py"
+    replace "$copies/$copy_name" "$library_stage/__pycache__/$copy_name"
+}
+
 check_installed() {
     check_agents "$bin_dir"
+    is_copy_good || die "$file: its compiled copy is not good: $(reason)"
 }
 
 check_agents() {
@@ -652,6 +867,8 @@ check() {
         bad "fencetool is not installed in $bin_dir"
     elif [ -L "$program" ] || ! is_own "$program"; then
         bad "$program is not fencetool's"
+    elif is_launcher "$program" && ! is_own "$file"; then
+        bad "$file, which $program starts, is missing or is not fencetool's"
     else
         report_program
         report_links
@@ -670,11 +887,38 @@ bad() {
 }
 
 report_program() {
-    check_file "$program" "$program"
+    installed=$program
+    ! is_launcher "$program" || installed=$file
+    check_file "$installed" "$installed"
     version=$found_version agents=$found_agents
-    installed_hash=$(hash_of "$program")
-    good "$program: fencetool $version, sha256 $installed_hash"
-    [ -n "$(find "$program" -perm 755)" ] || bad "$program has not the mode 755"
+    installed_hash=$(hash_of "$installed")
+    good "$installed: fencetool $version, sha256 $installed_hash"
+    [ -n "$(find "$installed" -perm 755)" ] || bad "$installed has not the mode 755"
+    if [ "$installed" = "$file" ]; then
+        report_copy
+        report_launcher
+    else
+        bad "$program is fencetool.py itself, which starts slower than by a launcher"
+    fi
+}
+
+report_copy() {
+    if is_copy_good; then
+        good "$copies: compiled by Python $answer"
+    else
+        bad "$file has no good compiled copy and starts slower: $(reason)"
+    fi
+}
+
+report_launcher() {
+    write_launcher "$file" >"$work/launcher" || die "cannot write to $work: is there space?"
+    if is_program_right; then
+        good "$program starts it"
+    elif cmp -s "$program" "$work/launcher"; then
+        bad "$program has not the mode 755"
+    else
+        bad "$program is not the launcher that this install.sh makes"
+    fi
 }
 
 report_links() {
@@ -715,7 +959,7 @@ report_source() {
         return 0
     fi
     take_source
-    if cmp -s "$new" "$program"; then
+    if cmp -s "$new" "$installed"; then
         good "same file as $source"
     else
         bad "not the same file as $source (fencetool $version)"
@@ -727,12 +971,15 @@ report_source() {
 # The links go first: an agent that is gone is a plainer answer than a link to nothing.
 uninstall() {
     removed=no
-    for path in "$plugin_dir/kasa" "$bin_dir"/fence_* "$program"; do
+    for path in "$plugin_dir/kasa" "$bin_dir"/fence_* "$program" "$copies"/fencetool.* "$file"; do
         if is_own "$path"; then
             uninstall_path "$path"
         fi
     done
-    [ "$dry_run" = yes ] || remove_leftovers
+    if [ "$dry_run" = no ]; then
+        remove_leftovers
+        uninstall_library
+    fi
     [ "$removed" = yes ] || say "nothing of fencetool's in $bin_dir: nothing to do"
     for path in "$bin_dir"/.*.saved-*; do
         ! is_there "$path" || say "left as it is: $path, a copy that --force kept"
@@ -747,6 +994,18 @@ uninstall_path() {
     fi
     rm -f "$1" || die "cannot remove $1: run this as root"
     say "removed $1"
+}
+
+# Even where nothing is left in it: a run that was killed may have made no more than that.
+uninstall_library() {
+    [ ! -d "$copies" ] || rmdir "$copies" 2>/dev/null || :
+    [ -d "$library" ] || return 0
+    if rmdir "$library" 2>/dev/null; then
+        removed=yes
+        say "removed $library"
+    else
+        say "left as it is: $library, which is not empty"
+    fi
 }
 
 main() {

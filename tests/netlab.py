@@ -17,9 +17,7 @@ class Lab:
     count = 0
 
     def __init__(self):
-        support.require_root()
-        for program in ("ip", "nft"):
-            support.require_program(program)
+        support.require_namespaces("ip", "nft")
         Lab.count += 1
         self.prefix = "ft%d-%d-" % (os.getpid(), Lab.count)
         self.machines = []
@@ -81,7 +79,8 @@ class Lab:
         """Run fence_check on a machine with its parameters on stdin, as Pacemaker does."""
         lines = "".join("%s=%s\n" % item for item in parameters.items())
         return support.run(
-            self.argv(name, *before) + [sys.executable, "-IS", support.SCRIPT, "fence_check"],
+            self.argv(name, *before) + [sys.executable, "-IS", support.compiled_script(),
+                                        "fence_check"],
             stdin=lines, environment={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}, timeout=timeout)
 
     def call_inside(self, name, function):

@@ -8,14 +8,15 @@ process imports the real pcs, and a fork of it runs each call.
 Started as a program this file is that process (serve), or stands for pcs in PATH (call).
 """
 import array
-import json
+import gc
+import marshal
 import os
-import shutil
 import signal
-import socket
-import subprocess
 import sys
-import tempfile
+
+# Hundreds of times this file stands for pcs: what takes longer to import than to run is imported
+# where it is used, and the module below socket does for the client.
+import _socket
 
 MOUNT = """
 set -e
@@ -24,10 +25,11 @@ mkdir "$1/upper" "$1/work" "$1/bin"
 mount -t overlay overlay -o "lowerdir=/usr/sbin,upperdir=$1/upper,workdir=$1/work" /usr/sbin
 for agent in $3; do
     "$4" -IS "$2/fencetool.py" "$agent" -o metadata >"$1/$agent.xml"
-    printf '#!/bin/sh\ncat >/dev/null\ncat %s\n' "$1/$agent.xml" >"/usr/sbin/$agent"
+    rm -f "/usr/sbin/$agent"  # where fencetool is installed, this is a link to it
+    printf '#!/bin/sh\ncat >/dev/null\ncat "%s"\n' "$1/$agent.xml" >"/usr/sbin/$agent"
     chmod 755 "/usr/sbin/$agent"
 done
-printf '#!/bin/sh\\nexec %s -IS %s call %s "$@"\\n' \\
+printf '#!/bin/sh\\nexec "%s" -IS "%s" call "%s" "$@"\\n' \\
     "$4" "$2/tests/pcs_lab.py" "$1/socket" >"$1/bin/pcs"
 chmod 755 "$1/bin/pcs"
 exec /usr/bin/python3 -Es "$2/tests/pcs_lab.py" serve "$1/socket"
@@ -38,6 +40,8 @@ class Lab:
     """Runs programs in the namespace; end() takes it away."""
 
     def __init__(self, root, agents):
+        import subprocess
+        import tempfile
         self.place = tempfile.mkdtemp(prefix="pcs-lab-")
         self.server = subprocess.Popen(
             ["unshare", "-m", "sh", "-c", MOUNT, "lab", self.place, root, " ".join(agents),
@@ -55,15 +59,20 @@ class Lab:
         self.server.terminate()
         self.server.wait()
         self.server.stdout.close()
+        import shutil
         shutil.rmtree(self.place)
 
 
 def serve(path):
+    import socket
     from pcs import app
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(path)
     listener.listen(64)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    # A collection would touch, and so copy, all that the forks share.
+    gc.disable()
+    getattr(gc, "freeze", gc.collect)()
     print("ready", flush=True)
     while True:
         connection, _ = listener.accept()
@@ -77,9 +86,9 @@ def serve(path):
 def answer(connection, app):
     """Run one call of pcs with the caller's descriptors, directory and environment."""
     descriptors = array.array("i")
-    message, ancillary, _, _ = connection.recvmsg(1 << 20, socket.CMSG_SPACE(12))
+    message, ancillary, _, _ = connection.recvmsg(1 << 20, _socket.CMSG_SPACE(12))
     descriptors.frombytes(ancillary[0][2])
-    request = json.loads(message.decode("utf-8", "surrogateescape"))
+    request = marshal.loads(message)
     for number, descriptor in enumerate(descriptors):
         os.dup2(descriptor, number)
     os.chdir(request["directory"])
@@ -100,11 +109,11 @@ def answer(connection, app):
 
 
 def call(path, arguments):
-    connection = socket.socket(socket.AF_UNIX)
+    connection = _socket.socket(_socket.AF_UNIX)
     connection.connect(path)
     request = {"arguments": arguments, "directory": os.getcwd(), "environment": dict(os.environ)}
-    connection.sendmsg([json.dumps(request).encode("utf-8", "surrogateescape")],
-                       [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [0, 1, 2]))])
+    connection.sendmsg([marshal.dumps(request, 2)],
+                       [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, array.array("i", [0, 1, 2]))])
     return int(connection.recv(16) or b"1")
 
 

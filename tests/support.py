@@ -1,10 +1,15 @@
 """What the tests share: running the real script as Pacemaker does, and saying what is missing."""
+import atexit
 import collections
 import concurrent.futures
+import functools
 import os
+import py_compile
 import shutil
+import socket
 import subprocess
 import sys
+import tempfile
 import time
 import unittest
 
@@ -41,6 +46,29 @@ def require_root():
     require(os.geteuid() == 0, "needs root")
 
 
+def require_system_python():
+    """Return the system's own python3: what strangers may run, and what the script names."""
+    require(os.access("/usr/bin/python3", os.X_OK), "/usr/bin/python3 is not there")
+    return "/usr/bin/python3"
+
+
+def require_namespaces(*programs):
+    """Skip the test unless it may have mounts and a network of its own, and these programs."""
+    require_root()
+    for name in programs:
+        require_program(name)
+    program = require_program("unshare")
+    refused = run([program, "-m", "-n", "true"], environment=dict(os.environ)).err.strip()
+    require(not refused, "root may not make namespaces here: " + refused)
+
+
+def require_localhost():
+    try:
+        socket.getaddrinfo("localhost", None)
+    except OSError:
+        require(False, "the name localhost has no address here")
+
+
 def run(argv, stdin="", environment=None, cwd=None, timeout=90, **options):
     """Run a program to its end and return its Result; stdin is text or bytes."""
     data = stdin if isinstance(stdin, bytes) else stdin.encode("utf-8")
@@ -58,9 +86,20 @@ def run(argv, stdin="", environment=None, cwd=None, timeout=90, **options):
                   err.decode("utf-8", "surrogateescape"), time.monotonic() - started)
 
 
+@functools.lru_cache(maxsize=None)
+def compiled_script():
+    """Return the path of the script as this Python compiles it, for as long as the process lives.
+
+    Where the file itself is started, most of a run's time goes into compiling it.
+    """
+    folder = tempfile.TemporaryDirectory(prefix="fencetool-test-")
+    atexit.register(folder.cleanup)
+    return py_compile.compile(SCRIPT, os.path.join(folder.name, "fencetool.pyc"), doraise=True)
+
+
 def fencetool(*arguments, **options):
     """Run the script with arguments, in an empty environment."""
-    return run([sys.executable, "-IS", SCRIPT] + list(arguments), **options)
+    return run([sys.executable, "-IS", compiled_script()] + list(arguments), **options)
 
 
 def on_stdin(agent, parameters, **options):

@@ -9,22 +9,26 @@ from fencetool import Evidence, Finding, PowerState, Sight
 from tests import support
 
 DEAD, ALIVE, UNKNOWN = Finding.DEAD, Finding.ALIVE, Finding.UNKNOWN
-PATH = fencetool.Path("eth0", 2, b"\2\0\0\0\0\1", b"\n\0\0\1", b"", True, b"\2\0\0\0", "")
+ROUTE = fencetool.Route(
+    interface="eth0", index=2, mac=b"\2\0\0\0\0\1", source=b"\n\0\0\1", gateway=b"",
+    has_carrier=True, carrier_changes=b"\2\0\0\0", link_kind="")
 GOOD = {"fence_method": "kasa", "fence_ip": "10.20.20.202", "target_mgmt_ip": "10.20.20.2",
         "nodename": "storage-b"}
 
 
 def power(finding):
-    return Evidence(fencetool.POWER, finding, "STONITH device", "power", "")
+    return Evidence(source=fencetool.POWER, finding=finding, subject="STONITH device",
+                    seen="power", reason="")
 
 
 def network(finding):
-    return Evidence(fencetool.NETWORK, finding, "Storage 10.10.10.2", "seen", "")
+    return Evidence(source=fencetool.NETWORK, finding=finding, subject="Storage 10.10.10.2",
+                    seen="seen", reason="")
 
 
-def sight(address="10.0.0.2", path=PATH, **seen):
+def sight(address="10.0.0.2", route=ROUTE, **seen):
     found = Sight(address)
-    found.path = path
+    found.route = route
     for name, value in seen.items():
         setattr(found, name, value)
     return found
@@ -35,9 +39,8 @@ def check_settings(**changes):
     values = dict(GOOD, **changes)
     values = {name: value for name, value in values.items() if value is not None}
     agent = fencetool.AGENTS["fence_check"]
-    found, _ = fencetool.collect_values(values.items(), fencetool.rows_of(agent))
-    return fencetool.build_check_settings(
-        fencetool.build_settings(found, fencetool.rows_of(agent), agent.defaults))
+    found, _ = fencetool.collect_values(values.items(), agent.params)
+    return fencetool.build_check_settings(found, agent.defaults)
 
 
 class VerdictTest(unittest.TestCase):
@@ -73,7 +76,8 @@ class VerdictTest(unittest.TestCase):
             self.assertIn(item.subject, text)
             self.assertIn(fencetool.FIRST_LOOKS[item.source, item.finding], text)
         # Incomplete evidence has no blocker to show, and must not end in a defect.
-        self.assertEqual(fencetool.render_blockers(fencetool.judge([power(DEAD)])), "")
+        self.assertEqual(fencetool.render_blockers(fencetool.judge([power(DEAD)])),
+                         "the evidence is incomplete")
 
 
 class PowerEvidenceTest(unittest.TestCase):
@@ -108,12 +112,12 @@ class PowerEvidenceTest(unittest.TestCase):
 
 class NetworkEvidenceTest(unittest.TestCase):
     def test_any_answer_is_life_whatever_else_is_wrong(self):
-        for path in (PATH, None, PATH._replace(has_carrier=False)):
+        for route in (ROUTE, None, ROUTE._replace(has_carrier=False)):
             rejects = "it rejects ICMP echo with an error of its own"
             for answer, reason in (("echoed", ""), ("rejected", rejects),
                                    ("neighbour", "ARP only: ICMP is filtered")):
                 found = fencetool.judge_address(
-                    sight(path=path, obstacle="any", **{answer: True}), [], True)
+                    sight(route=route, obstacle="any", **{answer: True}), [], True)
                 self.assertEqual(found, (ALIVE, "reachable", reason))
 
     def test_silence_counts_only_over_a_proven_path(self):
@@ -121,17 +125,18 @@ class NetworkEvidenceTest(unittest.TestCase):
         witnesses = {
             "none": [], "silent": [sight("10.0.0.9")], "answers": [sight("10.0.0.9", echoed=True)],
             "one of two": [sight("10.0.0.9"), sight("10.0.0.8", neighbour=True)],
-            "unroutable": [sight("10.0.0.9", path=None)],
-            "elsewhere": [sight("10.0.0.9", PATH._replace(interface="eth1"), echoed=True)],
-            "behind a router": [sight("10.0.0.9", PATH._replace(gateway=b"\1\2\3\4"), echoed=True)],
+            "unroutable": [sight("10.0.0.9", route=None)],
+            "elsewhere": [sight("10.0.0.9", ROUTE._replace(interface="eth1"), echoed=True)],
+            "behind a router": [
+                sight("10.0.0.9", ROUTE._replace(gateway=b"\1\2\3\4"), echoed=True)],
             "other family": [sight("fd00::9", echoed=True)]}
         dead = 0
         for (name, known), carrier, gateway, direct, arp, obstacle, routed in itertools.product(
                 witnesses.items(), (True, False), (b"", b"\1\2\3\4"), (True, False),
                 (True, False), ("", "in the way"), (True, False)):
-            path = PATH._replace(has_carrier=carrier, gateway=gateway) if routed else None
+            route = ROUTE._replace(has_carrier=carrier, gateway=gateway) if routed else None
             finding, seen, _ = fencetool.judge_address(
-                sight(path=path, uses_arp=arp, obstacle=obstacle), known, direct)
+                sight(route=route, uses_arp=arp, obstacle=obstacle), known, direct)
             proven = name in ("answers", "one of two") if not gateway else name == "behind a router"
             asked = name in ("silent", "unroutable") if not gateway else name == "unroutable"
             expected = routed and (
@@ -150,19 +155,44 @@ class NetworkEvidenceTest(unittest.TestCase):
                 ("macvlan on vlan on bond", DEAD), ("bridge", UNKNOWN), ("vxlan", UNKNOWN),
                 ("vlan on bridge", UNKNOWN), ("macvlan on vlan on bridge", UNKNOWN),
                 ("openvswitch", UNKNOWN), ("dummy", UNKNOWN), ("macvlan", UNKNOWN)):
-            silent = sight(path=PATH._replace(kind=kind), uses_arp=True)
+            silent = sight(route=ROUTE._replace(link_kind=kind), uses_arp=True)
             with self.subTest(kind):
                 self.assertIs(fencetool.judge_address(silent, [], False)[0], finding)
-                witness = sight("10.0.0.9", PATH._replace(kind=kind), echoed=True)
+                witness = sight("10.0.0.9", ROUTE._replace(link_kind=kind), echoed=True)
                 self.assertIs(fencetool.judge_address(silent, [witness], False)[0], DEAD)
 
     def test_silence_without_a_witness_says_so(self):
         self.assertEqual(
             fencetool.judge_address(sight(uses_arp=True), [], False),
-            (DEAD, "unreachable", "no witness: route and carrier of eth0 must do"))
+            (DEAD, "unreachable",
+             "no witness known: judged by the route and the carrier of eth0 alone"))
         witness = sight("10.0.0.9", echoed=True)
         self.assertEqual(fencetool.judge_address(sight(uses_arp=True), [witness], False),
                          (DEAD, "unreachable", ""))
+
+    def test_a_doubt_names_what_is_missing(self):
+        router, bridge = ROUTE._replace(gateway=b"\1\2\3\4"), ROUTE._replace(link_kind="bridge")
+        silent = [sight("10.0.0.9"), sight("10.0.0.8")]
+        for found, witnesses, words in (
+                (sight(route=None, obstacle="Network is unreachable"), [],
+                 "no usable route from this machine: Network is unreachable"),
+                (sight(route=ROUTE._replace(has_carrier=False)), [], "own link is down: eth0 has"),
+                (sight(obstacle="in the way"), [], "^in the way$"),
+                (sight(), silent[:1], "^witness 10.0.0.9 is silent too"),
+                (sight(), silent, "^witnesses 10.0.0.9 and 10.0.0.8 are silent too"),
+                (sight(route=bridge, uses_arp=True), [], r"because the carrier of eth0 \(bridge\)"),
+                (sight(route=router), [], "because the address is behind a router: add one"),
+                (sight("fd00::2"), [], "because IPv6 has no ARP"),
+                (sight(route=ROUTE._replace(mac=b"")), [], "because eth0 is a link without ARP"),
+                (sight(), [], "because arp_check is 0: add one to witness_ips")):
+            with self.subTest(words):
+                self.assertRegex(fencetool.doubt_about_path(found, witnesses, False), words)
+
+    def test_no_route_outweighs_what_was_in_the_way_before(self):
+        lost = sight(obstacle="in the way")
+        lost.lose_route("Network is down")
+        lost.add_obstacle("later")
+        self.assertEqual((lost.route, lost.obstacle), (None, "Network is down"))
 
 
 class ParameterTest(support.AgentTest):
@@ -232,12 +262,11 @@ class ParameterTest(support.AgentTest):
                    {"target_client_ip": "10.30.3.2"})
         methods = [{"fence_method": "ipmi", "fence_ip": "10.20.20.101", "fence_user": "bmcadmin",
                     "fence_pass": "CHANGEME"}, {"fence_method": "kasa", "fence_ip": "10.20.20.202"}]
-        if "tasmota" in fencetool.DEVICES:
-            methods += [
-                {"fence_method": "tasmota", "fence_ip": "10.20.20.203", "fence_user": "admin"},
-                {"fence_method": "esphome", "fence_ip": "10.20.20.204", "switch_name": "relay"},
-                {"fence_method": "http", "fence_ip": "10.20.20.205", "status_url": "/state",
-                 "status_on_regex": "ON", "status_off_regex": "OFF"}]
+        methods += [
+            {"fence_method": "tasmota", "fence_ip": "10.20.20.203", "fence_user": "admin"},
+            {"fence_method": "esphome", "fence_ip": "10.20.20.204", "switch_name": "relay"},
+            {"fence_method": "http", "fence_ip": "10.20.20.205", "status_url": "/state",
+             "status_on_regex": "ON", "status_off_regex": "OFF"}]
         for method, client in itertools.product(methods, clients):
             with self.subTest(method=method["fence_method"]):
                 self.assert_success(support.on_stdin("fence_check", dict(
@@ -366,7 +395,7 @@ class WrongTimesTest(unittest.TestCase):
         """Run off where the n-th look, of 1.5 s, finds looks[n]; the last one repeats."""
         system = self.System()
         settings = check_settings(**changes)
-        job = fencetool.Job(system, None, settings)
+        job = fencetool.CheckJob(system, None, settings)
         findings = iter(looks)
         last = [None]
 
@@ -384,17 +413,18 @@ class WrongTimesTest(unittest.TestCase):
         """Return how many packets a look takes in after it was held up for five seconds."""
         system = self.System()
         look = fencetool.Look(system, check_settings(), {}, [])
-        look.sights[0].path = PATH
-        look.sockets = {"any": types.SimpleNamespace(receive=lambda: (b"", ()))}
+        look.sights[0].route = ROUTE
+        look.asker.by_family = {"any": types.SimpleNamespace(
+            family="any", receive=lambda: (b"", ()))}
         taken = []
-        look._take = lambda handle, *packet: taken.append(packet)
+        look.listener.take = lambda family, *packet: taken.append(packet)
 
         def wait_readable(handles, seconds):
             if not taken:
                 system.wait(5)
             return handles if len(taken) < packets else []
         system.wait_readable = wait_readable
-        look._hear(0.1)
+        look._listen(0.1)
         return len(taken)
 
     def test_a_process_that_was_held_up_reads_what_has_piled_up(self):
@@ -417,6 +447,10 @@ class WrongTimesTest(unittest.TestCase):
             result = self.run_off([finding])
             self.assertIn("not proven dead", result.code)
             self.assertLessEqual(result.now, 30 + 1.5)
+
+    def test_a_proof_that_was_too_short_says_so(self):
+        result = self.run_off([ALIVE] * 11 + [DEAD], early_exit="20")
+        self.assertRegex(result.code, "not proven dead: .*held for only [0-9.]+ s of the 20 s")
 
     def test_early_exit_needs_that_long_without_a_doubt(self):
         result = self.run_off([DEAD], early_exit="3")

@@ -129,7 +129,7 @@ class Actions(AgentTest):
         result = on_stdin("fence_kasa", self.address(device, action="reboot", power_timeout="4",
                                                      retry_on="0"))
         self.assertEqual((result.code, result.out), (0, "Success: Rebooted\n"))
-        self.assertIn("stays OFF (switch it on by hand)", result.err)
+        self.assertIn("stays OFF until somebody switches it on", result.err)
         self.assertEqual(result.err.count("\n"), 1)
 
     def test_a_reboot_without_proof_of_off_never_switches_on(self):
@@ -182,7 +182,7 @@ class Faults(AgentTest):
         "garbage": ({}, "not Kasa's protocol", "not Kasa's protocol"),
         "wrong_type": ({}, "neither 0 nor 1: 'true'", "neither 0 nor 1: 'true'"),
         "ignore": ({}, "acknowledged OFF and still reports ON after 3 s", None),
-        "welded": ({"metered": True}, "relay reports OFF but the outlet still draws 43 W", None),
+        "welded": ({"metered": True}, "relay reports OFF, but the outlet still draws 43 W", None),
         "wrong_outlet": ({"aliases": ("a", "b")}, "still reports ON", None),
     }
 
@@ -243,7 +243,7 @@ class Faults(AgentTest):
         self.assert_success(results[1])
         self.assert_failure(results[2], "power_meter=require")
         told = on_stdin("fence_kasa", self.address(device, action="off", verbose="1"))
-        self.assertIn("warning: power meter", told.err)
+        self.assertIn("warning: the power meter", told.err)
 
     def test_a_welded_relay_passes_only_where_the_meter_is_to_be_ignored(self):
         device = self.start(virtual.Kasa(metered=True, fault="welded"))
@@ -358,7 +358,7 @@ class Reconnecting(AgentTest):
             if number == 3:
                 device.outlets[0].alias, device.outlets[1].alias = "b", "a"
                 device.outlets[0].relay = False
-        self.assert_failure(self.run_with(device, rename, plug="b"), "has become another one")
+        self.assert_failure(self.run_with(device, rename, plug="b"), "has become another outlet")
 
     def test_an_answer_that_comes_twice_is_not_taken_for_the_next_one(self):
         device = self.start(virtual.Kasa())
@@ -384,7 +384,7 @@ class BadInput(AgentTest):
             ({"action": "explode"}, "unsupported action 'explode'"), ({"action": ""}, "no action"),
             ({"password_script": "/nonexistent/script"}, "/nonexistent/script"),
             ({"password_script": "/etc/passwd"}, "/etc/passwd"),
-            ({"password_script": "/bin/false"}, "password_script ended with code 1"),
+            ({"password_script": "/bin/false"}, "password_script ended with exit code 1"),
             ({"device_mac": "12"}, "device_mac"), ({"power_meter": "yes"}, "power_meter"),
             ({"quiet": "perhaps"}, "quiet"))
         calls = [call(on_stdin, dict(good, **case)) for case, _ in cases]
@@ -440,6 +440,7 @@ class AsPacemakerRunsIt(AgentTest):
 
     def test_metadata_for_a_stranger_in_a_folder_he_cannot_write(self):
         support.require_root()
+        support.require_system_python()
         with tempfile.TemporaryDirectory() as folder:
             os.chmod(folder, 0o555)
             # The interpreter of a version manager may live where strangers cannot read.
@@ -454,6 +455,7 @@ class AsPacemakerRunsIt(AgentTest):
         self.assertIn('<resource-agent name="fence_kasa"', result.out)
 
     def test_the_script_runs_without_path_and_from_an_unwritable_folder(self):
+        support.require_system_python()
         device = self.start(virtual.Kasa())
         text = "ip=127.0.0.1\nipport=%d\naction=monitor\n" % device.address[1]
         result = support.run([support.SCRIPT, "fence_kasa"], stdin=text, environment={},
@@ -466,6 +468,27 @@ class AsPacemakerRunsIt(AgentTest):
             with self.subTest(action):
                 self.assertEqual(on_stdin("fence_kasa", self.address(
                     device, action=action)).err, "")
+
+    def test_half_a_file_is_never_a_success(self):
+        with open(support.SCRIPT, encoding="utf-8") as handle:
+            source = handle.read()
+        ends = [match.start() + 1 for match in re.finditer(r"\n(?=\n\n\S)", source)]
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        # Cut off between two definitions, it is a program without a mistake.
+        first = source.index("def refuse_half_a_file")
+        cuts = [end for end in ends if end > first + 1000][::20] + ends[-1:]
+        self.assertGreater(len(cuts), 10)
+        for position, result in zip(cuts, at_once([functools.partial(
+                self.run_half, folder.name, source[:cut]) for cut in cuts])):
+            self.assertNotIn(result.code, (0, 2), (position, result))
+            self.assertIn("copy it again", result.err)
+
+    def run_half(self, folder, source):
+        path = os.path.join(folder, "fence_kasa-%d" % len(source))
+        with open(path, "w", encoding="utf-8") as handle:
+            handle.write(source)
+        return support.run([sys.executable, "-IS", path, "fence_kasa", "-o", "off"])
 
     def test_killed_at_any_point_the_next_run_works(self):
         device = self.start(virtual.Kasa(["a", "b"]))
@@ -519,13 +542,12 @@ class AsPacemakerRunsIt(AgentTest):
         for closed in ((0,), (0, 1), (2,), (0, 1, 2)):
             device = self.start(virtual.Kasa())
             text = self.address(device, action="off", verbose_level="2")
-            command = "printf '%s' | exec %s -IS %s fence_kasa" % (
-                "".join("%s=%s\\n" % item for item in text.items()), sys.executable,
-                support.SCRIPT)
+            command = 'printf %s "$1" | exec "$2" -IS "$3" fence_kasa'
             command += "".join(" %d>&-" % number for number in closed if number)
             command += " <&-" if 0 in closed else ""
-            result = support.run(["sh", "-c", command],
-                                 environment={"PATH": "/usr/bin:/bin"})
+            result = support.run(
+                ["sh", "-c", command, "sh", "".join("%s=%s\n" % item for item in text.items()),
+                 sys.executable, support.SCRIPT], environment={"PATH": "/usr/bin:/bin"})
             with self.subTest(closed):
                 self.assertEqual((result.code, device.outlets[0].powered),
                                  (1, True) if 0 in closed else (0, False), result)
@@ -542,7 +564,7 @@ class AsPacemakerRunsIt(AgentTest):
         self.assertEqual((version.code, version.out), (0, fencetool.__version__ + "\n"))
         shown = support.fencetool("fence_kasa", "--help")
         self.assertEqual((shown.code, shown.err), (0, ""))
-        for row in fencetool.rows_of(fencetool.AGENTS["fence_kasa"]):
+        for row in fencetool.AGENTS["fence_kasa"].params:
             self.assertIn("--" + row.name.replace("_", "-"), shown.out)
         self.assertEqual(support.fencetool("--version").out,
                          "fencetool %s\n" % fencetool.__version__)
@@ -617,15 +639,16 @@ class NameResolution(unittest.TestCase):
         self.assertIn("10.0.0.1, 10.0.0.2", str(caught.exception))
 
     def test_a_name_without_an_address_is_told(self):
-        support.require_root()
+        support.require_namespaces()
         # In an empty network namespace: no name server is asked.
         result = support.run(["unshare", "-n", sys.executable, "-IS", support.SCRIPT, "fence_kasa"],
                              stdin="ip=plug.invalid\naction=status\nlogin_timeout=1\n",
                              environment={"PATH": "/usr/bin:/bin"})
         self.assertEqual((result.code, result.out), (1, ""))
-        self.assertIn("(use an address)", result.err)
+        self.assertIn("(give the device's address as ip)", result.err)
 
     def test_a_name_of_this_machine_works(self):
+        support.require_localhost()
         device = virtual.Kasa()
         self.addCleanup(device.stop)
         device.start()

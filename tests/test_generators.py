@@ -125,7 +125,8 @@ class Safety(unittest.TestCase):
             for row in configuration.primitives:
                 if row.agent in fencetool.AGENTS:
                     plain = {option for option in row.options if not option.startswith("pcmk_")}
-                    self.assertEqual(plain - set(fencetool.AGENTS[row.agent].params), set(), name)
+                    names = {param.name for param in fencetool.AGENTS[row.agent].params}
+                    self.assertEqual(plain - names, set(), name)
 
     def test_our_agents_accept_what_they_get(self):
         calls = []
@@ -298,7 +299,7 @@ class Commands(unittest.TestCase):
         os.mkfifo(pipe)
         result = self.run_command(os.path.join(CLUSTERS, "mixed.yml"), "-o", pipe)
         self.assertEqual((result.code, stat.S_ISFIFO(os.stat(pipe).st_mode)), (1, True))
-        self.assertIn("it is no file", result.err)
+        self.assertIn("it is not a regular file", result.err)
         os.symlink("target", link)
         self.assertEqual(self.run_command(os.path.join(CLUSTERS, "mixed.yml"), "-o", link).code, 0)
         self.assertEqual(sorted(os.listdir(place)), ["link", "pipe", "target"])

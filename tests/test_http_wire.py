@@ -104,7 +104,7 @@ class Replies(unittest.TestCase):
             return fencetool.parse_status_page(text, "ON", "OFF")
         self.assertIs(parse("now ON"), PowerState.ON)
         self.assertIs(parse("now OFF"), PowerState.OFF)
-        for text, words in (("ON or OFF", "both"), ("off", "none"), ("", "none")):
+        for text, words in (("ON or OFF", "both"), ("off", "neither"), ("", "neither")):
             with self.assertRaisesRegex(ProtocolError, "%s of status_on_regex" % words):
                 parse(text)
         with self.assertRaises(ProtocolError) as caught:
@@ -216,7 +216,7 @@ class Esphome(unittest.TestCase):
                 ("K\u00fcche", {"id": "switch-k__che", "name": "K\u00fcche"}),
                 ("Desk/Relay", {"id": "switch/Desk/Relay", "device": "Desk", "name": "Relay"}),
                 ("Desk/Relay", {"id": "switch-relay", "device": "Desk", "name": "Relay"})):
-            self.assertTrue(fencetool.esphome_reply_is_of(members, wanted), (wanted, members))
+            self.assertTrue(fencetool.is_esphome_reply_of(members, wanted), (wanted, members))
 
     def test_a_reply_of_another_switch_is_refused(self):
         for wanted, members in (
@@ -229,7 +229,7 @@ class Esphome(unittest.TestCase):
                 ("Desk/Relay", {"id": "switch-relay", "name": "Relay"}),
                 ("Desk/Relay", {"id": "switch/Relay", "device": "Desk"}),
                 ("relay", {"id": "switch-relay", "name_id": "switch/Other"})):
-            self.assertFalse(fencetool.esphome_reply_is_of(members, wanted), (wanted, members))
+            self.assertFalse(fencetool.is_esphome_reply_of(members, wanted), (wanted, members))
             text = json.dumps(dict(members, value=False, state="OFF"))
             with self.assertRaises(Refused, msg=text):
                 fencetool.parse_esphome_switch(text, wanted)
@@ -277,18 +277,22 @@ class Parameters(unittest.TestCase):
         values.update(given)
         return types.SimpleNamespace(**values)
 
-    def test_the_urls_tell_the_kind_of_device(self):
-        for url, kind in (
+    def choose(self, **urls):
+        paths = fencetool.collect_url_paths(self.settings(**urls)).values()
+        return fencetool.choose_dialect("http", "auto", paths).name
+
+    def test_the_urls_tell_the_dialect(self):
+        for url, dialect in (
                 ("/cm?cmnd=Power%20OFF", "tasmota"), ("/cm?user=a&cmnd=Power", "tasmota"),
                 ("http://10.0.0.5/cm?cmnd=Power", "tasmota"), ("/switch/relay", "esphome"),
                 ("https://plug/switch/relay/turn_off", "esphome"), ("/relay/0?turn=off", "url"),
                 ("/cm", "url"), ("/x?cmnd=Power", "url"), ("/switches/1", "url")):
-            self.assertEqual(fencetool.choose_http_dialect(self.settings(status_url=url)), kind, url)
+            self.assertEqual(self.choose(status_url=url), dialect, url)
 
-    def test_urls_of_two_kinds_or_none_are_usage_errors(self):
+    def test_urls_of_two_dialects_or_none_are_usage_errors(self):
         for urls in ({}, {"power_off_url": "/cm?cmnd=Power%20OFF", "status_url": "/state"}):
             with self.assertRaises(UsageError):
-                fencetool.choose_http_dialect(self.settings(**urls))
+                self.choose(**urls)
 
     def test_a_url_without_form_is_refused_without_being_shown(self):
         for text in ("off", "/a b", "/\u00e4", "http://u:s3cret@h/", "ftp://h/", "http://h"):
@@ -297,7 +301,7 @@ class Parameters(unittest.TestCase):
             self.assertNotIn("s3cret", str(caught.exception))
 
     def test_full_urls_lead_to_the_device_itself_only(self):
-        find = fencetool.find_path
+        find = fencetool.parse_device_url
         self.assertEqual(find("/a?b", self.settings()), "/a?b")
         self.assertEqual(find("http://10.0.0.5/a", self.settings()), "/a")
         self.assertEqual(find("http://[::1]:81/a", self.settings(ip="::1", ipport=81)), "/a")
@@ -324,8 +328,8 @@ class Calls(unittest.TestCase):
         agent = fencetool.AGENTS["fence_http"]
         values = {name: value for name, value in dict(HTTP_URLS, ip="127.0.0.1", **given).items()
                   if value}
-        settings = fencetool.build_settings(values, fencetool.rows_of(agent), agent.defaults)
-        return fencetool.build_device(agent, settings, fencetool.System("test"))
+        settings = fencetool.build_settings(values, agent.defaults)
+        return fencetool.make_device(agent, settings, fencetool.System("test"))
 
     def test_every_contradiction_is_a_usage_error_that_says_which(self):
         cases = (
@@ -356,7 +360,7 @@ class Calls(unittest.TestCase):
             self.build(power_on_url="", power_off_url="", status_url="")
 
     def test_the_urls_and_plug_name_the_outlet_together(self):
-        for given, kind, plug in (
+        for given, dialect, outlet in (
                 (TASMOTA_URLS, "tasmota", ""), (ESPHOME_URLS, "esphome", "relay"),
                 (dict(TASMOTA_URLS, plug="n", nodename="n"), "tasmota", "n"),
                 (dict(TASMOTA_URLS, plug="2", nodename="n"), "tasmota", "2"),
@@ -365,7 +369,7 @@ class Calls(unittest.TestCase):
                  "relay"),
                 ({}, "url", "")):
             device = self.build(**given)
-            self.assertEqual((device.kind, device.plug), (kind, plug), given)
+            self.assertEqual((device.name, device.wanted), (dialect, outlet), given)
 
     def test_tls_brings_its_own_default_port(self):
         for given, port in (({}, 80), ({"ssl": "1"}, 443), ({"ssl_insecure": "1"}, 443),

@@ -8,6 +8,7 @@ import functools
 import hashlib
 import http.server
 import itertools
+import marshal
 import os
 import re
 import shutil
@@ -19,7 +20,9 @@ import sys
 import tempfile
 import threading
 import unittest
+import zlib
 
+from tests import support
 from tests.support import require_program
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -32,6 +35,9 @@ SYSTEM_PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 STAND_IN = '''#!%(python)s -IS
 """fencetool: stand-in of the tests."""
 import sys
+
+def start():
+    sys.exit(main(sys.argv[0], sys.argv[1:]))
 
 def main(path, words):
     %(extra)s
@@ -46,19 +52,57 @@ def main(path, words):
     return 0
 
 if __name__ == "__main__":
+    start()
+'''
+
+# As it was before there was a launcher: its description on line 5, and no start().
+VERSION_0_1_0 = '''#!%(python)s -IS
+# SECTION 1: ABOUT
+# What this is.
+
+"""fencetool: stand-in of the tests."""
+import sys
+
+def main(path, words):
+    if words == ["--version"]:
+        print("fencetool 0.1.0")
+    elif words == ["agents"]:
+        print("fence_kasa")
+    elif words == ["-o", "metadata"]:
+        print('<resource-agent name="%%s" version="0.1.0"></resource-agent>' %% path)
+    return 0
+
+if __name__ == "__main__":
     sys.exit(main(sys.argv[0], sys.argv[1:]))
 '''
 
 # Answers what the stand-in would print, without the time that Python takes to start. Used wherever
 # it is the shell's work that is tested; its path must have no blanks.
 QUICK_PYTHON = r'''#!/bin/sh
+if [ "$2" = -c ]; then
+    case $3 in *fsync*sys.argv*) exit 0 ;; esac
+    exec /usr/bin/python3 "$@"
+fi
+file=$2
+way=$(sed -n 's/.*realpath(__file__)), "\(.*\)".*/\1/p' "$file")
+if [ -n "$way" ]; then
+    file=$(readlink -f "$file")
+    file=${file%/*}/$way/fencetool.py
+fi
 case $* in
-    *--version) sed -n 's/.*print("\(fencetool .*\)")/\1/p' "$2" ;;
-    *agents) printf '%b\n' "$(sed -n 's/.*print("\(fence_.*\)")/\1/p' "$2")" ;;
-    *metadata) sed -n "s/.*print('\(<resource.*>\)' % path)/\1/p" "$2" ;;
+    *--version) sed -n 's/.*print("\(fencetool .*\)")/\1/p' "$file" ;;
+    *agents) printf '%b\n' "$(sed -n 's/.*print("\(fence_.*\)")/\1/p' "$file")" ;;
+    *metadata) sed -n "s/.*print('\(<resource.*>\)' % path)/\1/p" "$file" ;;
 esac
 '''
 REAL_PYTHON = "/usr/bin/python3"
+LIBRARY = "usr/lib/fencetool"
+
+FROZEN_CP = '''#!/bin/sh
+/bin/cp "$@" || exit 1
+for last; do :; done
+touch -d @1000000000 "$last"
+'''
 
 # Replaces a tool on PATH. The process group is that of the install.sh under test only.
 FAULTY_TOOL = '''#!/bin/sh
@@ -102,8 +146,17 @@ def write_file(path, text, mode=0o644):
 
 
 def read_file(path):
-    with open(path) as source:
+    return read_bytes(path).decode()
+
+
+def read_bytes(path):
+    with open(path, "rb") as source:
         return source.read()
+
+
+def write_bytes(path, data):
+    with open(path, "wb") as target:
+        target.write(data)
 
 
 def sha256(text):
@@ -123,8 +176,15 @@ def snapshot(top):
                 found[os.path.relpath(path, top)] = ("directory", stat.S_IMODE(status.st_mode))
             else:
                 found[os.path.relpath(path, top)] = (
-                    "file", stat.S_IMODE(status.st_mode), sha256(read_file(path)))
+                    "file", stat.S_IMODE(status.st_mode),
+                    hashlib.sha256(read_bytes(path)).hexdigest())
     return found
+
+
+def layout(top):
+    """Return the snapshot without the content of compiled copies: each holds a time."""
+    return {path: kind[:2] if path.endswith(".pyc") else kind
+            for path, kind in snapshot(top).items()}
 
 
 def commands_needed():
@@ -145,6 +205,9 @@ class Place:
         for path in (self.bin, self.source, self.tmp):
             os.makedirs(path)
         self.program = os.path.join(self.bin, "fencetool")
+        self.library = os.path.join(self.root, LIBRARY)
+        self.file = os.path.join(self.library, "fencetool.py")
+        self.copies = os.path.join(self.library, "__pycache__")
         self.agent = os.path.join(self.bin, "fence_kasa")
         self.offered = os.path.join(self.source, "fencetool.py")
         shutil.copy(INSTALL, self.source)
@@ -184,10 +247,18 @@ class Place:
 
     def faulty_path(self):
         directory = tempfile.mkdtemp(dir=self.directory)
-        for tool in ("chmod", "cp", "ln", "mkdir", "mv", "rm"):
+        reals = {tool: require_program(tool) for tool in ("chmod", "ln", "mkdir", "mv", "rm")}
+        reals["cp"] = os.path.join(self.add_frozen_cp(), "cp")
+        for tool, real in reals.items():
             write_file(os.path.join(directory, tool),
-                       FAULTY_TOOL % {"tool": tool, "real": require_program(tool)}, 0o755)
+                       FAULTY_TOOL % {"tool": tool, "real": real}, 0o755)
         return directory + ":" + SYSTEM_PATH
+
+    def add_frozen_cp(self):
+        """Return a directory whose cp gives every file the same time, as on a frozen clock."""
+        directory = tempfile.mkdtemp(dir=self.directory)
+        write_file(os.path.join(directory, "cp"), FROZEN_CP, 0o755)
+        return directory
 
     def installed_version(self):
         answer = subprocess.run(
@@ -195,8 +266,24 @@ class Place:
             check=True, universal_newlines=True, timeout=60).stdout
         return re.search('version="([^"]*)"', answer).group(1)
 
+    def copy(self):
+        """Return the path of the compiled copy."""
+        name, = os.listdir(self.copies)
+        return os.path.join(self.copies, name)
+
     def backups(self):
         return sorted(name for name in os.listdir(self.bin) if ".saved-" in name)
+
+
+@functools.lru_cache(maxsize=None)
+def good_root():
+    """Return the root of a machine with cluster-glue, where install.sh has just run."""
+    place = Place(tempfile.mkdtemp(dir=os.path.dirname(quick_python)), ["/bin/sh"])
+    place.add_cluster_glue()
+    path = place.add_frozen_cp() + ":" + SYSTEM_PATH
+    result = place.run(path=path)
+    assert (result.returncode, result.stderr) == (0, ""), result
+    return place.root
 
 
 SHELLS = (["dash"], ["busybox", "sh"])
@@ -255,9 +342,15 @@ class InstallTest(unittest.TestCase):
         self.assertEqual([path for path in snapshot(place.root) if ".fencetool-new" in path], [])
 
     def put_good_installation(self, place):
-        """What a run of install.sh makes, without the time of one."""
-        place.add_cluster_glue()
-        write_file(place.program, stand_in(), 0o755)
+        """What a run of install.sh makes, without the time of one: the first one's, copied."""
+        shutil.rmtree(place.root)
+        shutil.copytree(good_root(), place.root, symlinks=True)
+
+    def put_version_0_1_0(self, place, text=None):
+        """The whole file where now the launcher is, and all links to that."""
+        if not os.path.isdir(place.plugins):
+            place.add_cluster_glue()
+        write_file(place.program, text or VERSION_0_1_0 % {"python": quick_python}, 0o755)
         os.symlink("fencetool", place.agent)
         os.symlink("/usr/sbin/fencetool", os.path.join(place.plugins, "kasa"))
 
@@ -278,21 +371,25 @@ class Installing(InstallTest):
         place.offer(read_file(FENCETOOL))
         place.add_cluster_glue()
         self.install(place)
-        self.assertEqual(read_file(place.program), read_file(FENCETOOL))
+        self.assertEqual(read_bytes(place.file), read_bytes(FENCETOOL))
         metadata = subprocess.check_output([place.agent, "-o", "metadata"])
         self.assertIn(b'<resource-agent name="fence_kasa"', metadata)
         # The plugin's link holds the final path, which under DESTDIR is not there yet.
         kasa = os.path.join(place.directory, "kasa")
         os.symlink(place.program, kasa)
         self.assertIn(b"hostlist\n", subprocess.check_output([kasa, "getconfignames"]))
+        self.assertIn(b"fence_http\n", subprocess.check_output([place.program, "agents"]))
         self.assert_good(place, place.run("--check"))
 
     @with_each_shell
-    def test_program_has_mode_755_and_every_agent_it_names_is_a_relative_link_to_it(self, place):
+    def test_file_is_compiled_and_every_agent_it_names_is_a_link_to_its_launcher(self, place):
         text = place.offer(stand_in(agents=("fence_kasa", "fence_http", "fence_check")))
         result = self.install(place, preexec_fn=lambda: os.umask(0o077))
+        self.assertEqual(layout(place.library), {
+            "fencetool.py": ("file", 0o755, sha256(text)), "__pycache__": ("directory", 0o755),
+            os.path.relpath(place.copy(), place.library): ("file", 0o644)})
         self.assertEqual(snapshot(place.bin), {
-            "fencetool": ("file", 0o755, sha256(text)),
+            "fencetool": ("file", 0o755, sha256(read_file(place.program))),
             "fence_kasa": ("link", "fencetool"),
             "fence_http": ("link", "fencetool"),
             "fence_check": ("link", "fencetool")})
@@ -301,7 +398,7 @@ class Installing(InstallTest):
     @with_each_shell
     def test_plugin_is_linked_only_where_cluster_glue_is_installed(self, place):
         self.install(place)
-        self.assertFalse(os.path.exists(os.path.join(place.root, "usr/lib")))
+        self.assertEqual(os.listdir(os.path.join(place.root, "usr/lib")), ["fencetool"])
         place.add_cluster_glue()
         self.install(place)
         self.assertEqual(snapshot(place.plugins), {"kasa": ("link", "/usr/sbin/fencetool")})
@@ -309,10 +406,11 @@ class Installing(InstallTest):
     @with_each_shell
     def test_second_run_says_already_installed_and_changes_nothing(self, place):
         self.put_good_installation(place)
-        before = snapshot(place.root), os.lstat(place.program), os.lstat(place.agent)
+        paths = place.program, place.agent, place.file, place.copy()
+        before = snapshot(place.root), [os.lstat(path).st_ctime_ns for path in paths]
         result = self.install(place)
         self.assertIn("already installed", result.stdout)
-        after = snapshot(place.root), os.lstat(place.program), os.lstat(place.agent)
+        after = snapshot(place.root), [os.lstat(path).st_ctime_ns for path in paths]
         self.assertEqual(after, before)
 
     def test_damaged_installation_is_mended_by_another_run(self):
@@ -320,13 +418,44 @@ class Installing(InstallTest):
                    lambda place: write_file(place.program, stand_in("0.9"), 0o755),
                    lambda place: os.remove(place.agent),
                    lambda place: os.remove(place.program),
-                   lambda place: os.remove(os.path.join(place.plugins, "kasa")))
-        for place, damage in zip(self.places_in_turn(), damages):
-            self.put_good_installation(place)
-            good = snapshot(place.root)
-            damage(place)
-            self.install(place)
-            self.assertEqual(snapshot(place.root), good)
+                   lambda place: os.remove(os.path.join(place.plugins, "kasa")),
+                   lambda place: shutil.rmtree(place.library),
+                   lambda place: shutil.rmtree(place.copies),
+                   lambda place: write_file(place.file, stand_in("0.9"), 0o755),
+                   lambda place: os.chmod(place.file, 0o644),
+                   lambda place: os.utime(place.file, (7, 7)),
+                   lambda place: os.remove(place.copy()),
+                   lambda place: os.chmod(place.copy(), 0o600),
+                   lambda place: write_file(place.copy(), ""),
+                   lambda place: os.rename(
+                       place.copy(), os.path.join(place.copies, "fencetool.cpython-35.pyc")))
+        for number, (place, damage) in enumerate(zip(self.places_in_turn(), damages)):
+            with self.subTest(number=number, shell=place.shell):
+                self.put_good_installation(place)
+                good = layout(place.root)
+                damage(place)
+                self.install(place)
+                self.assertEqual(layout(place.root), good)
+                self.assert_good(place, place.run("--check"))
+
+    @with_each_shell
+    def test_update_from_0_1_0_replaces_the_whole_file_by_a_launcher(self, place):
+        self.put_version_0_1_0(place)
+        result = place.run("--check")
+        self.assert_refused(place, result, "install again")
+        self.assertIn("fencetool 0.1.0", result.stdout)
+        self.assertRegex(result.stdout, "BAD .* is fencetool.py itself")
+        self.install(place)
+        fresh = self.place(place.shell)
+        self.put_good_installation(fresh)
+        self.assertEqual(layout(place.root), layout(fresh.root))
+        self.assertEqual(place.installed_version(), "1.0.0")
+
+    @with_each_shell
+    def test_version_0_1_0_itself_runs_by_the_launcher_too(self, place):
+        place.offer(VERSION_0_1_0 % {"python": REAL_PYTHON})
+        self.install(place)
+        self.assertEqual(place.installed_version(), "0.1.0")
 
     @with_each_shell
     def test_upgrade_adds_new_agents_and_removes_links_to_those_that_are_gone(self, place):
@@ -354,10 +483,31 @@ class Installing(InstallTest):
         self.assertIn("Pacemaker finds agents only in /usr/sbin", result.stderr)
         self.assertEqual(snapshot(place.root)["opt/my tools/bin"], ("directory", 0o755))
         self.assertEqual(sorted(os.listdir(os.path.join(place.root, "opt/my tools/bin"))),
-                         ["fence_kasa", "fencetool"])
+                         [".fencetool", "fence_kasa", "fencetool"])
         self.assertEqual(os.readlink(os.path.join(place.plugins, "kasa")),
                          "/opt/my tools/bin/fencetool")
         self.assertEqual(place.run("--check", "--prefix=/opt/my tools/bin").returncode, 0)
+        self.assertEqual(os.listdir(place.bin), [])
+
+    @with_each_shell
+    def test_installations_with_other_prefixes_are_kept_apart(self, place):
+        for version, prefix in (("1.0.0", "/usr/sbin"), ("2.0.0", "/usr/bin"), ("3.0.0", "/opt")):
+            place.offer(python_stand_in(version))
+            self.assertEqual(place.run("--prefix", prefix).returncode, 0)
+        self.assertEqual(place.run("--uninstall", "--prefix", "/usr/bin").returncode, 0)
+        self.assertEqual(os.listdir(os.path.join(place.root, "usr/bin")), [])
+        for version, prefix in (("1.0.0", "usr/sbin"), ("3.0.0", "opt")):
+            place.agent = os.path.join(place.root, prefix, "fence_kasa")
+            self.assertEqual(place.installed_version(), version)
+
+    @with_each_shell
+    def test_sbin_that_is_a_link_to_bin_makes_no_difference(self, place):
+        os.rename(place.bin, os.path.join(place.root, "usr/bin"))
+        os.symlink("bin", place.bin)
+        self.install(place)
+        self.assertEqual(place.installed_version(), "1.0.0")
+        self.assert_good(place, place.run("--check"))
+        self.install(place, "--uninstall")
         self.assertEqual(os.listdir(place.bin), [])
 
     @with_each_shell
@@ -374,7 +524,9 @@ class Installing(InstallTest):
         os.symlink("fencetool", os.path.join(place.bin, "fence_old"))
         before = snapshot(place.root)
         result = self.install(place, "--dry-run", "--force")
-        for line in ("would write %s (fencetool 1.0.0)" % place.program,
+        for line in ("would write %s (fencetool 1.0.0)" % place.file,
+                     "would compile %s" % place.file,
+                     "would write %s (launcher)" % place.program,
                      "would keep %s as %s/.fence_kasa.saved-" % (place.agent, place.bin),
                      "would write %s (link to fencetool)" % place.agent,
                      "would remove %s/fence_old" % place.bin,
@@ -437,6 +589,8 @@ class Refusing(InstallTest):
             "bad agent": (python_stand_in("2", agents=("fence_x", "../x")),
                           "does not name its agents"),
             "CRLF": (python_stand_in("2").replace("\n", "\r\n"), "does not run"),
+            "launcher": (read_file(os.path.join(good_root(), "usr/sbin/fencetool")),
+                         "only starts fencetool.py"),
             "no shebang": (python_stand_in("2").replace("#!", "#"), "names no python3"),
             "no metadata": (python_stand_in("2", extra="if words[0] == '-o': return 0"),
                             "no metadata"),
@@ -446,8 +600,7 @@ class Refusing(InstallTest):
         for place, fault in zip(self.places_in_turn(), bad):
             with self.subTest(fault=fault, shell=place.shell):
                 text, words = bad[fault]
-                write_file(place.program, stand_in("1.0.0"), 0o755)
-                os.symlink("fencetool", place.agent)
+                self.put_good_installation(place)
                 place.offer(text)
                 before = snapshot(place.root)
                 result = place.run()
@@ -507,6 +660,8 @@ class ForeignFiles(InstallTest):
         ("agent", "link", "dangling"),
         ("program", "file", "#!/bin/sh\n"),
         ("program", "link", "/bin/sh"),
+        ("library", "file", "#!/bin/sh\n"),
+        ("library", "link", "/bin/sh"),
         ("plugin", "link", "/usr/sbin/fence_kasa"),
         ("plugin", "file", "#!/bin/sh\n"),
     ]
@@ -515,7 +670,8 @@ class ForeignFiles(InstallTest):
         """Yield a place for each of the kinds, the path it is at, and its snapshot."""
         for place, (where, kind, content) in zip(self.places_in_turn(), self.KINDS):
             place.add_cluster_glue()
-            path = {"agent": place.agent, "program": place.program,
+            os.makedirs(place.library)
+            path = {"agent": place.agent, "program": place.program, "library": place.file,
                     "plugin": os.path.join(place.plugins, "kasa")}[where]
             if kind == "link":
                 os.symlink(content, path)
@@ -557,8 +713,16 @@ class ForeignFiles(InstallTest):
 
     @with_each_shell
     def test_directory_is_refused_even_with_force(self, place):
-        os.mkdir(place.agent)
-        self.assert_refused_unchanged(place, ["--force"], place.agent + " is a directory")
+        self.put_good_installation(place)
+        copy = place.copy()
+        for path in (place.agent, place.file, copy):
+            os.remove(path)
+            os.mkdir(path)
+            self.assert_refused_unchanged(place, ["--force"], path + " is a directory")
+            os.rmdir(path)
+        os.rename(place.library, place.library + ".other")
+        os.symlink("fencetool.other", place.library)
+        self.assert_refused_unchanged(place, ["--force"], place.library + " is not a directory")
 
 
 FaultyRun = collections.namedtuple("FaultyRun", "place before result points")
@@ -567,33 +731,39 @@ FaultyRun = collections.namedtuple("FaultyRun", "place before result points")
 class Interrupted(InstallTest):
     """A fault at each call of a tool that changes files, one run for each."""
 
-    def prepare(self, place):
+    def prepare(self, place, is_0_1_0):
         """An old version, a foreign file, an old link: the run needs every kind of step."""
-        place.add_cluster_glue()
-        write_file(place.program, stand_in("1.0.0"), 0o755)
+        if is_0_1_0:
+            self.put_version_0_1_0(place, stand_in("1.0.0"))
+        else:
+            self.put_good_installation(place)
+        os.remove(place.agent)
         write_file(place.agent, stand_in("1.0.0").replace('"""fencetool:', '"""Foreign:'), 0o755)
         os.symlink("fencetool", os.path.join(place.bin, "fence_old"))
+        os.remove(os.path.join(place.plugins, "kasa"))
         place.offer(stand_in("2.0.0"))
 
-    def at_every_point(self, fault, check):
+    def at_every_point(self, fault, check, layouts=(False, True)):
         """Call check(place, state before, result) for a run with the fault at each point of it.
 
-        The shells take turns: the points are those of the script, the same for all of them.
+        The shells take turns: the points are those of the script, the same for all of them. So do
+        the layouts (is_0_1_0) where everything is put back: that is the same for both of them.
         """
         places = self.places_in_turn()
-        undisturbed = self.run_with_fault(next(places), fault, 0)
-        self.assertEqual(undisturbed.result.returncode, 0, undisturbed.result.stderr)
-        self.assertGreater(undisturbed.points, 12)
-        points = range(1, undisturbed.points + 1)
-        with concurrent.futures.ThreadPoolExecutor(4) as pool:
-            runs = pool.map(lambda place, point: self.run_with_fault(place, fault, point),
-                            itertools.islice(places, len(points)), points)
-        for point, run in zip(points, runs):
-            with self.subTest(point=point, shell=run.place.shell):
-                check(run.place, run.before, run.result)
+        for is_0_1_0 in layouts:
+            undisturbed = self.run_with_fault(next(places), is_0_1_0, fault, 0)
+            self.assertEqual(undisturbed.result.returncode, 0, undisturbed.result.stderr)
+            self.assertGreater(undisturbed.points, 20)
+            points = range(1, undisturbed.points + 1)
+            with concurrent.futures.ThreadPoolExecutor(4) as pool:
+                runs = list(pool.map(self.run_with_fault, itertools.islice(places, len(points)),
+                                     itertools.repeat(is_0_1_0), itertools.repeat(fault), points))
+            for point, run in zip(points, runs):
+                with self.subTest(point=point, is_0_1_0=is_0_1_0, shell=run.place.shell):
+                    check(run.place, run.before, run.result)
 
-    def run_with_fault(self, place, fault, point):
-        self.prepare(place)
+    def run_with_fault(self, place, is_0_1_0, fault, point):
+        self.prepare(place, is_0_1_0)
         log = os.path.join(place.directory, "log")
         write_file(log, "0\n")
         before = snapshot(place.root)
@@ -605,15 +775,28 @@ class Interrupted(InstallTest):
         def check(place, _, result):
             self.assertEqual(result.returncode, -signal.SIGKILL)
             self.assertIn(place.installed_version(), ("1.0.0", "2.0.0"))
+            self.assert_copy_is_of_the_file(place)
             for name in os.listdir(place.tmp):
                 shutil.rmtree(os.path.join(place.tmp, name))
             self.install(place, "--force")
-            self.assertEqual(read_file(place.program), stand_in("2.0.0"))
+            self.assertEqual(read_file(place.file), stand_in("2.0.0"))
+            self.assert_copy_is_of_the_file(place)
             kept = place.backups()
             self.assertEqual(set(os.listdir(place.bin)), {"fence_kasa", "fencetool"} | set(kept))
             self.assertIn("Foreign", read_file(os.path.join(place.bin, kept[0])))
 
         self.at_every_point("kill", check)
+
+    def assert_copy_is_of_the_file(self, place):
+        """Old and new file have the same size and time, so Python cannot tell a wrong copy."""
+        if not os.path.exists(place.file):
+            return
+        shown = subprocess.check_output(
+            [REAL_PYTHON, "-IS", "-c", "import sys; sys.path.append(sys.argv.pop(1)); "
+             "sys.dont_write_bytecode = True; import fencetool; fencetool.start()", place.library,
+             "--version"], universal_newlines=True)
+        self.assertEqual(shown, re.search(r'print\("(fencetool .*)"\)', read_file(place.file))
+                         .group(1) + "\n")
 
     def test_terminated_at_any_point_it_puts_everything_back(self):
         def check(place, before, result):
@@ -623,7 +806,7 @@ class Interrupted(InstallTest):
                 self.assertIn("install.sh: interrupted", result.stderr)
                 self.assertEqual(snapshot(place.root), before)
 
-        self.at_every_point("term", check)
+        self.at_every_point("term", check, layouts=[False])
 
     def test_full_disk_at_any_point_puts_everything_back(self):
         def check(place, before, result):
@@ -636,7 +819,7 @@ class Interrupted(InstallTest):
                 self.assertEqual(place.installed_version(), "2.0.0")
                 self.assert_no_leftovers(place)
 
-        self.at_every_point("fail", check)
+        self.at_every_point("fail", check, layouts=[True])
 
     @with_each_shell
     def test_half_written_copy_is_noticed_even_when_cp_tells_success(self, place):
@@ -657,6 +840,8 @@ class Interrupted(InstallTest):
                 if old:
                     place.offer(stand_in("1.0.0"))
                     self.install(place)
+                else:
+                    os.makedirs(os.path.join(place.root, "usr/lib"))
                 place.offer(python_stand_in("2.0.0", extra=extra))
                 before = snapshot(place.root)
                 result = place.run()
@@ -671,11 +856,13 @@ class Interrupted(InstallTest):
         dead.wait()
         self.install(place)
         place.offer(stand_in("2.0.0"))
-        for pid in (dead.pid, os.getpid()):
-            os.mkdir(os.path.join(place.bin, ".fencetool-new.%d" % pid))
+        for directory, pid in itertools.product((place.bin, place.library),
+                                                (dead.pid, os.getpid())):
+            os.mkdir(os.path.join(directory, ".fencetool-new.%d" % pid))
         self.assertEqual(place.run().returncode, 0)
-        self.assertEqual([name for name in os.listdir(place.bin) if "-new" in name],
-                         [".fencetool-new.%d" % os.getpid()])
+        for directory in (place.bin, place.library):
+            self.assertEqual([name for name in os.listdir(directory) if "-new" in name],
+                             [".fencetool-new.%d" % os.getpid()])
 
     @with_each_shell
     def test_script_that_was_cut_off_anywhere_does_nothing(self, place):
@@ -687,6 +874,178 @@ class Interrupted(InstallTest):
             result = place.run(argv=place.shell, input=text[:end])
             self.assertEqual(result.stdout, "", "cut at %d" % end)
         self.assertEqual(snapshot(place.directory), before)
+
+
+def replace_by_directory(path):
+    os.remove(path)
+    os.mkdir(path)
+
+
+class Launching(InstallTest):
+    """What the launcher does, by the Python of the tests, whatever state the copy is in."""
+
+    def launched(self, extra="pass", python=sys.executable):
+        """Return a place with an installed program and cluster-glue."""
+        place = next(self.places_in_turn())
+        place.add_cluster_glue()
+        place.offer(stand_in(python=python, extra=extra))
+        self.install(place)
+        return place
+
+    def version(self, place, **options):
+        result = support.run([place.program, "--version"], **options)
+        self.assertEqual((result.code, result.err), (0, ""))
+        return result.out
+
+    def assert_runs_unchanged(self, place):
+        """Right, and without writing a copy in the middle of what may be a fence."""
+        before = snapshot(place.root)
+        self.assertEqual(self.version(place), "fencetool 1.0.0\n")
+        self.assertEqual(snapshot(place.root), before)
+
+    def assert_fails_in_one_line(self, place, *words):
+        result = support.run([place.agent, "-o", "metadata"])
+        self.assertEqual((result.code, result.out), (1, ""), result)
+        self.assertEqual(result.err.count("\n"), 1, result.err)
+        for word in words + (place.file, "install fencetool again"):
+            self.assertIn(word, result.err)
+
+    def test_good_copy_is_what_runs(self):
+        place = self.launched(extra="if words == ['name']: sys.exit(__name__)")
+        self.assertEqual(support.run([place.program, "name"]).err, "fencetool\n")
+        os.remove(place.copy())
+        self.assertEqual(support.run([place.program, "name"]).err, "__main__\n")
+
+    def test_copy_that_was_cut_off_anywhere_is_not_run(self):
+        place = self.launched()
+        data = read_bytes(place.copy())
+        for size in (0, 1, 4, 10, 12, 16, 17, 100, len(data) // 2, len(data) - 4, len(data) - 1):
+            with self.subTest(size=size):
+                write_bytes(place.copy(), data[:size])
+                self.assert_runs_unchanged(place)
+
+    def test_copy_with_a_wrong_byte_anywhere_is_not_run(self):
+        place = self.launched()
+        data = read_bytes(place.copy())
+        for wrong in ([data.replace(b"fencetool 1.0.0", b"fencetool 6.0.0"), data[::-1],
+                       b"rubbish" * 1000]
+                      + [data[:at] + bytes([data[at] ^ 0x10]) + data[at + 1:]
+                         for at in range(0, len(data), len(data) // 16)]):
+            write_bytes(place.copy(), wrong)
+            self.assert_runs_unchanged(place)
+
+    def test_copy_of_another_python_is_not_run(self):
+        place = self.launched()
+        data = b"\x42\x0d\x0d\x0a" + read_bytes(place.copy())[4:-4]
+        write_bytes(place.copy(), data + zlib.crc32(data).to_bytes(4, "little"))
+        self.assert_runs_unchanged(place)
+        os.rename(place.copy(), os.path.join(place.copies, "fencetool.cpython-35.pyc"))
+        self.assert_runs_unchanged(place)
+
+    def test_whole_copy_that_cannot_be_loaded_is_not_run(self):
+        place = self.launched()
+        head = read_bytes(place.copy())[:16]
+        for body in (b"", b"\xe3", b"N", b"\xff" * 50, marshal.dumps([1])):
+            write_bytes(place.copy(), head + body + zlib.crc32(head + body).to_bytes(4, "little"))
+            self.assert_runs_unchanged(place)
+
+    def test_copy_that_is_older_than_the_file_is_not_run(self):
+        place = self.launched()
+        os.utime(place.file, (7, 7))
+        self.assert_runs_unchanged(place)
+        write_file(place.file, stand_in("2.0", python=sys.executable), 0o755)
+        self.assertEqual(self.version(place), "fencetool 2.0\n")
+
+    def test_missing_copy_or_one_that_is_no_file_makes_no_difference(self):
+        place = self.launched()
+        copy = place.copy()
+        replace_by_directory(copy)
+        self.assert_runs_unchanged(place)
+        os.rmdir(copy)
+        self.assert_runs_unchanged(place)
+        os.rmdir(place.copies)
+        self.assert_runs_unchanged(place)
+        write_file(place.copies, "")
+        self.assert_runs_unchanged(place)
+
+    def test_copy_that_an_ordinary_user_may_not_read_makes_no_difference_to_one(self):
+        place = self.launched(python=REAL_PYTHON)
+        os.chmod(place.directory, 0o755)
+        os.chmod(place.copy(), 0)
+        self.assertEqual(self.version(place, preexec_fn=drop_root), "fencetool 1.0.0\n")
+
+    def test_file_that_is_missing_or_no_python_is_told_in_one_line(self):
+        place = self.launched()
+        write_file(place.file, "def (\n", 0o755)
+        self.assert_fails_in_one_line(place, "cannot run")
+        write_bytes(place.file, b"\0")
+        self.assert_fails_in_one_line(place, "cannot run")
+        os.remove(place.file)
+        self.assert_fails_in_one_line(place, "No such file")
+
+    def test_half_a_file_is_no_success(self):
+        place = self.launched()
+        halves = [stand_in().split(end)[0] for end in ("if __name__", "def start")]
+        for half in halves[1:] + [""]:
+            write_file(place.file, half, 0o755)
+            self.assert_fails_in_one_line(place)
+        shutil.rmtree(place.copies)
+        for half in halves + [""]:
+            write_file(place.file, half, 0o755)
+            self.assert_fails_in_one_line(place, "is not whole")
+
+    def test_program_that_fails_is_not_run_a_second_time(self):
+        place = self.launched(
+            extra="if words[0] == 'off': print('off', file=sys.stderr); raise eval(words[1])")
+        failures = ("ValueError('oh')", "ImportError('oh')", "EOFError('oh')", "SystemExit('oh')",
+                    "OSError(2, 'oh')", "MemoryError('oh')", "AttributeError('oh')")
+        for copy in ("with the copy", "without it"):
+            for failure in failures:
+                with self.subTest(copy=copy, failure=failure):
+                    result = support.run([place.agent, "off", failure])
+                    self.assertEqual((result.code, result.err.split("\n").count("off")), (1, 1))
+                    self.assertIn("oh", result.err)
+            shutil.rmtree(place.copies, ignore_errors=True)
+
+    def test_program_knows_the_name_that_it_was_started_by(self):
+        place = self.launched(extra="if words == ['name']: sys.exit(path)")
+        plugin = os.path.join(place.directory, "kasa")
+        os.symlink(place.program, plugin)
+        os.symlink(os.path.relpath(place.agent, place.tmp), os.path.join(place.tmp, "fence_other"))
+        for argv, options in (([place.agent], {}), ([plugin], {}), ([place.program], {}),
+                              (["./fence_other"], {"cwd": place.tmp}),
+                              (["../" + os.path.basename(place.tmp) + "/fence_other"],
+                               {"cwd": place.source})):
+            result = support.run(argv + ["name"], **options)
+            self.assertEqual(os.path.basename(result.err), os.path.basename(argv[0]) + "\n")
+
+    def test_real_fencetool_ends_the_same_with_the_copy_and_without_it(self):
+        place = next(self.places_in_turn())
+        place.offer(read_file(FENCETOOL))
+        self.install(place)
+        calls = ([place.program, "--version"], [place.program, "agents"], [place.program, "wrong"],
+                 [place.agent, "-o", "metadata"], [place.agent, "-o", "wrong"], [place.agent])
+        results = []
+        for _ in ("with the copy", "without it"):
+            results.append([support.run(argv)[:3] for argv in calls])
+            shutil.rmtree(place.copies, ignore_errors=True)
+        self.assertEqual(results[0], results[1])
+        self.assertEqual([code for code, _, _ in results[0]], [0, 0, 2, 0, 1, 1])
+
+    def test_demo_runs_the_agents_as_installed(self):
+        place = next(self.places_in_turn())
+        place.offer(read_file(FENCETOOL))
+        self.install(place)
+        result = support.run([place.program, "demo"])
+        self.assertEqual(result.code, 0, result.out + result.err)
+        self.assertIn("steps went as told", result.out)
+
+    def test_nothing_beside_the_links_can_be_taken_for_an_agent(self):
+        place = self.launched()
+        names = [name for directory in (place.bin, place.library, place.copies)
+                 for name in os.listdir(directory) if name.startswith("fence_")]
+        self.assertEqual(names, ["fence_kasa"])
+        self.assertEqual(os.listdir(place.plugins), ["kasa"])
 
 
 class Checking(InstallTest):
@@ -705,6 +1064,22 @@ class Checking(InstallTest):
         damages = {
             "is not installed": lambda place: os.remove(place.program),
             "fencetool has not the mode": lambda place: os.chmod(place.program, 0o700),
+            "fencetool.py has not the mode": lambda place: os.chmod(place.file, 0o700),
+            "fencetool.py, which .* starts, is missing": lambda place: os.remove(place.file),
+            "is fencetool.py itself": lambda place: write_file(place.program, stand_in(), 0o755),
+            "is not the launcher": lambda place: write_file(
+                place.program, read_file(place.program) + "\n", 0o755),
+            "copy and starts slower: there is none": lambda place: shutil.rmtree(place.copies),
+            "copy and starts slower: .*: Is a directory": lambda place: replace_by_directory(
+                place.copy()),
+            "copy and starts slower: it is damaged, or of another Python": lambda place: write_file(
+                place.copy(), ""),
+            "copy and starts slower: it is damaged, or not made": lambda place: write_bytes(
+                place.copy(), read_bytes(place.copy())[:-1]),
+            "copy and starts slower: it is not of this very file": lambda place: os.utime(
+                place.file, (7, 7)),
+            "copy and starts slower: it has not the mode": lambda place: os.chmod(
+                place.copy(), 0o600),
             "fence_kasa is missing": lambda place: os.remove(place.agent),
             "fence_old is a link": lambda place: os.symlink(
                 "fencetool", os.path.join(place.bin, "fence_old")),
@@ -745,19 +1120,38 @@ class Uninstalling(InstallTest):
         os.symlink("fencetool", os.path.join(place.bin, "fence_old"))
         before = snapshot(place.root)
         result = self.install(place, "--uninstall", "--dry-run")
-        self.assertEqual(result.stdout.count("would remove"), 4)
+        self.assertEqual(result.stdout.count("would remove"), 6)
         self.assertEqual(snapshot(place.root), before)
         result = self.install(place, "--uninstall")
         self.assertIn("left as it is: %s/%s" % (place.bin, place.backups()[0]), result.stdout)
         self.assertEqual(sorted(os.listdir(place.bin)),
                          place.backups() + ["fence_other", "fence_third"])
         self.assertEqual(os.listdir(place.plugins), ["ipmi"])
+        self.assertFalse(os.path.exists(place.library))
         self.assertIn("nothing to do", self.install(place, "--uninstall").stdout)
+
+    @with_each_shell
+    def test_version_0_1_0_is_removed_too(self, place):
+        place.add_cluster_glue()
+        before = snapshot(place.root)
+        self.put_version_0_1_0(place)
+        self.install(place, "--uninstall")
+        self.assertEqual(snapshot(place.root), before)
+
+    @with_each_shell
+    def test_directory_that_holds_more_than_its_own_stays_with_that(self, place):
+        self.put_good_installation(place)
+        notes = os.path.join(place.library, "notes")
+        write_file(notes, "")
+        result = self.install(place, "--uninstall")
+        self.assertIn("left as it is: %s, which is not empty" % place.library, result.stdout)
+        self.assertEqual(os.listdir(place.library), ["notes"])
 
     @with_each_shell
     def test_foreign_files_under_its_names_stay(self, place):
         place.add_cluster_glue()
-        for path in (place.program, place.agent, os.path.join(place.plugins, "kasa")):
+        os.makedirs(place.library)
+        for path in (place.program, place.agent, os.path.join(place.plugins, "kasa"), place.file):
             write_file(path, "#!/bin/sh\n", 0o755)
         before = snapshot(place.root)
         self.install(place, "--uninstall")

@@ -10,15 +10,14 @@ from tests.support import AgentTest, on_stdin
 # Runs the script in a mount namespace with a /dev of its own, whose /dev/log is the socket given.
 WITH_OWN_SYSLOG = """
 mount -t tmpfs none /dev && mknod -m 666 /dev/null c 1 3 && mknod -m 666 /dev/urandom c 1 9 &&
-ln -s %s /dev/log && exec %s -IS %s fence_kasa
+ln -s "$1" /dev/log && exec "$2" -IS "$3" fence_kasa
 """
 
 
 class Syslog(AgentTest):
     def run_with_syslog(self, parameters, hangs=False):
         """Return the Result and the lines that reached syslog; one that hangs takes no more."""
-        support.require_root()
-        support.require_program("unshare")
+        support.require_namespaces("mount")
         folder = tempfile.TemporaryDirectory()
         self.addCleanup(folder.cleanup)
         path = os.path.join(folder.name, "log")
@@ -29,7 +28,8 @@ class Syslog(AgentTest):
         if hangs:
             self.fill(path)
         result = support.run(
-            ["unshare", "-m", "sh", "-c", WITH_OWN_SYSLOG % (path, sys.executable, support.SCRIPT)],
+            ["unshare", "-m", "sh", "-c", WITH_OWN_SYSLOG, "sh", path, sys.executable,
+             support.compiled_script()],
             stdin="".join("%s=%s\n" % item for item in parameters.items()),
             environment={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"})
         lines = []
@@ -86,7 +86,8 @@ class Syslog(AgentTest):
         result, lines = self.run_with_syslog(self.address(
             device, action="reboot", power_timeout="4", retry_on="0"))
         self.assertEqual(result.code, 0)
-        self.assertTrue(any("stays OFF (switch it on by hand)" in line for line in lines), lines)
+        self.assertTrue(any("stays OFF until somebody switches it on" in line for line in lines),
+                        lines)
 
 
 class Steps(AgentTest):

@@ -101,7 +101,7 @@ class ClusterPrograms(unittest.TestCase):
 
     @classmethod
     def setUpClass(cls):
-        support.require_root()
+        support.require_namespaces("mount")
         for program in ("stonith_admin", "crm_resource", "crm_verify", "pcs", "unshare"):
             support.require_program(program)
         cls.folder = tempfile.mkdtemp(prefix="fencetool-test-")
@@ -137,7 +137,8 @@ class ClusterPrograms(unittest.TestCase):
         for agent in fencetool.AGENTS.values():
             result = self.run_program("pcs stonith describe %s" % agent.name)
             self.assertEqual(result.code, 0, result.err)
-            for name in set(agent.params) - {"help", "version", "nodename", "action"}:
+            names = {row.name for row in agent.params}
+            for name in names - {"help", "version", "nodename", "action"}:
                 self.assertIn(name, result.out)
 
     def test_pcs_creates_a_device_that_crm_verify_accepts(self):

@@ -5,11 +5,11 @@ import fencetool
 from fencetool import UsageError
 
 AGENT = fencetool.AGENTS["fence_kasa"]
-ROWS = fencetool.rows_of(AGENT)
+ROWS = AGENT.params
 
 
 def settings(**values):
-    return fencetool.build_settings(values, ROWS, AGENT.defaults)
+    return fencetool.build_settings(values, AGENT.defaults)
 
 
 class Stdin(unittest.TestCase):
@@ -91,7 +91,7 @@ class Collecting(unittest.TestCase):
                       (("status_url", "/s?password=hush1"), ("status_url", "/s?password=hush2"))):
             with self.subTest(pairs), self.assertRaisesRegex(UsageError, "twice") as caught:
                 fencetool.collect_values(
-                    pairs, fencetool.rows_of(fencetool.AGENTS["fence_http"]))
+                    pairs, fencetool.AGENTS["fence_http"].params)
             self.assertNotIn("hush", str(caught.exception))
 
 
@@ -142,13 +142,13 @@ class Settings(unittest.TestCase):
 
     def test_every_agent_names_only_rows_that_exist(self):
         for agent in fencetool.AGENTS.values():
-            self.assertEqual(set(agent.params) - set(fencetool.PARAMS_BY_NAME), set())
-            self.assertEqual(set(agent.defaults) - set(agent.params), set())
-            self.assertEqual(set(agent.required) - set(agent.params), set())
+            self.assertEqual(set(agent.params) - set(fencetool.PARAMS), set())
+            self.assertEqual(set(agent.defaults) - {row.name for row in agent.params}, set())
+            self.assertEqual(set(agent.required) - {row.name for row in agent.params}, set())
 
     def test_letters_and_names_are_unique_among_the_rows_of_an_agent(self):
         for agent in fencetool.AGENTS.values():
-            rows = fencetool.rows_of(agent)
+            rows = agent.params
             letters = [row.letter for row in rows if row.letter]
             names = [name for row in rows for name in (row.name,) + row.aliases]
             self.assertEqual(len(letters), len(set(letters)))

@@ -1,4 +1,6 @@
 """The packets of a look, and what it sees through a network that loses some of them."""
+import errno
+import os
 import re
 import socket
 import struct
@@ -111,18 +113,21 @@ class MatchingTest(unittest.TestCase):
 
     def setUp(self):
         self.look = fencetool.Look(None, types.SimpleNamespace(
+            arp_check=True,
             targets=[fencetool.Target("Storage", "10.0.0.2"), fencetool.Target("six", "fd00::2")],
             witnesses=[fencetool.Target("Storage", "10.0.0.9"),
                        fencetool.Target("six", "fd00::9")]), {}, ())
-        self.look.marker = MARKER
+        self.look.listener.marker = MARKER
+        self.sights = self.look.listener.sights
         self.four, self.witness, self.six = (
-            self.look.by_packed[address(one)] for one in ("10.0.0.2", "10.0.0.9", "fd00::2"))
-
+            self.sights[address(one)] for one in ("10.0.0.2", "10.0.0.9", "fd00::2"))
         for sight in self.look.sights:
-            sight.path = fencetool.Path("eth0", 2, MAC, b"", b"", True, 0, "")
+            sight.route = fencetool.Route(
+                interface="eth0", index=2, mac=MAC, source=b"", gateway=b"", has_carrier=True,
+                carrier_changes=0, link_kind="")
 
     def take(self, family, packet, sender):
-        self.look._take(types.SimpleNamespace(family=family), packet, sender)
+        self.look.listener.take(family, packet, sender)
 
     def test_a_reply_counts_for_its_sender_and_with_our_marker_only(self):
         for family, sight in ((V4, self.four), (V6, self.six)):
@@ -145,8 +150,8 @@ class MatchingTest(unittest.TestCase):
         self.take(V4, error_about(V4, request, "10.0.0.2", (3, 1)), "10.0.0.254")
         self.assertEqual((self.four.answered(), self.four.obstacle), (False, ""))
         self.take(V4, error_about(V4, request, "10.0.0.2", (11, 0)), "10.0.0.254")
-        self.assertEqual(self.four.obstacle,
-                         "no path from here: 10.0.0.254 answers with ICMP error 11.0")
+        self.assertEqual(self.four.obstacle, "10.0.0.254 does not forward packets to it: "
+                                             "ICMP type 11, code 0")
         self.take(V4, error_about(V4, request, "10.0.0.2", (3, 1)), "10.0.0.2")
         self.assertTrue(self.four.rejected)
 
@@ -171,7 +176,7 @@ class MatchingTest(unittest.TestCase):
                 other, address("10.0.0.9"), address("10.0.0.1")))
             packet[7], packet[18:24] = kind, receiver
             self.take(socket.AF_PACKET, bytes(packet), interface)
-        six = self.look.by_packed[address("fd00::9")]
+        six = self.sights[address("fd00::9")]
         arp(1, bytes(6))
         arp(1, MAC)
         arp(2, other)
@@ -205,9 +210,22 @@ class NetlinkTest(unittest.TestCase):
         fields, found = fencetool.parse_netlink(answer + b"\0\0" + bytes(40), fencetool.ROUTE_BODY)
         self.assertEqual((fields[7], found), (1, {4: struct.pack("i", 7), 99: b"ab"}))
 
-    def test_the_path_to_loopback_is_this_machines_own(self):
+    def test_the_route_to_loopback_is_this_machines_own(self):
         with self.assertRaisesRegex(fencetool.Unreachable, "this machine's own"):
-            fencetool.System("test").find_path(V4, address("127.0.0.1"))
+            fencetool.System("test").find_route(V4, address("127.0.0.1"))
+
+    def test_a_virtual_link_tells_its_kind_and_a_network_card_has_none(self):
+        info = struct.pack("HH7s", 11, 1, b"bridge\0")
+        self.assertEqual(fencetool.parse_link_kind(info + b"\0" + bytes(40)), "bridge")
+        for other in (b"", b"\0", struct.pack("HH7s", 11, 2, b"bridge\0")):
+            self.assertEqual(fencetool.parse_link_kind(other), "")
+
+    def test_what_the_kernel_says_never_sounds_like_pacemakers_timer(self):
+        late = OSError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
+        for error in (late, socket.timeout("timed out")):
+            self.assertRegex(fencetool.explain_os_error(error), "timed-out$")
+        self.assertEqual(fencetool.explain_os_error(OSError(errno.ENETDOWN, "Network is down")),
+                         "Network is down")
 
 
 class LossTest(unittest.TestCase):

@@ -106,8 +106,7 @@ class OutletSelection(unittest.TestCase):
 class MeterDoubts(unittest.TestCase):
     def test_a_load_is_a_doubt_under_every_policy(self):
         for policy in ("auto", "require"):
-            self.assertEqual(fencetool.doubt_about_meter(43.2, policy),
-                             "relay reports OFF but the outlet still draws 43 W")
+            self.assertIn("still draws 43 W", fencetool.doubt_about_meter(43.2, policy))
             self.assertTrue(fencetool.doubt_about_meter(-43.2, policy))
             self.assertTrue(fencetool.doubt_about_meter(2.0, policy))
             self.assertFalse(fencetool.doubt_about_meter(0.93, policy))

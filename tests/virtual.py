@@ -16,7 +16,24 @@ GARBAGE = struct.pack(">I", 40) + bytes(range(7, 47))  # with a length that Kasa
 
 
 class Faulty:
-    """What any device may have; to be mixed into the classes of fencetool.py."""
+    """What any device may have; to be mixed into the classes of fencetool.py.
+
+    What follows tells the tests of the contract how a family is used and what it can do, so that
+    none of them needs to know its name.
+    """
+
+    parameters = {}  # beside ip, ipport and those of its row in DIALECTS
+    two = ("a", "b")  # the aliases of a device with two outlets, () where it has one
+    second = "2"     # the plug of the second of two outlets
+    logins = ()      # options of devices with a password, one dict a kind of login
+    tells_mac = {}   # options with which it tells its MAC; None: it never does
+    meter = None     # options with which it has a meter that reads while the relay is off
+    fault_options = {}  # of a device that shows every fault but those in no_faults
+    no_faults = ()
+    # Where off must succeed in spite of the fault, because the contact is open in the end.
+    harmless = {"drop", "late", "dead_meter"}
+    # Where status tells the truth, which is ON.
+    readable = harmless | {"ignore", "welded", "wrong_outlet"}
 
     faults = dict(fencetool.FAULTS, **{
         "refuse": "the port is closed",
@@ -106,6 +123,9 @@ KASA_ANSWERS = {
 class Kasa(Faulty, fencetool.VirtualKasa):
     """One that answers datagrams too, and all that python-kasa asks for."""
 
+    meter = {"metered": True}
+    fault_options = meter
+    no_faults = ("portal",)  # it has no web server
     short_ids = False  # of a strip: two digits alone
     old_meter = False  # hardware 1 tells watts, later ones milliwatts
 
@@ -177,6 +197,10 @@ class Http(Faulty):
         "elsewhere": "says ON and OFF in other fields of its answers, too",
         "lag": "switches at once, and reports it a second later",
     })
+    harmless = Faulty.harmless | {"elsewhere", "lag"}
+    readable = Faulty.readable | harmless
+    logins = ({"password": "s3cret"}, {"password": "s3cret", "algorithm": "MD5"},
+              {"password": "s3cret", "algorithm": "SHA-256"})
     realm = "Login Required"
     algorithm = ""  # of a Digest login: MD5 or SHA-256
     another = ("", "")  # the expression of an outlet in an answer, and another outlet's name
@@ -237,6 +261,10 @@ class Http(Faulty):
 
 
 class Tasmota(Http, fencetool.VirtualTasmota):
+    logins = ({"password": "s3cret"}, {"password": "s3cret", "old": True})
+    meter = {"metered": True, "always_metered": True}
+    fault_options = meter
+    readable = Http.readable | {"wrong_key"}  # it is the list that status reads
     old = False             # refuses a login with status 200, and takes it from the query alone
     referer = False         # SetOption128 0
     always_metered = False  # SetOption21 1
@@ -291,6 +319,10 @@ class OpenBeken(Tasmota):
 
 
 class Esphome(Http, fencetool.VirtualHttp):
+    dialect = "esphome"
+    second = "b"
+    tells_mac = {"version": "2026.6"}
+    no_faults = ("welded", "dead_meter")
     version = "2026.10"  # knows switches by name; 2026.6 by object id too, 2024 by that alone
     assumed = False      # its switches are assumed_state
     another = ('"(name|id)": "[^"]*"', r'"\1": "switch-other"')
@@ -335,7 +367,8 @@ class Esphome(Http, fencetool.VirtualHttp):
 
 
 PLAIN_PAGES = fencetool.VirtualPages(
-    "/on", "/off", "/state", '{"outlet":1,"state":"%s"}', {"ON": "ON", "OFF": "OFF"})
+    on="/on", off="/off", status="/state", page='{"outlet":1,"state":"%s"}',
+    words={"ON": "ON", "OFF": "OFF"})
 SHELLY2_PAGES = fencetool.VirtualPages(
     "/rpc/Switch.Set?id=0&on=true", "/rpc/Switch.Set?id=0&on=false", "/rpc/Switch.GetStatus?id=0",
     '{"id":0, "source":"http", "output":%s, "apower":0.0}', {"ON": "true", "OFF": "false"})
@@ -345,6 +378,14 @@ PDU_PAGES = fencetool.VirtualPages(
 
 
 class Switch(Http, fencetool.VirtualSwitch):
+    parameters = {"power_on_url": "/on", "power_off_url": "/off", "status_url": "/state",
+                  "status_on_regex": '^{"outlet":1,"state":"ON"}$',
+                  "status_off_regex": '^{"outlet":1,"state":"OFF"}$'}
+    two = ()
+    tells_mac = None
+    no_faults = ("welded", "dead_meter")
+    harmless = Http.harmless - {"elsewhere"}  # the expressions match the whole reply
+    readable = Http.readable - {"elsewhere"}
     pages = PLAIN_PAGES
     another = ('"outlet":1', '"outlet":2')
 
@@ -352,3 +393,7 @@ class Switch(Http, fencetool.VirtualSwitch):
         if self.fault == "wrong_type" and path == self.pages.status:
             return 200, {}, "null"
         return super().respond(method, path, fields)
+
+
+# One virtual device for each dialect that fencetool.py speaks itself.
+DEVICES = {device.dialect: device for device in (Kasa, Tasmota, Esphome, Switch)}

@@ -561,7 +561,6 @@ class Node:
         self.frozen = True
         self.cluster.note("%s frozen" % self.name)
 
-
     def processes(self, name):
         """Return the pids, as the machine sees them, of the node's programs of that name."""
         namespace = namespace_of(self._enter_pid(), "pid")

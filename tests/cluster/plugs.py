@@ -86,10 +86,7 @@ class Wired:
 
 
 DIALECTS = {name: type("Wired" + device.__name__, (Wired, device), {})
-            for name, device in (("kasa", virtual.Kasa), ("tasmota", virtual.Tasmota),
-                                 ("esphome", virtual.Esphome))}
-PORTS = {"kasa": fencetool.DIALECTS["kasa"].port, "tasmota": fencetool.HTTP_PORT,
-         "esphome": fencetool.HTTP_PORT}
+            for name, device in virtual.DEVICES.items()}
 
 
 class OrderServer(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
@@ -116,7 +113,7 @@ def main(argv):
         device = DIALECTS[plug["dialect"]](**plug["options"])
         device.wire(power_socket)
         device.order_replace(plug["feeds"])
-        device.start(plug["address"], PORTS[plug["dialect"]])
+        device.start(plug["address"], fencetool.DIALECTS[plug["dialect"]].port)
         server.devices[name] = device
     print("ready", flush=True)
     server.serve_forever()

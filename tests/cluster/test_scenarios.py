@@ -234,7 +234,7 @@ class WithPlugs(Scenario):
         checker = self.cluster["storage-a"]
         checker.link("storage", up=False)
         self.cluster["storage-b"].cut_power()
-        self.wait_for_failure("no path from here: storage has no carrier")
+        self.wait_for_failure("this machine's own link is down: storage has no carrier")
         self.assert_nothing_moved("storage-b")
         self.cluster.network.set_link("plugs", "management", False)
         checker.link("storage", up=True)
@@ -311,7 +311,7 @@ class WithPlugs(Scenario):
         # All that the verifier looks at says that the node is dead.
         self.cluster["storage-b"].cut_power()
         self.kasa.press(number=2, on=False)
-        self.watch.wait_for("fence_check switches nothing, it only proves")
+        self.watch.wait_for("fence_check only proves, it cannot reboot a node")
         self.watch.wait_for(FAILED % "storage-b")
         self.assertEqual(0, self.watch.count("Operation 'reboot' targeting storage-b .*: OK"))
 
