@@ -484,14 +484,23 @@ Evidence = namedtuple("Evidence", "source finding subject seen reason")
 Verdict = namedtuple("Verdict", "finding blockers")
 Target = namedtuple("Target", "network address")
 
-# The networks that have a parameter of their own: their key in a cluster file, and their name in
-# what people read.
-NETWORK_NAMES = {"mgmt": "Management", "storage": "Storage", "client": "Client"}
+# The networks that have names of their own. key: of a node in the cluster file; name: in that file;
+# title: in what people read; parameter: of fence_check. All that the file calls otherwise are
+# client networks. has_devices: the fence devices are in this one.
+NetworkRow = namedtuple("NetworkRow", "key name title parameter has_devices")
+NETWORKS = (
+    NetworkRow(key="mgmt_ip", name="mgmt", title="Management", parameter="target_mgmt_ip",
+               has_devices=True),
+    NetworkRow(key="storage_ip", name="storage", title="Storage", parameter="target_storage_ip",
+               has_devices=False),
+    NetworkRow(key="client_ips", name="client", title="Client", parameter="target_client_ips",
+               has_devices=False))
 
 
 def network_key(name):
     """Return a network's name as names are compared: in any case, and mgmt is Management."""
-    return NETWORK_NAMES.get(name.lower(), name).lower()
+    titles = {network.name: network.title for network in NETWORKS}
+    return titles.get(name.lower(), name).lower()
 
 
 def describe_target(target):
@@ -1085,12 +1094,6 @@ def collect_url_paths(settings):
             if getattr(settings, name)}
 
 
-# The network that each of these parameters holds the node's addresses in.
-TARGET_PARAMS = {"target_mgmt_ip": NETWORK_NAMES["mgmt"],
-                 "target_storage_ip": NETWORK_NAMES["storage"],
-                 "target_client_ips": NETWORK_NAMES["client"]}
-
-
 def take_networks(settings):
     """Turn fence_check's lists into Targets, and refuse those that could prove nothing.
 
@@ -1098,13 +1101,13 @@ def take_networks(settings):
     Test: test_parameters_that_could_prove_nothing_are_usage_errors
     """
     settings.targets = [
-        Target(network, parse_value(name, parse_ip, address))
-        for name, network in TARGET_PARAMS.items()
-        for address in split_list(getattr(settings, name))]
+        Target(network.title, parse_value(network.parameter, parse_ip, address))
+        for network in NETWORKS
+        for address in split_list(getattr(settings, network.parameter))]
     settings.targets += parse_named_addresses("target_ips", settings.target_ips)
     if not settings.targets:
         raise UsageError("no address of the node was given (%s, target_ips): nothing could be "
-                         "proven" % ", ".join(TARGET_PARAMS))
+                         "proven" % ", ".join(network.parameter for network in NETWORKS))
     settings.witnesses = parse_named_addresses("witness_ips", settings.witness_ips)
     settings.direct_keys = {network_key(name) for name in split_list(settings.direct_networks)}
     known = {network_key(target.network) for target in settings.targets}
@@ -4279,16 +4282,10 @@ def cluster_key(name, kind=STRING, power="", verify="", default=""):
     return ClusterKey(name=name, kind=kind, power=power, verify=verify, default=default)
 
 
-# The networks that every cluster may have, by the key that holds a node's address in them, and by
-# the parameter of fence_check. has_devices: the fence devices are in it. All others are in
-# client_ips, and go into target_ips.
-ClusterNetwork = namedtuple("ClusterNetwork", "key name parameter has_devices")
-NETWORKS = (ClusterNetwork("mgmt_ip", "mgmt", "target_mgmt_ip", True),
-            ClusterNetwork("storage_ip", "storage", "target_storage_ip", False))
-OTHER_NETWORKS_PARAMETER = "target_ips"
-CLIENT_NETWORKS = "client"  # as the file calls all others together
-NETWORK_KEYS = tuple(cluster_key(network.key, ADDRESS) for network in NETWORKS) + (
-    cluster_key("client_ips", NAMED_ADDRESSES),)
+# In a network of its own a node has one address; the others have names, and go into target_ips.
+*OWN_NETWORKS, CLIENT_NETWORKS = NETWORKS
+NETWORK_KEYS = tuple(cluster_key(network.key, ADDRESS) for network in OWN_NETWORKS) + (
+    cluster_key(CLIENT_NETWORKS.key, NAMED_ADDRESSES),)
 
 CLUSTER_KEYS = (
     cluster_key("stonith_nodes", NODES),
@@ -4493,7 +4490,7 @@ class ClusterReader:
         if not re.fullmatch(NAME, name):
             self.error(entry, "%s: %s is not a name (use letters, digits, '.', '_' and '-')"
                        % (row.name, quote(name)))
-        owner = next((network.key for network in NETWORKS
+        owner = next((network.key for network in OWN_NETWORKS
                       if network_key(network.name) == network_key(name)), "")
         if owner and row in NETWORK_KEYS:
             self.error(entry, "%s: give the address in the network %s as %s"
@@ -4520,8 +4517,9 @@ def find_wrong_method(method, values):
 
 def collect_networks(values):
     """Return {name of a network: own address} from the values of a node."""
-    networks = {network.name: values[network.key] for network in NETWORKS if network.key in values}
-    return {**networks, **values.get("client_ips", {})}
+    networks = {network.name: values[network.key] for network in OWN_NETWORKS
+                if network.key in values}
+    return {**networks, **values.get(CLIENT_NETWORKS.key, {})}
 
 
 def describe_yaml(node):
@@ -4611,8 +4609,8 @@ def find_networks(cluster, name):
     """Return the networks that a name in the file means: one, or all that clients use."""
     if network_key(name) in cluster.networks:
         return [cluster.networks[network_key(name)]]
-    clients = set(cluster.networks.values()) - {network.name for network in NETWORKS}
-    return sorted(clients) if name.lower() == CLIENT_NETWORKS else []
+    clients = set(cluster.networks.values()) - {network.name for network in OWN_NETWORKS}
+    return sorted(clients) if name.lower() == CLIENT_NETWORKS.name else []
 
 
 def find_direct_networks(cluster):
@@ -4854,8 +4852,8 @@ def build_targets(cluster, node):
     witnesses = ["%s=%s" % (network, address) for network in node.networks
                  if network not in direct for address in find_witnesses(cluster, node, network)]
     others = dict(node.networks)
-    targets = {row.parameter: others.pop(row.name, "") for row in NETWORKS}
-    targets[OTHER_NETWORKS_PARAMETER] = ",".join("%s=%s" % item for item in others.items())
+    targets = {own.parameter: others.pop(own.name, "") for own in OWN_NETWORKS}
+    targets["target_ips"] = ",".join("%s=%s" % item for item in others.items())
     return dict(targets, witness_ips=",".join(witnesses), direct_networks=",".join(sorted(direct)))
 
 
