@@ -515,14 +515,23 @@ Evidence = namedtuple("Evidence", "source finding subject seen reason")
 Verdict = namedtuple("Verdict", "finding blockers")
 Target = namedtuple("Target", "network address")
 
-# The networks that have a parameter of their own: their key in a cluster file, and their name in
-# what people read.
-NETWORK_NAMES = {"mgmt": "Management", "storage": "Storage", "client": "Client"}
+# The networks that have names of their own. key: of a node in the cluster file; name: in that file;
+# title: in what people read; parameter: of fence_check. All that the file calls otherwise are
+# client networks. has_devices: the fence devices are in this one.
+NetworkRow = namedtuple("NetworkRow", "key name title parameter has_devices")
+NETWORKS = (
+    NetworkRow(key="mgmt_ip", name="mgmt", title="Management", parameter="target_mgmt_ip",
+               has_devices=True),
+    NetworkRow(key="storage_ip", name="storage", title="Storage", parameter="target_storage_ip",
+               has_devices=False),
+    NetworkRow(key="client_ips", name="client", title="Client", parameter="target_client_ips",
+               has_devices=False))
 
 
 def network_key(name):
     """Return a network's name as names are compared: in any case, and mgmt is Management."""
-    return NETWORK_NAMES.get(name.lower(), name).lower()
+    titles = {network.name: network.title for network in NETWORKS}
+    return titles.get(name.lower(), name).lower()
 
 
 def describe_target(target):
@@ -1116,12 +1125,6 @@ def collect_url_paths(settings):
             if getattr(settings, name)}
 
 
-# The network that each of these parameters holds the node's addresses in.
-TARGET_PARAMS = {"target_mgmt_ip": NETWORK_NAMES["mgmt"],
-                 "target_storage_ip": NETWORK_NAMES["storage"],
-                 "target_client_ips": NETWORK_NAMES["client"]}
-
-
 def take_networks(settings):
     """Turn fence_check's lists into Targets, and refuse those that could prove nothing.
 
@@ -1129,13 +1132,13 @@ def take_networks(settings):
     Test: test_parameters_that_could_prove_nothing_are_usage_errors
     """
     settings.targets = [
-        Target(network, parse_value(name, parse_ip, address))
-        for name, network in TARGET_PARAMS.items()
-        for address in split_list(getattr(settings, name))]
+        Target(network.title, parse_value(network.parameter, parse_ip, address))
+        for network in NETWORKS
+        for address in split_list(getattr(settings, network.parameter))]
     settings.targets += parse_named_addresses("target_ips", settings.target_ips)
     if not settings.targets:
         raise UsageError("no address of the node was given (%s, target_ips): nothing could be "
-                         "proven" % ", ".join(TARGET_PARAMS))
+                         "proven" % ", ".join(network.parameter for network in NETWORKS))
     settings.witnesses = parse_named_addresses("witness_ips", settings.witness_ips)
     settings.direct_keys = {network_key(name) for name in split_list(settings.direct_networks)}
     known = {network_key(target.network) for target in settings.targets}
@@ -3924,6 +3927,11 @@ def is_ambiguous(text):
     return bool(re.fullmatch(YAML_TRUTH, text) or re.fullmatch(YAML_AMBIGUOUS, text))
 
 
+def build_map(members, line):
+    foreign = "a map with a merge key (<<)" if "<<" in members else ""
+    return YamlNode(MAP, members, line, foreign)
+
+
 def match_at(pattern, text, at):
     return re.compile(pattern).match(text, at)
 
@@ -4111,7 +4119,7 @@ class YamlFlow:
                 members[key] = self.parse_value()._replace(line=row + 1)
             self.end_entry("}")
         place.at += 1
-        return YamlNode(MAP, members, first, "the merge key" if "<<" in members else "")
+        return build_map(members, first)
 
     def parse_key(self, members):
         """Return the key at the place, and go behind its colon."""
@@ -4206,7 +4214,7 @@ class YamlBlocks:
             members[key] = node._replace(line=row + 1)
         if place.next_indent() > column:
             place.fail("this indentation fits no key above it")
-        return YamlNode(MAP, members, first, "the merge key" if "<<" in members else "")
+        return build_map(members, first)
 
     def parse_member(self, column, behind_colon):
         """Parse the value of a key: on its own line, or on those below it."""
@@ -4288,10 +4296,12 @@ def require_json(text):
 # told by its row of DIALECTS, the networks by those of NETWORKS: nothing here, nor in the sections
 # below, names a family of plugs.
 
-# What a key of the cluster file holds, beside the kinds of PARAMETERS; what those are written as.
-ADDRESS, PORT, WHOLE_SECONDS = "address", "port", "whole seconds"
-NAMES, NAMED_ADDRESSES, OPTIONS = "a list [a, b]", "a map {name: address}", "a map {name: value}"
-COLLECTIONS = {NAMES: LIST, NAMED_ADDRESSES: MAP, OPTIONS: MAP}
+# What a key of the cluster file holds, beside the kinds of PARAMETERS. Some hold many values: of
+# which kind of YamlNode those are, and how a message tells it.
+NODES, ADDRESS, PORT, WHOLE_SECONDS = "nodes", "address", "port", "whole seconds"
+NAMES, NAMED_ADDRESSES, OPTIONS = "names", "named addresses", "options"
+COLLECTIONS = {NAMES: (LIST, "a list [a, b]"), NAMED_ADDRESSES: (MAP, "a map {name: address}"),
+               OPTIONS: (MAP, "a map {name: value}")}
 
 # power: the parameter of the power agent; verify: that of fence_check, or FENCE_OPTIONS, through
 # which the power agent's goes.
@@ -4303,19 +4313,13 @@ def cluster_key(name, kind=STRING, power="", verify="", default=""):
     return ClusterKey(name=name, kind=kind, power=power, verify=verify, default=default)
 
 
-# The networks that every cluster may have, by the key that holds a node's address in them, and by
-# the parameter of fence_check. has_devices: the fence devices are in it. All others are in
-# client_ips, and go into target_ips.
-ClusterNetwork = namedtuple("ClusterNetwork", "key name parameter has_devices")
-NETWORKS = (ClusterNetwork("mgmt_ip", "mgmt", "target_mgmt_ip", True),
-            ClusterNetwork("storage_ip", "storage", "target_storage_ip", False))
-OTHER_NETWORKS_PARAMETER = "target_ips"
-CLIENT_NETWORKS = "client"  # as the file calls all others together
-NETWORK_KEYS = tuple(cluster_key(network.key, ADDRESS) for network in NETWORKS) + (
-    cluster_key("client_ips", NAMED_ADDRESSES),)
+# In a network of its own a node has one address; the others have names, and go into target_ips.
+*OWN_NETWORKS, CLIENT_NETWORKS = NETWORKS
+NETWORK_KEYS = tuple(cluster_key(network.key, ADDRESS) for network in OWN_NETWORKS) + (
+    cluster_key(CLIENT_NETWORKS.key, NAMED_ADDRESSES),)
 
 CLUSTER_KEYS = (
-    cluster_key("stonith_nodes", MAP),
+    cluster_key("stonith_nodes", NODES),
     cluster_key("stonith_fence_verify", BOOLEAN, default="1"),
     cluster_key("stonith_verify_wait", WHOLE_SECONDS, default="10"),
     cluster_key("stonith_quorum_device", BOOLEAN, default="0"),
@@ -4416,14 +4420,17 @@ class ClusterReader:
     def error(self, node, text):
         self.report.error((self.file, node.line), text)
 
-    def parse_cluster(self, file, members, hosts):
+    def build_cluster(self, file, members, hosts):
         """Return the Cluster of a file's members; None without nodes."""
         self.file = file
         entries = members.get("stonith_nodes")
-        if not entries or entries.kind != MAP or entries.foreign:
-            found = "it is missing" if not entries else "it is " + (entries.foreign or "no map")
-            self.error(entries or YamlNode(PLAIN, "", 1, ""), "stonith_nodes must be a map of the "
-                       "nodes and their fence devices, and %s" % found)
+        if not entries:
+            self.report.error((file, 1), "stonith_nodes is missing: it must be a map of the nodes "
+                              "and their fence devices")
+            return None
+        if entries.kind != MAP or entries.foreign:
+            self.error(entries, "stonith_nodes must be a map of the nodes and their fence devices, "
+                       "not %s" % describe_yaml(entries))
             return None
         own = {key: node for key, node in members.items() if key.startswith("stonith_")}
         values = {row.name: row.default for row in CLUSTER_KEYS}
@@ -4444,7 +4451,8 @@ class ClusterReader:
             self.error(entry, "%s cannot be the name of a node: use letters, digits, '.', '_' and "
                        "'-', and no word that YAML takes for something else" % quote(name))
         if entry.kind != MAP or entry.foreign:
-            self.error(entry, "node %s must be a map of keys (method: ...)" % quote(name))
+            self.error(entry, "node %s must be a map of keys (method: ...), not %s"
+                       % (quote(name), describe_yaml(entry)))
             return ClusterNode(name=name, dialect=None, values={"options": {}}, place=place,
                                places={}, networks={})
         values = {"options": {}, **self.parse_keys(entry.value, NODE_KEYS)}
@@ -4466,8 +4474,8 @@ class ClusterReader:
             node, place = nodes[name], (self.file, networks[key].line)
             node.places.setdefault(key, place)
             if node.values.setdefault(key, value) != value:
-                self.report.error(place, "%s of %s is not the same in %s:%d"
-                                  % ((key, name) + node.places[key]))
+                self.report.error(place, "%s of %s differs from the one at %s:%d (remove the wrong "
+                                  "one)" % ((key, name) + node.places[key]))
 
     def parse_keys(self, members, rows):
         """Return {key: value} of what the members hold; an empty value counts as not given."""
@@ -4477,7 +4485,7 @@ class ClusterReader:
                 self.error(node, "unknown key %s%s" % (quote(key), suggest(key, known)))
             elif known[key].kind in COLLECTIONS:
                 values[key] = self.parse_collection(known[key], node)
-            elif known[key].kind != MAP:
+            elif known[key].kind != NODES:
                 values[key] = self.parse_single(known[key], node)
         return {key: value for key, value in values.items() if value}
 
@@ -4493,9 +4501,10 @@ class ClusterReader:
         """Return a tuple of texts or {name: text}; empty after a mistake."""
         if is_null(node):
             return ()
-        if node.kind != COLLECTIONS[row.kind] or node.foreign:
-            self.error(node, "%s: this must be %s, and it is %s" % (
-                row.name, row.kind, node.foreign or describe_kind(node)))
+        wanted, written = COLLECTIONS[row.kind]
+        if node.kind != wanted or node.foreign:
+            self.error(node, "%s: this must be %s, not %s"
+                       % (row.name, written, describe_yaml(node)))
             return ()
         if node.kind == LIST:
             return tuple(self.parse_single(cluster_key(row.name), entry) for entry in node.value)
@@ -4512,7 +4521,7 @@ class ClusterReader:
         if not re.fullmatch(NAME, name):
             self.error(entry, "%s: %s is not a name (use letters, digits, '.', '_' and '-')"
                        % (row.name, quote(name)))
-        owner = next((network.key for network in NETWORKS
+        owner = next((network.key for network in OWN_NETWORKS
                       if network_key(network.name) == network_key(name)), "")
         if owner and row in NETWORK_KEYS:
             self.error(entry, "%s: give the address in the network %s as %s"
@@ -4532,8 +4541,6 @@ def find_wrong_method(method, values):
     if method not in METHODS:
         return "has the unknown method %s%s (known: %s; or give agent: fence_xyz instead)" % (
             quote(method), suggest(method, METHODS), ", ".join(METHODS))
-    if method == NAMED_AGENT and "agent" not in values:
-        return "has the method %s and names no agent (agent: fence_xyz)" % quote(method)
     if method != NAMED_AGENT and "agent" in values:
         return "has the method %s and an agent: remove one of them" % quote(method)
     return ""
@@ -4541,12 +4548,15 @@ def find_wrong_method(method, values):
 
 def collect_networks(values):
     """Return {name of a network: own address} from the values of a node."""
-    networks = {network.name: values[network.key] for network in NETWORKS if network.key in values}
-    return {**networks, **values.get("client_ips", {})}
+    networks = {network.name: values[network.key] for network in OWN_NETWORKS
+                if network.key in values}
+    return {**networks, **values.get(CLIENT_NETWORKS.key, {})}
 
 
-def describe_kind(node):
-    return {MAP: "a map", LIST: "a list"}.get(node.kind, "a single value")
+def describe_yaml(node):
+    if is_null(node):
+        return "an empty value"
+    return node.foreign or {MAP: "a map", LIST: "a list"}.get(node.kind, "a single value")
 
 
 def parse_text(row, node):
@@ -4554,8 +4564,7 @@ def parse_text(row, node):
     # No message here shows the value: it may be a password.
     text = node.value
     if node.foreign or node.kind in (MAP, LIST):
-        raise UsageError("this must be a single value, and it is %s"
-                         % (node.foreign or describe_kind(node)))
+        raise UsageError("this must be a single value, not %s" % describe_yaml(node))
     if is_null(node):
         return ""
     is_truth = row.kind == BOOLEAN and re.fullmatch(YAML_TRUTH, text)
@@ -4631,8 +4640,8 @@ def find_networks(cluster, name):
     """Return the networks that a name in the file means: one, or all that clients use."""
     if network_key(name) in cluster.networks:
         return [cluster.networks[network_key(name)]]
-    clients = set(cluster.networks.values()) - {network.name for network in NETWORKS}
-    return sorted(clients) if name.lower() == CLIENT_NETWORKS else []
+    clients = set(cluster.networks.values()) - {network.name for network in OWN_NETWORKS}
+    return sorted(clients) if name.lower() == CLIENT_NETWORKS.name else []
 
 
 def find_direct_networks(cluster):
@@ -4674,8 +4683,8 @@ RACE_DELAY_SECONDS = 10    # head start in a fence race: slow plugs take seconds
 LIBRARY_SECONDS = "20"     # power_timeout of installed agents, by default of fence-agents' library
 MONITOR_TIMEOUT_SECONDS = 40  # or more, see monitor_timeout
 POWER_MONITOR_SECONDS, VERIFIER_MONITOR_SECONDS = 60, 300  # from one monitor to the next
-EXCHANGE_LIMITS = ("login_timeout", "shell_timeout")  # those that the device's slowness decides
-MAX_NODE_WITNESSES = 3
+EXCHANGE_LIMITS = ("login_timeout", "shell_timeout")  # of TIME_LIMITS: as slow as the device
+MAX_NODE_WITNESSES = 3  # in a network: each of them is asked at every look
 
 # A fence device: options {name: value}, and its monitor's interval in seconds.
 Primitive = namedtuple("Primitive", "id agent options interval")
@@ -4699,14 +4708,14 @@ def build_configuration(cluster):
         times = plan_times(cluster, node)
         devices = [build_power_device(node, times)]
         # Allowed everywhere else: the power-on after a reboot must not depend on which node is DC.
-        bans.append(Ban(devices[0].id, (node.name,), False))
+        bans.append(Ban(devices[0].id, (node.name,), is_verifier=False))
         if is_verified(cluster):
             # SAFETY: last in the level, so that it looks at what the power device has done.
             # Test: test_the_verifier_is_the_last_device_of_its_level
             devices.append(build_verifier(cluster, node, times))
             able = {other.name for other in find_verifiers(cluster, node)}
             unable = [other.name for other in cluster.nodes if other.name not in able]
-            bans.append(Ban(devices[1].id, tuple(unable), True))
+            bans.append(Ban(devices[1].id, tuple(unable), is_verifier=True))
         primitives += devices
         levels.append(Level(node.name, tuple(device.id for device in devices)))
     require_different_bans(bans)
@@ -4736,11 +4745,12 @@ def plan_times(cluster, node):
     delay = find_delay(cluster, node)
     # A delay comes on top: before 2.1.6, Pacemaker's own timers do not count it.
     power_given = int(node.values.get("off_timeout", OFF_TIMEOUT_SECONDS + delay))
-    power_limits, power_needed = {}, parse_seconds(
-        node.values["options"].get("power_timeout", LIBRARY_SECONDS))
     if has_own_agent(node):
         power_limits = find_power_limits(node, power_given - delay)
         power_needed = agent_seconds(power_limits)
+    else:
+        power_limits = {}
+        power_needed = parse_seconds(node.values["options"].get("power_timeout", LIBRARY_SECONDS))
     verify_limits = find_verify_limits(cluster, node)
     verify_needed = agent_seconds(verify_limits)
     return types.SimpleNamespace(
@@ -4873,8 +4883,8 @@ def build_targets(cluster, node):
     witnesses = ["%s=%s" % (network, address) for network in node.networks
                  if network not in direct for address in find_witnesses(cluster, node, network)]
     others = dict(node.networks)
-    targets = {row.parameter: others.pop(row.name, "") for row in NETWORKS}
-    targets[OTHER_NETWORKS_PARAMETER] = ",".join("%s=%s" % item for item in others.items())
+    targets = {own.parameter: others.pop(own.name, "") for own in OWN_NETWORKS}
+    targets["target_ips"] = ",".join("%s=%s" % item for item in others.items())
     return dict(targets, witness_ips=",".join(witnesses), direct_networks=",".join(sorted(direct)))
 
 
@@ -4929,7 +4939,7 @@ def parse_cluster(file, data, host_files=()):
     hosts = [(node, path, parse_members(path, text, report)) for node, path, text in host_files]
     cluster = None
     if not report.has_errors():
-        cluster = ClusterReader(report).parse_cluster(file, members, hosts)
+        cluster = ClusterReader(report).build_cluster(file, members, hosts)
     if cluster:
         for check in CLUSTER_CHECKS:
             check(cluster, report)
@@ -4979,11 +4989,7 @@ def check_one_outlet(cluster, node, report):
 
 def check_options(cluster, node, report):
     """Options that cannot be passed to an agent, or that follow from other keys."""
-    own, agent = has_own_agent(node), node.dialect.agent
-    taken = set(node.dialect.fixed) if own else set()
-    for row in NODE_KEYS:
-        if row.power and (own or row.name not in SPECIAL_KEYS):
-            taken.update((row.power,) + PARAMS_BY_NAME[row.power].aliases)
+    own, agent, taken = has_own_agent(node), node.dialect.agent, find_taken_parameters(node)
     for name, text in node.values["options"].items():
         key = name.replace("-", "_")  # agents take either
         if key in taken or re.fullmatch(RESERVED_OPTION, key):
@@ -4995,6 +5001,17 @@ def check_options(cluster, node, report):
         else:
             continue
         report.error(node.places["options"], "options: %s %s" % (quote(name), wrong))
+
+
+def find_taken_parameters(node):
+    """Return the names of the parameters that follow from other keys, in all their spellings."""
+    # An installed agent may have parameters of its own that are called like a key of ours.
+    own = has_own_agent(node)
+    taken = set(node.dialect.fixed) if own else set()
+    for row in NODE_KEYS:
+        if row.power and (own or row.name not in SPECIAL_KEYS):
+            taken.update((row.power,) + PARAMS_BY_NAME[row.power].aliases)
+    return taken
 
 
 def check_mangled_values(cluster, node, report):
@@ -5055,7 +5072,7 @@ DEVICE_CHECKS = (
 def check_size(cluster, report):
     place = cluster.places["stonith_nodes"]
     if len(cluster.nodes) < 2:
-        report.error(place, "a cluster needs two nodes: nobody could fence a single one")
+        report.error(place, "a cluster needs at least two nodes: one cannot fence itself")
     if not nodes_with_device(cluster):
         report.error(place, "no node has a fence device")
 
@@ -5114,9 +5131,10 @@ def check_shared_devices(cluster, report):
         device, port, outlet = find_outlet(node)
         for other, other_port, other_outlet in users.setdefault(device, []):
             if could_be_same(port, other_port) and could_be_same(outlet, other_outlet):
+                shown = node.values.get("ip", node.dialect.method)
                 report.error(place_of(node, "ip"), "%s and %s are on the same outlet of %s, or one "
-                             "of them names no outlet" % (
-                                 other, node.name, node.values.get("ip", node.dialect.method)))
+                             "of them names no outlet (give each its own)"
+                             % (other, node.name, shown))
         users[device].append((node.name, port, outlet))
 
 
@@ -5124,7 +5142,7 @@ def find_outlet(node):
     """Return (device, port, outlet) by which nodes that would be switched together are alike."""
     # Outlets have several spellings; without an address (a cloud) the agent is the device.
     text = "".join(node.values.get(key, "") for key in OUTLET_KEYS)
-    outlet = render_identifier(re.sub("^https?://[^/:]*(:80)?(?=/)", "", text))
+    outlet = render_identifier(re.sub("^https?://[^/:]*(:%d)?(?=/)" % HTTP_PORT, "", text))
     port = node.values.get("port", "")
     if "ip" in node.values:
         return node.values["ip"], port, outlet
@@ -5144,8 +5162,9 @@ def check_networks(cluster, report):
                     key, quote(name), suggest(name, cluster.networks.values())))
     for network in find_direct_networks(cluster):
         if sum(network in node.networks for node in cluster.nodes) > 2:
-            report.error(cluster.places["stonith_direct_networks"], "more than two nodes are in "
-                         "the network %s, and a direct cable has two ends" % quote(network))
+            report.error(cluster.places["stonith_direct_networks"], "stonith_direct_networks: more "
+                         "than two nodes are in the network %s, and one cable has two ends"
+                         % quote(network))
 
 
 def check_race(cluster, report):
@@ -5220,8 +5239,8 @@ is_among() {
     case " $* " in *" $word "*) ;; *) return 1 ;; esac
 }
 
-prepare() {
-    file="" dry_run=no adopted="" strangers=""
+read_options() {
+    file="" dry_run=no adopted=""
     while [ $# -gt 0 ]; do
         case $1 in
         --dry-run) dry_run=yes ;;
@@ -5234,12 +5253,19 @@ prepare() {
         esac
         shift
     done
+}
+
+copy_cib() {
     work=$(mktemp -d)
     trap 'rm -rf "$work"' EXIT
     trap 'exit 1' HUP INT TERM
     before=$work/before.xml copy=$work/after.xml
     if [ -n "$file" ]; then cp "$file" "$before"; else pcs cluster cib "$before"; fi
     cp "$before" "$copy"
+}
+
+# What was made before, by its mark, goes with all that hangs on it; configure makes it anew.
+remove_own() {
     find_values "//primitive[meta_attributes/nvpair[@name='${mark%=*}' and @value='${mark#*=}']]" \
         primitive id
     for id in $found $adopted; do
@@ -5250,6 +5276,9 @@ prepare() {
             query --delete-all --force --xpath "//$part"
         done
     done
+}
+
+refuse_names_that_are_taken() {
     find_values //primitive primitive id
     for id in $found; do
         if is_among "$id" $devices; then
@@ -5262,12 +5291,19 @@ prepare() {
             fail "level 1 of $node was not made by fencetool: remove it first (pcs stonith level)"
         fi
     done
+}
+
+warn_of_levels() {
     others="not(@target) or @index!=1 and not(contains(@devices, '$verifier_prefix'))"
     find_values "//fencing-level[$others]" fencing-level id
     for id in $found; do # it is tried when level 1 fails; one for a pattern of nodes never is
-        echo "warning: level $id was not made by fencetool, and has no verifier" >&2
+        echo "warning: level $id was not made by fencetool: nobody verifies what it fences" >&2
     done
-    # Nodes that the cluster file does not know are kept from verifying: nobody knows what they see.
+}
+
+# Nodes that the cluster file does not know are kept from verifying: nobody knows what they see.
+find_strangers() {
+    strangers=""
     find_values //nodes/node node uname
     for node in $found; do
         if ! is_among "$node" $known_nodes; then
@@ -5276,8 +5312,18 @@ prepare() {
         fi
     done
     for node in $known_nodes; do
-        is_among "$node" $found || echo "warning: the cluster has no node $node" >&2
+        is_among "$node" $found ||
+            echo "warning: node $node is in the cluster file, but not in the cluster" >&2
     done
+}
+
+prepare() {
+    read_options "$@"
+    copy_cib
+    remove_own
+    refuse_names_that_are_taken
+    warn_of_levels
+    find_strangers
 }
 
 finish() {
@@ -5526,8 +5572,8 @@ def find_check_parameters(node, values, system):
     query = ["cibadmin", "--query", "--local", "--xpath", "//primitive[@type='fence_check']"]
     code, out, err = system.run(query, "", system.deadline(10))
     if code != 0:
-        raise UsageError("nothing tells the parameters of %s: %s does not exist, and the cluster "
-                         "has no fence_check device (cibadmin: %s)"
+        raise UsageError("cannot find the parameters of %s: %s does not exist, and the cluster has "
+                         "no fence_check device (cibadmin: %s)"
                          % (quote(node), CLUSTER_FILE, quote(err.strip())))
     return parse_check_parameters(out, node)
 
@@ -5942,8 +5988,9 @@ def run_demo_step(number, step, device, system):
 # SECTION: COMMANDS --------------------------------------------------------------------------------
 # What people call: one cmd_ function a subcommand; it returns the exit code.
 
-HOST_VARS_OPTION = (("--host-vars",), {"metavar": "DIR", "help": "directory of NODE.yml files with "
-                                       "mgmt_ip, storage_ip and client_ips (Ansible's host_vars)"})
+HOST_VARS_OPTION = (("--host-vars",), {
+    "metavar": "DIR", "help": "directory of NODE.yml files with %s (Ansible's host_vars)"
+    % ", ".join(row.name for row in NETWORK_KEYS)})
 CHECK_OPTIONS = (
     (("cluster",), {"nargs": "?", "default": CLUSTER_FILE, "help": "cluster file (%(default)s)"}),
     HOST_VARS_OPTION, (("--json",), {"action": "store_true", "help": "for machines"}))

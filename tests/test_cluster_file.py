@@ -147,7 +147,7 @@ class Mistakes(CheckedFile):
                 ("method: kasa", "agent: fence_kasa", 11, "give method: kasa"),
                 ("method: kasa", "agent: fence_http", 11, "give method: tasmota or esphome or"),
                 ("method: kasa", "agent: apc", 11, "not the name of a fence agent"),
-                ("method: kasa", "method: agent", 11, "names no agent"),
+                ("method: kasa", "method: agent", 10, "has no agent, which method agent needs"),
                 ("method: kasa", "method: kasa\n    agent: fence_apc", 11, "and an agent: remove"),
                 ("    ip: 10.20.20.202\n", "", 10, "has no ip, which method kasa needs"),
                 ("    user: admin\n", "", 2, "has no user"),
@@ -193,7 +193,8 @@ class Mistakes(CheckedFile):
                 ("10.20.20.202", "10.20.20.202\n    password: !vault x", 13, "!vault"),
                 ("10.20.20.202", '10.20.20.202\n    password: "a\\nb"', 13, "line break"),
                 ("10.20.20.202", "10.20.20.202\n    password: 'é&'", 13, "Pacemaker 2.1"),
-                ("10.20.20.202", "10.20.20.202\n    client_ips: [a]", 13, "must be a map"),
+                ("10.20.20.202", "10.20.20.202\n    client_ips: [a]", 13,
+                 "this must be a map {name: address}, not a list"),
                 ("method: kasa", "method: http\n    outlet: 2", 12, "no meaning"),
                 ("delay: 5", "outlet: 2", 9, "no meaning"),
                 ("method: kasa", "method: http\n    power_on: true", 10, "no power_on_url"),
@@ -205,8 +206,13 @@ class Mistakes(CheckedFile):
                 ("user: admin", "user: '\"admin\"'", 5, "fence agents cut"),
                 ("user: admin", "user: 'admin '", 5, "fence agents cut"),
                 ("    storage_ip: 10.10.10.1\n", "", 9, "no other node is in all its networks"),
-                ("stonith_nodes", "stonith_nods", 1, "stonith_nodes must be a map of the nodes "
-                 "and their fence devices, and it is missing"),
+                ("stonith_nodes", "stonith_nods", 1, "stonith_nodes is missing"),
+                (GOOD, "stonith_nodes:\n  a: {agent: fence_apc}\n", 1, "at least two nodes"),
+                (GOOD, "stonith_nodes:\n  a: {method: none}\n  b: {method: none}\n", 1,
+                 "no node has a fence device"),
+                (GOOD, "stonith_nodes:\n", 1, "fence devices, not an empty value"),
+                (GOOD, "stonith_nodes: [a, b]\n", 1, "fence devices, not a list"),
+                (GOOD, "stonith_nodes:\n  a: fence_apc\n", 2, "not a single value"),
                 ("stonith_nodes:", "stonith_direct: [x]\nstonith_nodes:", 1, "unknown key"),
                 ("stonith_nodes:", "stonith_direct_networks: [storrage]\nstonith_nodes:", 1,
                  "did you mean storage?"),
@@ -280,8 +286,8 @@ class Mistakes(CheckedFile):
 
     def test_two_addresses_of_a_node_in_two_files_must_agree(self):
         hosts = [("storage-b", "host_vars/b.yml", b"mgmt_ip: 10.20.20.9\n")]
-        self.assertEqual(messages(GOOD, hosts),
-                         ["1: mgmt_ip of storage-b is not the same in c.yml:13"])
+        self.assertEqual(messages(GOOD, hosts), ["1: mgmt_ip of storage-b differs from the one at "
+                                                 "c.yml:13 (remove the wrong one)"])
 
 
 class Commands(unittest.TestCase):
@@ -337,6 +343,15 @@ class Commands(unittest.TestCase):
         told = set(re.findall(r"^\| `(\w+)`", read_readme(), re.M))
         keys = {row.name for row in fencetool.CLUSTER_KEYS + fencetool.NODE_KEYS}
         self.assertEqual(keys - told, set())
+
+    def test_a_new_family_of_plugs_needs_nothing_here(self):
+        with open(support.SCRIPT, encoding="utf-8") as handle:
+            source = handle.read()
+        part = source[source.index("# PART 5: CLUSTER"):source.index("# SECTION: SIMULATOR")]
+        families = {word for dialect in fencetool.DIALECTS.values()
+                    for word in (dialect.name, dialect.method, dialect.agent)}
+        named = set(re.findall(r"[\"'](\w+)[\"']", part)) & families
+        self.assertEqual(named, {fencetool.NAMED_AGENT})
 
     def test_the_readme_tells_of_every_method_what_its_row_says(self):
         def words(cell):

@@ -94,7 +94,7 @@ class Safety(unittest.TestCase):
     def test_pacemaker_gives_every_action_more_time_than_the_agents_own_limits(self):
         for name, _, configuration in all_configurations():
             for row in configuration.primitives:
-                if row.agent in ("fence_kasa", "fence_http", "fence_check"):
+                if row.agent in fencetool.AGENTS:
                     own = fencetool.agent_seconds(row.options)
                     given = int(row.options["pcmk_off_timeout"])
                     delay = int(row.options.get("pcmk_delay_base", "0"))
