@@ -5484,11 +5484,15 @@ ANSIBLE_PLAY = """
   hosts: %s
   become: true
   tasks:
+    - name: Make a directory for what is to be installed
+      ansible.builtin.file: {path: /root/fencetool, state: directory, mode: "0700"}
+    - name: Copy fencetool and its installer
+      ansible.builtin.copy: {src: "{{ item }}", dest: /root/fencetool/, mode: "0600"}
+      loop: [fencetool.py, install.sh]
     - name: Install fencetool
-      ansible.builtin.copy: {src: fencetool.py, dest: /usr/sbin/fencetool, mode: "0755"}
-    - name: Link its fence agents
-      ansible.builtin.file: {src: fencetool, dest: "/usr/sbin/{{ item }}", state: link}
-      loop: %s
+      ansible.builtin.command: sh /root/fencetool/install.sh
+      register: installed
+      changed_when: "'nothing to do' not in installed.stdout"
     - name: Copy the fencing configuration to one node
       ansible.builtin.copy: {src: configure-stonith.sh, dest: /root/, mode: "0700"}
       diff: false
@@ -5503,10 +5507,9 @@ ANSIBLE_PLAY = """
 
 def render_ansible(configuration, source):
     """Return a playbook that installs this tool on all nodes and runs the script on the first."""
-    lines = [render_banner(source, "Playbook"), "# Beside it: fencetool.py, and "
+    lines = [render_banner(source, "Playbook"), "# Beside it: fencetool.py, install.sh, and "
              "configure-stonith.sh (gen-config -o configure-stonith.sh)."]
-    hosts, agents = json.dumps(",".join(configuration.nodes)), json.dumps(sorted(AGENTS))
-    return "\n".join(lines) + ANSIBLE_PLAY % (hosts, agents)
+    return "\n".join(lines) + ANSIBLE_PLAY % json.dumps(",".join(configuration.nodes))
 
 
 # The formats of gen-config: (build, render). What is for one node is built for its name too.
