@@ -1868,7 +1868,7 @@ def send_http_request(connect, method, url, headers, deadline, silence_s=None):
         raise Unreachable("the device closed the connection without an answer (a Tasmota with "
                           "SetOption128 0 wants its own address as ip)") from error
     except (http.client.HTTPException, ValueError) as error:
-        raise ProtocolError("the answer is no complete HTTP: %s" % quote(
+        raise ProtocolError("the answer is not complete HTTP: %s" % quote(
             "%s %s" % (type(error).__name__, error))) from error
     finally:
         stream.connection.close()
@@ -2298,7 +2298,7 @@ def parse_kasa_children(info, device_id):
 def parse_kasa_child(child, device_id):
     """Return one Outlet; its number on the case is the last two digits of its id, plus one."""
     if not isinstance(child, dict):
-        raise ProtocolError("an outlet is no object: %s" % quote(json.dumps(child)))
+        raise ProtocolError("an outlet is not an object: %s" % quote(json.dumps(child)))
     identifier = require_member(child, "id", str, "an outlet")
     # The bare number comes first or last, the whole id does not: both forms name the outlet.
     if not re.fullmatch("[0-9A-Za-z_]*[0-9]{2}", identifier):
@@ -3872,6 +3872,8 @@ def render_plugin_parameters(agent):
 
 
 # PART 5: CLUSTER ==================================================================================
+# The waterline: an agent's run needs nothing below this line, but for fence_check -n NODE, which
+# comes here through find_check_parameters.
 
 # SECTION: YAML ------------------------------------------------------------------------------------
 # The part of YAML that cluster files use, and JSON. It never guesses: what two readers might take
