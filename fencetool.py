@@ -769,7 +769,7 @@ def choose_dialect(method, device, urls):
     """
     if method == BY_URL:
         return DIALECTS[device if device != "auto" else tell_dialect_by_urls(urls)]
-    if method in DIALECTS_BY_METHOD:
+    if method in list_methods():
         return DIALECTS_BY_METHOD[method]
     if re.fullmatch(FOREIGN_AGENT, method):
         return DIALECTS["agent"]
