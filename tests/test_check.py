@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 
 import fencetool
 from fencetool import Evidence, Finding, PowerState, Sight
-from tests import support
+from tests import support, virtual
 
 DEAD, ALIVE, UNKNOWN = Finding.DEAD, Finding.ALIVE, Finding.UNKNOWN
 ROUTE = fencetool.Route(
@@ -108,6 +108,42 @@ class PowerEvidenceTest(unittest.TestCase):
                 else:
                     with self.assertRaises(fencetool.ProtocolError):
                         fencetool.parse_agent_status(code, text)
+
+
+class SameOutletTest(support.AgentTest):
+    """All looks of one action mean the outlet that the first one has found."""
+
+    def begin(self, device, method):
+        """Return the job of an action that has seen the outlet of a device ON."""
+        host, port = self.start(device).address
+        settings = check_settings(fence_method=method, fence_ip=host, fence_ipport=str(port))
+        system = fencetool.System("test")
+        made = fencetool.make_device(fencetool.AGENTS["fence_check"], settings, system)
+        job = fencetool.CheckJob(system, made, settings)
+        self.assertIs(fencetool.observe_power(job).finding, ALIVE)
+        return job
+
+    def test_an_alias_that_moves_to_another_outlet_between_two_looks_is_a_doubt(self):
+        device = virtual.Kasa(["storage-b", "spare"])
+        job = self.begin(device, "kasa")
+        device.outlets[0].alias, device.outlets[1].alias = "spare", "storage-b"
+        device.outlets[1].relay = False
+        found = fencetool.observe_power(job)
+        self.assertIs(found.finding, UNKNOWN)
+        self.assertIn("has become another outlet", found.reason)
+
+    def test_a_switch_that_has_gone_is_not_replaced_by_the_only_other_one(self):
+        device = virtual.Esphome(["storage-b", "spare"])
+        job = self.begin(device, "esphome")
+        device.outlets[0].relay = device.outlets[1].relay = False
+        del device.outlets[0]
+        self.assertIs(fencetool.observe_power(job).finding, UNKNOWN)
+
+    def test_a_relay_that_was_read_is_read_again_and_not_remembered(self):
+        device = virtual.Tasmota(["POWER"])
+        job = self.begin(device, "tasmota")
+        device.outlets[0].relay = False
+        self.assertIs(fencetool.observe_power(job).finding, DEAD)
 
 
 class NetworkEvidenceTest(unittest.TestCase):
@@ -273,7 +309,9 @@ class ParameterTest(support.AgentTest):
                     common, action="validate-all", **dict(method, **client))))
 
     def test_an_unknown_method_is_a_usage_error(self):
-        for method in ("plugd", "fence-ipmilan", "reboot", "/bin/sh", "fence_x; id"):
+        # Names of rows of DIALECTS that are no method of fence_check are among them.
+        for method in ("plugd", "fence-ipmilan", "reboot", "/bin/sh", "fence_x; id", "agent",
+                       "url"):
             self.assert_failure(support.on_stdin("fence_check", dict(
                 GOOD, action="validate-all", fence_method=method)), "fence_method")
 
