@@ -4928,7 +4928,7 @@ def check_required_keys(cluster, node, report):
     if is_verified(cluster):
         needed.setdefault("ip", "fence_check")  # it asks the device too
     if node.values.get("power_on") == "1" and "power_on_url" in node.dialect.keys:
-        needed.setdefault("power_on_url", "power_on")
+        needed.setdefault("power_on_url", "power_on: true")
     for key, needer in needed.items():
         stand_in = STAND_INS.get(key)
         if key not in node.values and stand_in not in node.values:
