@@ -272,7 +272,7 @@ class Faults(HttpTest):
         for fault, words in (
                 ("redirect", "redirects to 'http://192.168.4.1/'"), ("portal", "captive portal"),
                 ("server_error", "HTTP status 500"), ("endless", "longer than 65536 bytes"),
-                ("oversize", "claims a length of 1073741824"), ("garbage", "no complete HTTP"),
+                ("oversize", "claims a length of 1073741824"), ("garbage", "not complete HTTP"),
                 ("wrong_type", "neither ON nor OFF"), ("wrong_key", "no POWER1"),
                 ("silent", "GET /cm?cmnd=Status%2011: no complete answer"),
                 ("refuse", "no connection")):
