@@ -3904,8 +3904,7 @@ MAP, LIST, PLAIN, TEXT = "map", "list", "plain", "text"
 
 YAML_CHARACTERS = ("[\t\x20-\x7e\xa0-\u2027\u202a-\ud7ff\ue000-\ufefe\uff00-\ufffd"
                    "\U00010000-\U0010ffff]*")
-YAML_MARK = r"(---|\.\.\.)( |$)"
-YAML_ENTRY = "-( |$)"
+YAML_MARKS = ("---", "...")  # of a document's begin and end
 YAML_QUOTED = {"'": "'(?:[^']|'')*'", '"': r'(?s)"(?:[^"\\]|\\.)*"'}
 YAML_ESCAPE = r"(?s)\\(?:x([0-9A-Fa-f]{2})|u([0-9A-Fa-f]{4})|(.))"
 YAML_ESCAPES = {"\\": "\\", '"': '"', "/": "/", "n": "\n", "t": "\t", " ": " ", "\n": ""}
@@ -3939,6 +3938,15 @@ def is_null(node):
 def is_ambiguous(text):
     """Whether a plain scalar is a truth value, a number or a date, at least to some readers."""
     return bool(re.fullmatch(YAML_TRUTH, text) or re.fullmatch(YAML_AMBIGUOUS, text))
+
+
+def is_mark(line):
+    return line[:3] in YAML_MARKS and line[3:4] in ("", " ")
+
+
+def is_entry(line, at):
+    """Whether an entry of a list begins at this column."""
+    return line[at:at + 1] == "-" and line[at + 1:at + 2] in ("", " ")
 
 
 def build_map(members, line):
@@ -3981,7 +3989,7 @@ class YamlPlace:
             if text.startswith("\t"):
                 self.fail("a tab in the indentation (use spaces)")
             if text and text[0] != "#":
-                return -1 if re.match(YAML_MARK, line) else len(line) - len(text)
+                return -1 if is_mark(line) else len(line) - len(text)
             self.row += 1
         return -1
 
@@ -3995,7 +4003,7 @@ class YamlPlace:
             if rest and not is_comment:
                 return rest[0]
             is_last = self.row + 1 == len(self.lines)
-            if is_last or re.match(YAML_MARK, self.lines[self.row + 1]):
+            if is_last or is_mark(self.lines[self.row + 1]):
                 self.fail("this bracket or brace is not closed")
             self.row, self.at = self.row + 1, 0
 
@@ -4041,7 +4049,7 @@ class YamlScalars:
         rest = [place.line[place.at:]] + place.lines[place.row + 1:]
         match = re.match(pattern, "\n".join(rest))
         rows = match.group(0).split("\n") if match else []
-        if not match or any(re.match(YAML_MARK, row) for row in rows[1:]):
+        if not match or any(is_mark(row) for row in rows[1:]):
             place.fail("this quote is not closed")
         self.unquote(match.group(0))
         place.row, place.at = place.row + len(rows) - 1, len(rows[-1])
@@ -4080,7 +4088,7 @@ class YamlScalars:
                 if width < indent:
                     break
             begins_with_blanks = indent is None and width > parent + 1
-            if begins_with_blanks or re.match(YAML_MARK, line):
+            if begins_with_blanks or is_mark(line):
                 place.fail("a block scalar must not begin with a line of spaces, or go on to a "
                            "document mark")
             rows.append("" if indent is None else line[indent:])
@@ -4193,7 +4201,7 @@ class YamlBlocks:
         """Parse the value that begins on the next line, indented by `least`, else it is empty."""
         place = self.place
         row, indent = place.row, place.next_indent()
-        is_list = indent >= 0 and match_at(YAML_ENTRY, place.line, indent)
+        is_list = indent >= 0 and is_entry(place.line, indent)
         if indent < least and not (is_list and indent == list_at):
             return YamlNode(PLAIN, "", row + 1, "")
         if is_list:
@@ -4205,7 +4213,7 @@ class YamlBlocks:
     def parse_list(self, column):
         place = self.place
         first, entries = place.row + 1, []
-        while place.next_indent() == column and match_at(YAML_ENTRY, place.line, column):
+        while place.next_indent() == column and is_entry(place.line, column):
             row, line = place.row, place.line
             # With the dash blanked, the entry is a block of its own that may begin on this line.
             place.lines[row] = line[:column] + " " + line[column + 1:]
@@ -4248,7 +4256,7 @@ class YamlBlocks:
         if re.match("[?:]( |$)", text):
             self.place.fail("a complex key (a line that begins with ? or :) is not supported")
         match = re.match("(.*?) *:(?= |$)", text)
-        is_value = text[0] in YAML_INDICATORS or re.match(YAML_ENTRY, text)
+        is_value = text[0] in YAML_INDICATORS or is_entry(text, 0)
         if not match or is_value or " #" in match.group(0):
             return None
         return self.scalars.cut_plain(match.group(1)), match.end()
@@ -4973,7 +4981,7 @@ def check_required_keys(cluster, node, report):
     if is_verified(cluster):
         needed.setdefault("ip", "fence_check")  # it asks the device too
     if node.values.get("power_on") == "1" and "power_on_url" in node.dialect.keys:
-        needed.setdefault("power_on_url", "power_on")
+        needed.setdefault("power_on_url", "power_on: true")
     for key, needer in needed.items():
         stand_in = STAND_INS.get(key)
         if key not in node.values and stand_in not in node.values:
