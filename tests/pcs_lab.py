@@ -32,7 +32,7 @@ printf '%s\n' "$5" >"$1/bin/pcs"
 chmod 755 "$1/bin/pcs"
 exec /usr/bin/python3 -Es "$2/tests/pcs_lab.py" "$1"
 """
-# Stands for pcs in PATH, hundreds of times: a shell starts in a fifth of the time of Python. What it
+# Stands for pcs in PATH, hundreds of times: a shell starts in less time than Python. What it
 # was called with is read in /proc while it waits. A redirection moves the descriptors 0 and 1.
 CALL = """#!/bin/sh
 exec 3<&0 4>&1
