@@ -2,26 +2,25 @@
 
 Agents that pcs sees must be in /usr/sbin: the lab is a mount namespace with an overlay over it, so
 that the machine itself keeps nothing. pcs asks them for their metadata only, and dozens of times: a
-shell script prints what the agent said once. The interpreter of pcs takes a second to start: one
-process imports the real pcs, and a fork of it runs each call.
-
-Started as a program this file is that process (serve), or stands for pcs in PATH (call).
+shell script prints what the agent said once, and what the cluster's programs make of it is asked
+once too. The interpreter of pcs takes a second to start: one process imports the real pcs, and a
+fork of it runs each call. Started as a program, this file is that process.
 """
-import array
 import gc
-import marshal
+import hashlib
 import os
+import pickle
+import shutil
 import signal
+import subprocess
 import sys
-
-# Hundreds of times this file stands for pcs: what takes longer to import than to run is imported
-# where it is used, and the module below socket does for the client.
-import _socket
+import tempfile
 
 MOUNT = """
 set -e
 mount -t tmpfs none "$1"
-mkdir "$1/upper" "$1/work" "$1/bin"
+mkdir "$1/upper" "$1/work" "$1/bin" "$1/asked"
+mkfifo "$1/calls"
 mount -t overlay overlay -o "lowerdir=/usr/sbin,upperdir=$1/upper,workdir=$1/work" /usr/sbin
 for agent in $3; do
     "$4" -IS "$2/fencetool.py" "$agent" -o metadata >"$1/$agent.xml"
@@ -29,23 +28,31 @@ for agent in $3; do
     printf '#!/bin/sh\ncat >/dev/null\ncat "%s"\n' "$1/$agent.xml" >"/usr/sbin/$agent"
     chmod 755 "/usr/sbin/$agent"
 done
-printf '#!/bin/sh\\nexec "%s" -IS "%s" call "%s" "$@"\\n' \\
-    "$4" "$2/tests/pcs_lab.py" "$1/socket" >"$1/bin/pcs"
+printf '%s\n' "$5" >"$1/bin/pcs"
 chmod 755 "$1/bin/pcs"
-exec /usr/bin/python3 -Es "$2/tests/pcs_lab.py" serve "$1/socket"
+exec /usr/bin/python3 -Es "$2/tests/pcs_lab.py" "$1"
 """
+# Stands for pcs in PATH, hundreds of times: a shell starts in less time than Python. What it
+# was called with is read in /proc while it waits. A redirection moves the descriptors 0 and 1.
+CALL = """#!/bin/sh
+exec 3<&0 4>&1
+place=${0%/bin/pcs}
+mkfifo "$place/answer.$$"
+echo $$ >"$place/calls"
+read -r code <"$place/answer.$$"
+exit "$code"
+"""
+CALL_LIMIT_S = 300
 
 
 class Lab:
     """Runs programs in the namespace; end() takes it away."""
 
     def __init__(self, root, agents):
-        import subprocess
-        import tempfile
         self.place = tempfile.mkdtemp(prefix="pcs-lab-")
         self.server = subprocess.Popen(
             ["unshare", "-m", "sh", "-c", MOUNT, "lab", self.place, root, " ".join(agents),
-             sys.executable], stdout=subprocess.PIPE)
+             sys.executable, CALL], stdout=subprocess.PIPE)
         if self.server.stdout.readline() != b"ready\n":
             self.end()
             raise AssertionError("the lab did not start")
@@ -59,65 +66,76 @@ class Lab:
         self.server.terminate()
         self.server.wait()
         self.server.stdout.close()
-        import shutil
         shutil.rmtree(self.place)
 
 
-def serve(path):
-    import socket
+def serve(place):
     from pcs import app
-    listener = socket.socket(socket.AF_UNIX)
-    listener.bind(path)
-    listener.listen(64)
+    from pcs.lib.external import CommandRunner
+    CommandRunner.run = remembering(CommandRunner.run, os.path.join(place, "asked"))
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     # A collection would touch, and so copy, all that the forks share.
     gc.disable()
     getattr(gc, "freeze", gc.collect)()
-    print("ready", flush=True)
-    while True:
-        connection, _ = listener.accept()
-        if os.fork() == 0:
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            listener.close()
-            answer(connection, app)
-        connection.close()
+    # For reading and writing: it never comes to an end.
+    with os.fdopen(os.open(os.path.join(place, "calls"), os.O_RDWR), "rb", closefd=False) as calls:
+        print("ready", flush=True)
+        while True:
+            caller = int(calls.readline())
+            if os.fork() == 0:
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                answer(caller, place, app)
 
 
-def answer(connection, app):
+def remembering(run, folder):
+    """Return CommandRunner.run that asks a program for metadata once in the life of the lab."""
+    def run_or_remember(self, args, *more, **options):
+        if "metadata" not in args and "--show-metadata" not in args:
+            return run(self, args, *more, **options)
+        path = os.path.join(folder, hashlib.sha256(repr(list(args)).encode()).hexdigest())
+        try:
+            with open(path, "rb") as known:
+                return pickle.load(known)
+        except FileNotFoundError:
+            found = run(self, args, *more, **options)
+        if found[2] == 0:
+            with open("%s.%d" % (path, os.getpid()), "wb") as known:
+                pickle.dump(found, known)
+            os.rename(known.name, path)
+        return found
+    return run_or_remember
+
+
+def read_list(path):
+    with open(path, "rb") as source:
+        return [os.fsdecode(item) for item in source.read().split(b"\0")[:-1]]
+
+
+def answer(caller, place, app):
     """Run one call of pcs with the caller's descriptors, directory and environment."""
-    descriptors = array.array("i")
-    message, ancillary, _, _ = connection.recvmsg(1 << 20, _socket.CMSG_SPACE(12))
-    descriptors.frombytes(ancillary[0][2])
-    request = marshal.loads(message)
-    for number, descriptor in enumerate(descriptors):
-        os.dup2(descriptor, number)
-    os.chdir(request["directory"])
+    signal.alarm(CALL_LIMIT_S)  # where the caller was killed, nobody takes the answer
+    of_caller = "/proc/%d/" % caller
+    for theirs, ours in ((3, 0), (4, 1), (2, 2)):
+        mode = os.O_WRONLY | os.O_APPEND if ours else os.O_RDONLY
+        os.dup2(os.open("%sfd/%d" % (of_caller, theirs), mode), ours)
+    os.chdir(of_caller + "cwd")
+    arguments = read_list(of_caller + "cmdline")[2:]  # after the shell and its script
     os.environ.clear()
-    os.environ.update(request["environment"])
-    sys.argv = ["pcs"] + request["arguments"]
+    os.environ.update(item.split("=", 1) for item in read_list(of_caller + "environ"))
+    sys.argv = ["pcs"] + arguments
     code = 1
     try:
-        app.main(request["arguments"])
+        app.main(arguments)
         code = 0
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
-        connection.sendall(b"%d" % code)
+        with open(os.path.join(place, "answer.%d" % caller), "w") as told:
+            told.write("%d\n" % code)
         os._exit(0)
 
 
-def call(path, arguments):
-    connection = _socket.socket(_socket.AF_UNIX)
-    connection.connect(path)
-    request = {"arguments": arguments, "directory": os.getcwd(), "environment": dict(os.environ)}
-    connection.sendmsg([marshal.dumps(request, 2)],
-                       [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, array.array("i", [0, 1, 2]))])
-    return int(connection.recv(16) or b"1")
-
-
 if __name__ == "__main__":
-    if sys.argv[1] == "serve":
-        serve(sys.argv[2])
-    sys.exit(call(sys.argv[2], sys.argv[3:]))
+    serve(sys.argv[1])

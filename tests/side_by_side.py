@@ -1,4 +1,7 @@
-"""Runs all tests at once: most of a test is waiting, so its classes run in processes of their own.
+"""Runs all tests at once: most of a test is waiting, so they run in several processes.
+
+A class of a module that takes long has a process of its own, another module's classes share one.
+What is compiled, the processes share: the modules, and the script that the tests start.
 
 The parent reports what its children told into the one TestResult that unittest gave it: the names,
 the texts, the counts and the exit code are unittest's own. What is named on the command line, as in
@@ -9,6 +12,7 @@ Started as a program, this file is such a child: side_by_side DESCRIPTOR NAME...
 import concurrent.futures
 import json
 import os
+import py_compile
 import signal
 import subprocess
 import sys
@@ -29,6 +33,8 @@ LONGEST = ("tests.test_generators_pcs", "tests.test_contract", "tests.test_fence
            "tests.test_install", "tests.test_check_networks", "tests.test_metadata",
            "tests.test_fence_kasa", "tests.test_demo")
 FINISHED = "finished"
+# The variable names a compiled script: see support.compiled_script.
+SCRIPT, SCRIPT_VARIABLE = os.path.join(ROOT, "fencetool.py"), "FENCETOOL_TEST_SCRIPT"
 
 
 def load(loader, pattern):
@@ -57,11 +63,25 @@ def group_of(test):
     kind = type(test)
     if kind.__module__.startswith(CLUSTER + "."):
         return CLUSTER  # there is one cluster, for one test at a time
+    if kind.__module__ not in LONGEST:
+        return kind.__module__  # starting a process would take longer than its tests
     return "%s.%s" % (kind.__module__, kind.__qualname__)
 
 
+def share_compiled(folder):
+    """Return the environment in which a process finds and keeps compiled files in a folder."""
+    environment = dict(os.environ)
+    if sys.version_info >= (3, 8):  # older ones would write beside the sources
+        environment["PYTHONPYCACHEPREFIX"] = folder
+        environment.pop("PYTHONDONTWRITEBYTECODE", None)
+    if os.path.exists(SCRIPT):
+        environment[SCRIPT_VARIABLE] = py_compile.compile(
+            SCRIPT, os.path.join(folder, "fencetool.pyc"), doraise=True)
+    return environment
+
+
 class SideBySide(unittest.TestSuite):
-    """Runs each class of its tests in a process, several at once."""
+    """Runs its tests in processes, several at once."""
 
     def run(self, result, debug=False):
         groups = {}
@@ -72,12 +92,15 @@ class SideBySide(unittest.TestSuite):
                 test(result)  # says that a module cannot be imported
         report = Report(result, self.countTestCases())
         jobs = int(os.environ.get(JOBS_VARIABLE) or JOBS_PER_CORE * (os.cpu_count() or 1))
-        with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
-            waiting = [pool.submit(run_group, group, groups[group])
+        with tempfile.TemporaryDirectory(prefix="fencetool-test-") as folder, \
+                concurrent.futures.ThreadPoolExecutor(jobs) as pool:
+            environment = share_compiled(folder)
+            waiting = [pool.submit(run_group, group, groups[group], environment)
                        for group in sorted(groups, key=place_of)]
             try:
                 for job in concurrent.futures.as_completed(waiting):
-                    report.add_group(*job.result())
+                    for end in job.result():
+                        report.add_process(*end)
                     if result.shouldStop:
                         break
             finally:
@@ -87,13 +110,27 @@ class SideBySide(unittest.TestSuite):
         return result
 
 
-def run_group(group, names):
-    """Run tests in a process; return (group, its events, what went wrong, what it printed)."""
+def run_group(group, names, environment):
+    """Run tests in a process, and in another one those that it left when it ended early.
+
+    Return of each process (group, its events, what went wrong, what it printed).
+    """
+    ends = []
+    while names:
+        ends.append(run_process(group, names, environment))
+        _, events, trouble, _ = ends[-1]
+        begun = [name for event, name, _, _ in events if event == "started"]
+        names = names[names.index(begun[-1]) + 1:] if trouble and begun else []
+    return ends
+
+
+def run_process(group, names, environment):
     with tempfile.TemporaryFile() as told, tempfile.TemporaryFile() as printed:
         argv = [sys.executable] + ["-W" + option for option in sys.warnoptions]
         argv += ["-m", "tests.side_by_side", str(told.fileno())] + names
-        child = subprocess.Popen(argv, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=printed,
-                                 stderr=subprocess.STDOUT, pass_fds=[told.fileno()])
+        child = subprocess.Popen(argv, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL,
+                                 stdout=printed, stderr=subprocess.STDOUT,
+                                 pass_fds=[told.fileno()])
         trouble = wait_for(child, CLUSTER_LIMIT_S if group == CLUSTER else CLASS_LIMIT_S)
         told.seek(0)
         printed.seek(0)
@@ -152,7 +189,7 @@ class Report:
         self.is_terminal = sys.stderr.isatty()
         result.dots = False  # the line of progress stands for them
 
-    def add_group(self, group, events, trouble, printed):
+    def add_process(self, group, events, trouble, printed):
         without_result = None
         for event, name, description, detail in events:
             test = NamedTest(name, description)
