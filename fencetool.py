@@ -802,7 +802,8 @@ DIALECTS = {row.name: row for row in (
         fixed={}, comes_back=True))}
 DIALECTS_BY_METHOD = {row.method: row for row in DIALECTS.values()}
 BY_URL = "http"  # the method that tells the dialect by the URLs, unless device names it
-FOREIGN_AGENT = r"(/\S*/)?fence_\w+"  # how fence_method names an installed agent
+AGENT_NAME = "fence_[A-Za-z0-9_-]+"
+FOREIGN_AGENT = r"(/\S*/)?" + AGENT_NAME  # how fence_method names an installed agent
 
 
 def dialects_of(agent):
@@ -4947,7 +4948,6 @@ def build_firewall(cluster, name):
 RESERVED_OPTION = ("action|option|method|nodename|plug|port|port_as_ip|missing_as_off|version"
                    "|help|delay|pcmk_(host|delay)_.*|pcmk_[a-z]+_action"
                    "|pcmk_(off|on|reboot)_timeout")
-AGENT_NAME = "fence_[A-Za-z0-9_-]+"
 
 # Fence agents cut blanks at the end of a value and a pair of quotes around it.
 MANGLED_VALUE = '".*"|.* '

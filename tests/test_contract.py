@@ -346,7 +346,7 @@ class InstalledAgents(AgentTest):
 
     def build(self, row, word, code):
         """Return the Device of an agent that prints this word and ends with this code."""
-        program = os.path.join(self.folder, row.agent or "fence_virtual")
+        program = os.path.join(self.folder, row.agent or "fence_virtual-2")
         with open(program, "w") as handle:
             handle.write(AGENT % {"word": word, "code": code})
         os.chmod(program, 0o755)
