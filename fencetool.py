@@ -987,7 +987,7 @@ def build_settings(values, defaults):
         for row in PARAMS})
     settings.family = choose_family(settings)
     settings.options = {}  # of an installed agent, see build_check_settings
-    settings.targets, settings.witnesses, settings.direct_keys = [], [], set()  # see check_look
+    settings.targets, settings.witnesses, settings.direct_keys = [], [], set()  # see take_networks
     check_times(settings)
     take_switch_name(settings)
     if defaults.get("ipport"):
