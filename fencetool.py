@@ -1042,7 +1042,7 @@ def build_settings(values, defaults):
         for row in PARAMS})
     settings.family = choose_family(settings)
     settings.options = {}  # of an installed agent, see build_check_settings
-    settings.targets, settings.witnesses, settings.direct_keys = [], [], set()  # see check_look
+    settings.targets, settings.witnesses, settings.direct_keys = [], [], set()  # see take_networks
     check_times(settings)
     take_switch_name(settings)
     if defaults.get("ipport"):
@@ -1200,6 +1200,8 @@ def build_check_settings(values, defaults):
     port = dialect.port if dialect else 0
     options = parse_options(values.get("fence_options", ""))
     label = values.get("nodename") or values.get("plug", "")
+    for name in DEVICE_NAMES:  # here, under the name that was given
+        build_setting(PARAMS_BY_NAME[name], values.get(name, ""))
     own = dict(values, nodename=label, plug=label)
     own.update({name: values[alias] for alias, name in DEVICE_NAMES.items() if alias in values})
     device = collect_device_options(options) if port else {}

@@ -283,6 +283,10 @@ class ParameterTest(support.AgentTest):
         self.assertEqual(check_settings(nodename=None, plug="storage-b").nodename, "storage-b")
         self.assertEqual(check_settings(fence_method="ipmi").ipport, "")
 
+    def test_a_mistake_is_told_under_the_name_that_was_given(self):
+        with self.assertRaisesRegex(fencetool.UsageError, "^fence_ipport: 'x' is not a whole"):
+            check_settings(fence_ipport="x")
+
     def test_secrets_are_known_before_anything_is_logged(self):
         self.assertEqual(
             fencetool.find_secrets({"fence_pass": "a1", "password": "b2",

@@ -86,8 +86,8 @@ class Syslog(AgentTest):
         result, lines = self.run_with_syslog(self.address(
             device, action="reboot", power_timeout="4", retry_on="0"))
         self.assertEqual(result.code, 0)
-        self.assertTrue(any("stays OFF until somebody switches it on" in line for line in lines),
-                        lines)
+        words = "stays OFF until somebody switches it on"
+        self.assertTrue(any(words in line for line in lines), lines)
 
 
 class Steps(AgentTest):

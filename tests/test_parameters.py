@@ -142,9 +142,10 @@ class Settings(unittest.TestCase):
 
     def test_every_agent_names_only_rows_that_exist(self):
         for agent in fencetool.AGENTS.values():
+            names = {row.name for row in agent.params}
             self.assertEqual(set(agent.params) - set(fencetool.PARAMS), set())
-            self.assertEqual(set(agent.defaults) - {row.name for row in agent.params}, set())
-            self.assertEqual(set(agent.required) - {row.name for row in agent.params}, set())
+            self.assertEqual(set(agent.defaults) - names, set())
+            self.assertEqual(set(agent.required) - names, set())
 
     def test_letters_and_names_are_unique_among_the_rows_of_an_agent(self):
         for agent in fencetool.AGENTS.values():
