@@ -21,7 +21,9 @@ Parts and sections; each uses only those above it (tests/test_layout.py proves i
   6 PEOPLE   LOOK-UP, SIMULATOR AND DEMO, COMMANDS, ENTRY
 
 To add a parameter, go to PARAMETERS: one row; agents take it by their rows in AGENTS.
-To add a family of plugs, go to DIALECTS: one row; then a room of its own in part 3.
+To add a family of plugs, go to DIALECTS: one row; then a room of its own in part 3, named in the
+map above (begin with the class that fits from HTTP, and with a room like TASMOTA), its virtual
+device in tests/virtual.py, and its rows in README. tests/test_contract.py then runs over it.
 To add a command, go to COMMANDS: one cmd_ function and its row.
 
 Exit codes of an agent: 0 done and confirmed (status: ON), 2 only for a status of OFF (fence_check:
@@ -760,10 +762,11 @@ def render_blockers(verdict):
 # A dialect is what a family of plugs speaks: one row each. Choices, ports, keys of the cluster
 # file, help and errors are derived from the rows; a family's facts and code are in its room.
 
-# name: as device= and the rooms of part 3 call it. title: for texts. method: its word in the
-# cluster file and in fence_method. agent: who speaks it; "" where the cluster file names the agent.
-# port: that the device listens on; 0 where an installed agent knows it. urls: a pattern of the
-# paths that only it has, and url_form how such a path is shown. keys: of the cluster file, beside
+# name: as device= and the rooms of part 3 call it. title: the object of a sentence. method: its
+# word in the cluster file and in fence_method. agent: who speaks it; "" where the cluster file
+# names the agent. port: that the device listens on; 0 where an installed agent knows it. urls: a
+# pattern of the paths that only it has (device=auto takes them from device=url: make it narrow),
+# and url_form how such a path is shown. keys: of the cluster file, beside
 # those that every method takes; required: of all keys (password_script serves as a password).
 # fixed: parameters that its agent gets each time. comes_back: whether a node is powered on again
 # after it was fenced, unless power_on tells.
@@ -1093,12 +1096,22 @@ def take_switch_name(settings):
 
 def take_address(settings, given_port):
     """Take ip apart where it holds a port too; two ports that differ are refused."""
-    if uses_tls(settings) and not given_port:
-        settings.ipport = HTTPS_PORT
+    if not given_port:
+        settings.ipport = HTTPS_PORT if uses_tls(settings) else find_usual_port(settings)
     if settings.ip:
         settings.ip, settings.ipport = split_address(settings.ip, settings.ipport)
     if given_port not in ("", str(settings.ipport)):
         raise UsageError("ip names port %d, ipport %s" % (settings.ipport, quote(given_port)))
+
+
+def find_usual_port(settings):
+    """Return the port of the dialect that device or the URLs mean; else the agent's own stays."""
+    if settings.fence_method not in ("", BY_URL):
+        return settings.ipport
+    names = {settings.device}
+    if settings.device == "auto":
+        names = {tell_dialect_by_url(path) for path in collect_url_paths(settings).values()}
+    return DIALECTS[names.pop()].port if len(names) == 1 else settings.ipport
 
 
 def uses_tls(settings):
@@ -2032,7 +2045,12 @@ def find_url_secrets(url):
 
 
 class HttpDevice(Device):
-    """What all devices with a web server have in common: the login, one connection a request."""
+    """What all devices with a web server have in common: the login, one connection a request.
+
+    A room asks by exchange(), which knows the login; take_outlet_from_urls() is for a family whose
+    URLs name an outlet; read_mac() is written where the device tells its MAC by a request of its
+    own, and check_identity() then comes before each reading and command.
+    """
 
     default_username = ""
 

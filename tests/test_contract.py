@@ -68,6 +68,21 @@ class Rows(unittest.TestCase):
         for row in OWN:
             self.assertIn(row.agent, fencetool.AGENTS)
 
+    def test_without_a_port_the_agent_and_fence_check_take_that_of_the_row(self):
+        for row in OWN:
+            given = dict(virtual.DEVICES[row.name].parameters, **row.fixed)
+            agent, check = fencetool.AGENTS[row.agent], fencetool.AGENTS["fence_check"]
+            with self.subTest(row.name), mock.patch.dict(
+                    DIALECTS, {row.name: row._replace(port=8080)}), mock.patch.dict(
+                    fencetool.DIALECTS_BY_METHOD, {row.method: row._replace(port=8080)}):
+                own = fencetool.build_settings(dict(given, ip="10.0.0.5"), agent.defaults)
+                checked = fencetool.build_check_settings(
+                    {"fence_method": row.method, "fence_ip": "10.0.0.5",
+                     "target_mgmt_ip": "10.0.0.6", "nodename": "node"}, check.defaults)
+                if "device" in {param.name for param in agent.params}:
+                    self.assertEqual(own.ipport, 8080)
+                self.assertEqual(checked.ipport, 8080)
+
     def test_methods_and_names_are_unique(self):
         self.assertEqual(len({row.method for row in DIALECTS.values()}), len(DIALECTS))
 
@@ -133,6 +148,15 @@ class Order(ContractTest):
                     outlet.send(PowerState.OFF, self.deadline)
                     self.assertEqual([one.relay for one in device.outlets],
                                      [place != position for place in range(len(two))])
+
+    def test_a_plug_that_no_outlet_has_is_refused_before_anything_is_sent(self):
+        for row in OWN:
+            device = self.start_device(row)
+            for wanted in ("2", "nosuch"):
+                with self.subTest(row.name, plug=wanted), self.assertRaises(
+                        (fencetool.Refused, fencetool.UsageError)):
+                    self.build(row, device, plug=wanted).open(self.deadline)
+            self.assertEqual(device.commands, 0)
 
     def test_two_outlets_and_no_name_are_refused_before_anything_is_sent(self):
         for row in OWN:
