@@ -510,8 +510,9 @@ class AsPacemakerRunsIt(AgentTest):
                 arrived.set()
             return answer(message)
         device.answer = watch
-        child = subprocess.Popen([sys.executable, "-IS", support.SCRIPT, "fence_kasa"],
-                                 stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
+        child = subprocess.Popen(
+            [sys.executable, "-IS", support.compiled_script(), "fence_kasa"],
+            stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
         child.stdin.write(text)
         child.stdin.close()
         self.assertTrue(arrived.wait(20), "request %d never came" % point)
