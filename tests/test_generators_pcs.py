@@ -502,6 +502,17 @@ esac
 
 
 class OtherTargets(PcsTest):
+    """What needs no lab."""
+
+    @classmethod
+    def setUpClass(cls):
+        support.require_namespaces()
+        cls.place = tempfile.mkdtemp(prefix="test-generators-")
+
+    @classmethod
+    def tearDownClass(cls):
+        shutil.rmtree(cls.place)
+
     def test_nft_accepts_every_firewall(self):
         support.require_program("nft")
         for name in ("mixed.yml", "esphome.yml", "strip.yml", "agent.yml"):
