@@ -393,13 +393,14 @@ def select_outlet(outlets, wanted, label):
     if len(outlets) == 1 and wanted in ("", label):
         return outlets[0]
     if not wanted:
-        raise Refused("no outlet was named (plug=...), and %s" % describe_outlets(outlets))
+        raise Refused("no outlet was named (plug), and the device has several; %s"
+                      % describe_outlets(outlets))
     found = [outlet for outlet in outlets if is_named(outlet, wanted, label)]
     if len(found) > 1:
-        raise Refused("plug %s names %d outlets of this device; use a number or an id: %s"
+        raise Refused("plug %s names %d outlets of this device, use a number or an id; %s"
                       % (quote(wanted), len(found), describe_outlets(outlets)))
     if not found:
-        raise Refused("plug %s names no outlet of this device: %s"
+        raise Refused("plug %s names no outlet of this device; %s"
                       % (quote(wanted), describe_outlets(outlets)))
     if is_number_of_another(found[0], wanted):
         raise Refused("plug %s is the alias of outlet %s, and not its number: use its id, or "
@@ -425,7 +426,7 @@ def is_number_of_another(outlet, wanted):
 def describe_outlets(outlets):
     if not outlets:
         return "the device lists no outlets"
-    return "the device has " + ", ".join(
+    return "its outlets are: " + ", ".join(
         "%s (%s)" % (outlet.number, quote(outlet.alias, 40)) for outlet in outlets)
 
 
@@ -1023,7 +1024,8 @@ def collect_values(pairs, params):
         given["plug"] = [value for value in given["plug"] if value != label]
     for name, found in given.items():
         if len(found) > 1:
-            raise UsageError("%s is given twice, with different values" % name)
+            raise UsageError("%s is given twice (an old name counts as the same), with different "
+                             "values" % name)
     return {name: found[0] for name, found in given.items()}, unknown
 
 
@@ -1101,7 +1103,8 @@ def take_address(settings, given_port):
     if settings.ip:
         settings.ip, settings.ipport = split_address(settings.ip, settings.ipport)
     if given_port not in ("", str(settings.ipport)):
-        raise UsageError("ip names port %d, ipport %s" % (settings.ipport, quote(given_port)))
+        raise UsageError("ip and ipport name different ports, %d and %s: leave one out"
+                         % (settings.ipport, quote(given_port)))
 
 
 def find_usual_port(settings):
@@ -1263,14 +1266,14 @@ class Deadline:
 # which it is told on stderr; 0 is always, unless quiet. All of them go to the debug file.
 # SAFETY: a success must be silent on stderr, Pacemaker logs anything there as a warning.
 # Test: test_a_success_is_silent_on_stderr
-Words = namedtuple("Words", "syslog verbose_level mark")
-WORDS = {
-    "tell": Words(None, 0, ""),               # a reason, to whoever called
-    "error": Words(LOG_ERR, 0, ""),           # a reason that no event records
-    "event": Words(LOG_INFO, 1, ""),          # what was done
-    "warn": Words(LOG_WARNING, 1, "warning: "),
-    "debug": Words(None, 1, ""),              # a step
-    "message": Words(None, 2, "")}            # what went over the wire
+Channel = namedtuple("Channel", "syslog verbose_level mark")
+CHANNELS = {
+    "tell": Channel(None, 0, ""),               # a reason, to whoever called
+    "error": Channel(LOG_ERR, 0, ""),           # a reason that no event records
+    "event": Channel(LOG_INFO, 1, ""),          # what was done
+    "warn": Channel(LOG_WARNING, 1, "warning: "),
+    "debug": Channel(None, 1, ""),              # a step
+    "message": Channel(None, 2, "")}            # what went over the wire
 
 
 class Log:
@@ -1317,15 +1320,15 @@ class Log:
         self._log("message", text)
 
     def _log(self, kind, text):
-        words = WORDS[kind]
-        is_told = self.verbose_level >= words.verbose_level and not (
-            self.quiet and words.verbose_level == 0)
-        if not is_told and words.syslog is None and not self.debug_file:
+        channel = CHANNELS[kind]
+        is_told = self.verbose_level >= channel.verbose_level and not (
+            self.quiet and channel.verbose_level == 0)
+        if not is_told and channel.syslog is None and not self.debug_file:
             return  # before it is redacted: most steps are told to nobody
-        text = words.mark + one_line(redact(text, self.secrets))
+        text = channel.mark + one_line(redact(text, self.secrets))
         line = ("%s: %s\n" % (self.name, text)).encode("utf-8", "backslashreplace")
-        if words.syslog is not None:
-            self._write_syslog(words.syslog, text.encode("utf-8", "backslashreplace"))
+        if channel.syslog is not None:
+            self._write_syslog(channel.syslog, text.encode("utf-8", "backslashreplace"))
         if is_told:
             write_all(2, line)
         if self.debug_file:
@@ -1431,7 +1434,8 @@ class FilesAndPrograms:
             child = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                                      stderr=subprocess.PIPE, env=CHILD_ENVIRONMENT, close_fds=True)
         except OSError as error:
-            raise Unreachable("cannot run %s: %s" % (argv[0], error.strerror)) from error
+            hint = " (is its package installed?)" if error.errno == errno.ENOENT else ""
+            raise Unreachable("cannot run %s: %s%s" % (argv[0], error.strerror, hint)) from error
         try:
             out, err = child.communicate(stdin_text.encode("utf-8", "surrogateescape"),
                                          timeout=deadline.left())
@@ -2817,7 +2821,7 @@ class UrlOutlet(HttpOutlet):
     def send_command(self, wanted, deadline):
         name = "power_on_url" if wanted is PowerState.ON else "power_off_url"
         if not self.device.paths[name]:
-            raise UsageError("no %s given" % name)
+            raise UsageError("no %s was given, so the device cannot be switched that way" % name)
         method = "POST" if self.device.settings.http_method == "POST" else "GET"
         self.device.exchange(method, self.device.paths[name], lambda reply: parse_http_body(
             reply, (200, 201, 202, 204)), deadline)
