@@ -33,6 +33,7 @@ LONGEST = ("tests.test_generators_pcs", "tests.test_contract", "tests.test_fence
            "tests.test_install", "tests.test_check_networks", "tests.test_metadata",
            "tests.test_fence_kasa", "tests.test_demo")
 FINISHED = "finished"
+FOLDER_VARIABLE = "FENCETOOL_TEST_COMPILED"
 # The variable names a compiled script: see support.compiled_script.
 SCRIPT, SCRIPT_VARIABLE = os.path.join(ROOT, "fencetool.py"), "FENCETOOL_TEST_SCRIPT"
 
@@ -70,10 +71,7 @@ def group_of(test):
 
 def share_compiled(folder):
     """Return the environment in which a process finds and keeps compiled files in a folder."""
-    environment = dict(os.environ)
-    if sys.version_info >= (3, 8):  # older ones would write beside the sources
-        environment["PYTHONPYCACHEPREFIX"] = folder
-        environment.pop("PYTHONDONTWRITEBYTECODE", None)
+    environment = dict(os.environ, **{FOLDER_VARIABLE: folder})
     if os.path.exists(SCRIPT):
         environment[SCRIPT_VARIABLE] = py_compile.compile(
             SCRIPT, os.path.join(folder, "fencetool.pyc"), doraise=True)
@@ -295,6 +293,9 @@ class Teller(unittest.TestResult):
 def main(descriptor, *names):
     if not sys.warnoptions:
         warnings.simplefilter("default")  # as unittest's own runner does
+    if hasattr(sys, "pycache_prefix"):  # older Pythons would write beside the sources
+        # Not by the environment: Python's own modules, nearly all here now, have theirs.
+        sys.pycache_prefix, sys.dont_write_bytecode = os.environ.pop(FOLDER_VARIABLE), False
     os.set_inheritable(int(descriptor), False)
     with open(int(descriptor), "w", encoding="ascii") as stream:
         teller = Teller(stream)
