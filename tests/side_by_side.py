@@ -28,10 +28,13 @@ CLUSTER = "tests.cluster"
 # No class takes as long, not even on a slow machine that has other work: it hangs.
 CLASS_LIMIT_S, CLUSTER_LIMIT_S = 600, 3600
 SHOWN_SLOWEST = 10
-# Started first, so that at the end nobody waits for one of them alone.
+# Started first, so that at the end nobody waits for one of them alone; their classes run apart.
 LONGEST = ("tests.test_generators_pcs", "tests.test_contract", "tests.test_fence_http",
            "tests.test_install", "tests.test_check_networks", "tests.test_metadata",
            "tests.test_fence_kasa", "tests.test_demo")
+# Started next: short, and waiting for something.
+WAITING = ("tests.test_side_by_side", "tests.test_log", "tests.test_generators", "tests.test_check",
+           "tests.test_plugin", "tests.test_cluster_file")
 FINISHED = "finished"
 FOLDER_VARIABLE = "FENCETOOL_TEST_COMPILED"
 # The variable names a compiled script: see support.compiled_script.
@@ -55,8 +58,9 @@ def each_test(suite):
 
 def place_of(group):
     """Return where a group stands in the order of their start."""
-    return next((place for place, module in enumerate(LONGEST) if group.startswith(module)),
-                len(LONGEST))
+    early = LONGEST + WAITING
+    return next((place for place, module in enumerate(early) if group.startswith(module)),
+                len(early))
 
 
 def group_of(test):

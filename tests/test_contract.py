@@ -32,7 +32,7 @@ CALLS = {
 class ContractTest(AgentTest):
     def setUp(self):
         self.system = fencetool.System("test")
-        self.deadline = self.system.deadline(60)
+        self.deadline = self.system.deadline(600)
 
     def start_device(self, row, **options):
         """Start the virtual device of a dialect; it remembers which contact moved."""
@@ -109,9 +109,10 @@ class Order(ContractTest):
     def test_every_order_of_three_calls(self):
         for row in OWN:
             device = self.start_device(row)
+            outlet = self.build(row, device).open(self.deadline)
             with self.subTest(row.name):
                 for order in itertools.product(CALLS, repeat=3):
-                    self.check_order(device, self.build(row, device).open(self.deadline), order)
+                    self.check_order(device, outlet, order)
 
     def check_order(self, device, outlet, order):
         for name in order:
@@ -366,7 +367,7 @@ class InstalledAgents(AgentTest):
         path.start()
         self.addCleanup(path.stop)
         self.system = fencetool.System("test")
-        self.deadline = self.system.deadline(60)
+        self.deadline = self.system.deadline(600)
 
     def build(self, row, word, code):
         """Return the Device of an agent that prints this word and ends with this code."""
