@@ -240,6 +240,30 @@ class Meter(ContractTest):
             outlet = self.build(row, self.start_device(row)).open(self.deadline)
             self.assertEqual(outlet.read_meter(self.deadline), fencetool.NO_METER, row.name)
 
+    def observe(self, row, device):
+        """Return fence_check's Evidence about the outlet of a virtual device."""
+        agent = fencetool.AGENTS["fence_check"]
+        values = {"fence_method": row.method, "fence_ip": device.address[0],
+                  "fence_ipport": str(device.address[1]), "target_mgmt_ip": "127.0.0.2",
+                  "nodename": "node", "stonith_status_sleep": "200ms"}
+        settings = fencetool.build_check_settings(values, agent.defaults)
+        return fencetool.observe_power(fencetool.CheckJob(
+            self.system, fencetool.make_device(agent, settings, self.system), settings))
+
+    def test_what_a_meter_tells_decides_what_fence_check_says_of_an_outlet_that_is_off(self):
+        for row in OWN:
+            family = virtual.DEVICES[row.name]
+            for fault, finding in (("", fencetool.Finding.DEAD),
+                                   ("dead_meter", fencetool.Finding.DEAD),
+                                   ("welded", fencetool.Finding.ALIVE),
+                                   ("garbled_meter", fencetool.Finding.UNKNOWN)):
+                if family.meter is None:
+                    continue
+                device = self.start_device(row, fault=fault, **family.meter)
+                device.move(1, False)
+                with self.subTest(row.name, fault=fault):
+                    self.assertIs(self.observe(row, device).finding, finding)
+
 
 class Faults(ContractTest):
     """Every fault that a family's device can have: inside the contract, and as a process."""
