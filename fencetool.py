@@ -87,9 +87,12 @@ REBOOT_OFF_SECONDS = 3.0   # see run_reboot
 METER_SILENT_WATTS = 1.0   # meters show up to 0.9 W of noise on an open relay (HS110 capture)
 CHILD_ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"}
 CLUSTER_FILE = "/etc/fencetool/cluster.yml"
-FEWEST_ECHOES, MOST_ECHOES = 3, 50  # one lost packet is no silence, and a look is no flood
+FEWEST_ECHOES, MOST_ECHOES = 3, 100  # one lost packet is no silence, and a look is no flood
 SHORTEST_LOOK_SECONDS = 1.0
 ASKING_PART = 2 / 3                 # of a look; in the rest the last questions can be answered
+LAST_QUESTIONS = 3    # to a witness, when the target has been asked for the last time
+NEAR_TURNS = 10       # each so manyth turn asks whether a witness is the router itself
+SHORTEST_PROOF_SECONDS = 3.0  # of silence, where one look is not enough
 MOST_LATE_READS = 10000             # of what has piled up while the process was held up
 
 
@@ -249,14 +252,17 @@ def address_family(address):
 
 
 def parse_ip(text):
-    """Return the address; raise UsageError for a name: it may mean another host when it matters."""
+    """Return the address as the kernel writes it: fd77::2 for FD77:0::2; raise UsageError.
+
+    A name is none: it may mean another host when it matters.
+    """
     try:
-        socket.inet_pton(address_family(text), text)
+        packed = socket.inet_pton(address_family(text), text)
     except (OSError, ValueError):
         raise UsageError("%s is not an IP address" % quote(text)) from None
     if re.match("(?i)fe[89ab].:", text):
         raise UsageError("%s is link-local: it does not say on which link" % quote(text))
-    return text
+    return socket.inet_ntop(address_family(text), packed)
 
 
 def split_list(text):
@@ -545,8 +551,10 @@ class Finding(enum.Enum):
 # work. A *route* is what this machine's kernel says about packets to an address: a belief. The
 # *path* is all that the packets pass, switches and firewalls included. What proves it, the best
 # first:
-#   - a witness: another address that takes the same route, and that answers in the same look;
-#   - where nobody knows a witness, the carrier of a wire, and ARP, which no IP firewall filters;
+#   - a witness: another address that takes the same route, and that still answers when the target
+#     has been asked for the last time; behind a router, one that is not that router;
+#   - where nobody has named a witness, the fence device, if it is in the same network; else the
+#     carrier of a wire, and ARP, which no IP firewall filters;
 #   - on a cable from node to node, the lost carrier itself: it is the other node that feeds it.
 POWER, NETWORK = "power", "network"
 
@@ -588,13 +596,21 @@ def describe_target(target):
 #   gateway:          the router (bytes); b"" where the network is attached to the link.
 #   has_carrier:      the other end of the link is there.
 #   carrier_changes:  how often the carrier came or went since the link exists (bytes).
+#   is_port:          it belongs to a bridge, a bond or the like.
+#   is_own_network:   the source address is one of the network that the address is in; for a router
+#                     it does not matter.
 #   link_kind:        "" for a network card, "dormant" for a link that still waits (for a login at
 #                     the switch, say), else what the kernel calls it; with what it stands on, if
 #                     its carrier is that one's: "bridge", "bond", "macvlan on bridge".
 Route = namedtuple("Route", "interface index mac source gateway has_carrier carrier_changes "
-                            "link_kind")
+                            "is_port is_own_network link_kind")
 CABLE_LINKS = ("", "veth")                     # their carrier is fed by the other end alone
 WIRED_LINKS = CABLE_LINKS + ("bond", "team")   # their carrier is that of a wire, or of several
+
+
+# Who can prove the path to an address, as Sights. named: those that the caller names for its
+# network; where there are any, nothing else will do. devices: the fence device, if it can be seen.
+Witnesses = namedtuple("Witnesses", "named devices")
 
 
 class Sight:
@@ -602,7 +618,7 @@ class Sight:
 
     def __init__(self, address):
         self.address = address
-        self.family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        self.family = address_family(address)
         self.packed = socket.inet_pton(self.family, address)
         # Whether its silence may count at all.
         self.route = None        # the Route, if there is one and it held for the whole look
@@ -612,6 +628,10 @@ class Sight:
         self.echoed = False      # it answered an ICMP echo
         self.rejected = False    # it refused one with an ICMP error of its own
         self.neighbour = False   # it answered ARP or neighbour discovery
+        # What is asked of a witness alone.
+        self.answered_last = False  # it answered when the target had been asked for the last time
+        self.is_near = False        # it answered an echo that no router forwards
+        self.macs = set()           # from which it was heard by ARP
 
     def answered(self):
         return self.echoed or self.rejected or self.neighbour
@@ -620,19 +640,11 @@ class Sight:
         """Return whether it can be asked without a router, by ARP or neighbour discovery."""
         return bool(self.route.mac) and not self.route.gateway
 
-    def is_witness_for(self, silent):
-        """Return whether packets to this address prove the path to another one, which has a route.
-
-        An answer from the other family, by another interface or through another router says
-        nothing. A witness that has no route at all might take any, so it counts as one that is
-        silent: left out, it would look as if nobody had named a witness, and less would do.
-        """
-        if self.family != silent.family:
-            return False
-        if self.route is None:
-            return True
-        return (self.route.interface, self.route.gateway) == (
-            silent.route.interface, silent.route.gateway)
+    def shares_route(self, other):
+        """Return whether packets to both, which have a route, leave in the same way."""
+        return self.family == other.family and (
+            (self.route.interface, self.route.gateway, self.route.source)
+            == (other.route.interface, other.route.gateway, other.route.source))
 
     def add_obstacle(self, reason):
         """Note why its silence would mean nothing; the first reason is the one that is told."""
@@ -681,8 +693,7 @@ def judge_power(state, reading, policy):
 def judge_address(sight, witnesses, is_direct):
     """Return (finding, what was seen, reason) for one address of the target after one look.
 
-    witnesses: the Sights of all that are named for its network, and of the fence device.
-    is_direct: the network is one cable from node to node.
+    witnesses: the Witnesses of its network. is_direct: it is one cable from node to node.
     """
     if sight.answered():
         return Finding.ALIVE, "reachable", explain_answer(sight)
@@ -707,7 +718,7 @@ def explain_silence(sight, witnesses):
     interface = sight.route.interface
     if not sight.route.has_carrier:
         return "the other end of the direct cable is dead: %s has no carrier" % interface
-    if not any(witness.is_witness_for(sight) for witness in witnesses):
+    if not choose_witnesses(sight, witnesses):
         return "no witness known: judged by the route and the carrier of %s alone" % interface
     return ""
 
@@ -723,21 +734,33 @@ def doubt_about_path(sight, witnesses, is_direct):
     # Test: test_silence_counts_only_over_a_proven_path
     if sight.route is None:
         return "no usable route from this machine: " + sight.obstacle
+    if sight.obstacle:
+        return sight.obstacle
+    if not sight.route.is_own_network:
+        return "this machine's address on %s is of another network" % sight.route.interface
     if not sight.route.has_carrier:
-        # Before the obstacles: without a carrier nothing can be sent, and on a direct cable that is
-        # the proof.
+        # On a direct cable that is the proof, and no witness could answer.
         if is_direct and is_end_of_cable(sight.route):
             return ""
         return "this machine's own link is down: %s has no carrier" % sight.route.interface
-    if sight.obstacle:
-        return sight.obstacle
-    known = [witness for witness in witnesses if witness.is_witness_for(sight)]
-    if known:
-        return doubt_about_witnesses(known)
+    chosen = choose_witnesses(sight, witnesses)
+    if chosen:
+        return doubt_about_witnesses(sight, chosen)
     need = need_of_witness(sight)
     if need:
         return "a witness on the same route is needed, because %s: add one to witness_ips" % need
     return ""
+
+
+def choose_witnesses(sight, witnesses):
+    """Return the Sights that have to prove the path to an address, if there are any."""
+    # SAFETY: who names a witness says that less will not do. The fence device is in its own
+    # network, and can only stand in there.
+    # Test: test_nothing_stands_in_for_a_witness_that_is_named
+    if witnesses.named:
+        return witnesses.named
+    return [device for device in witnesses.devices
+            if device.route and device.shares_route(sight)]
 
 
 def is_end_of_cable(route):
@@ -746,20 +769,63 @@ def is_end_of_cable(route):
     return not route.gateway and route.link_kind in CABLE_LINKS
 
 
-def doubt_about_witnesses(witnesses):
-    """Return "" when one of them has answered, else who was silent."""
+def doubt_about_witnesses(sight, witnesses):
+    """Return "" when one of them proves the path, else what is wrong with each."""
     # One is enough: a witness may be down for reasons of its own.
-    if any(witness.answered() for witness in witnesses):
-        return ""
-    names = " and ".join(witness.address for witness in witnesses)
-    if len(witnesses) > 1:
-        return "witnesses %s are silent too, so the path to it may be broken" % names
-    return "witness %s is silent too, so the path to it may be broken" % names
+    doubts = [doubt_about_witness(sight, witness) for witness in witnesses]
+    return "" if "" in doubts else "; ".join(doubts)
+
+
+def doubt_about_witness(sight, witness):
+    """Return why one witness does not prove the path to an address, or "" when it does."""
+    if not witness.route:
+        return "there is no path to witness %s: %s" % (witness.address, witness.obstacle)
+    if not witness.shares_route(sight):
+        return "witness %s is not on the same route" % witness.address
+    # SAFETY: a router answers for each of its addresses, whatever has become of the wire there.
+    # Test: test_the_router_is_no_witness_of_what_is_behind_it
+    if sight.route.gateway and witness.is_near:
+        return ("witness %s is the router itself, which says nothing about the wire behind it: "
+                "name an address there" % witness.address)
+    # SAFETY: one that answered earlier has seen nothing of a path that broke since.
+    # Test: test_a_witness_that_falls_silent_in_the_look_proves_nothing
+    if not witness.answered_last:
+        return "witness %s is silent too, so the path to it may be broken" % witness.address
+    return ""
+
+
+def doubt_about_macs(sight, witnesses):
+    """Return why a witness seems to be the target itself, or "" when none does.
+
+    A second address of the node answers as long as the node lives, so this is seen only then.
+    """
+    for witness in witnesses.named:
+        if witness.macs & sight.macs:
+            return ("witness %s has the MAC address of the node itself: name another one"
+                    % witness.address)
+    return ""
+
+
+def add_doubts_of_way_back(sights):
+    """Give each address of one target that is behind a router the doubt about its answers' way.
+
+    The target answers to our own address. If it is itself in the network of that, its answers come
+    over the cable there, and that one cable silences both networks.
+    """
+    attached = {other.route.source: other.address for other in sights
+                if other.route and not other.route.gateway}
+    for sight in sights:
+        if sight.route and sight.route.gateway and sight.route.source in attached:
+            sight.add_obstacle("its answers would come by way of %s, so its silence says no more "
+                               "than the silence there" % attached[sight.route.source])
 
 
 def need_of_witness(sight):
     """Return why route and carrier are not enough to believe this silence, or "" when they are."""
     route = sight.route
+    if route.is_port:
+        return "%s is a port of another link, which may have no use for its packets" % (
+            route.interface)
     # What decides is the lowest link, the one whose carrier it is.
     if route.link_kind.rpartition(" on ")[2] not in WIRED_LINKS:
         return "the carrier of %s (%s) does not show a cut cable" % (
@@ -959,8 +1025,9 @@ CHECK_PARAMS = (  # fence_check
     param("direct_networks", STRING, "Names of networks that are one cable from node to node: a "
           "lost carrier is the other node's silence there"),
     param("verify_wait", SECONDS, "Seconds that off gives the node to go down", default="10"),
-    param("early_exit", SECONDS, "Seconds of proof after which off ends early; 0: no", default="0"),
-    param("ping_count", INTEGER, "Questions to each address in one look", default="20"),
+    param("early_exit", SECONDS, "Seconds of proof (3 or more) after which off ends early; 0: no",
+          default="0"),
+    param("ping_count", INTEGER, "Questions to each address in one look", default="60"),
     param("ping_timeout", SECONDS, "Seconds of one look", default="1.5"),
     param("arp_check", BOOLEAN, "Ask by ARP and neighbour discovery too: it shows a node that "
           "drops ICMP", default="1"),
@@ -1206,6 +1273,13 @@ def take_networks(settings):
     for name in sorted((named | settings.direct_keys) - known):
         raise UsageError("witness_ips or direct_networks name the network %s, in which the node "
                          "has no address (it is in: %s)" % (quote(name), ", ".join(sorted(known))))
+    for name in sorted(named & settings.direct_keys):
+        raise UsageError("the network %s is in direct_networks, where nobody but the two nodes can "
+                         "answer, and has a witness in witness_ips: leave one out" % quote(name))
+    own = {target.address for target in settings.targets}
+    for witness in settings.witnesses:
+        if witness.address in own:
+            raise UsageError("witness_ips: %s is an address of the node itself" % witness.address)
 
 
 def check_look(settings):
@@ -1214,6 +1288,9 @@ def check_look(settings):
             or settings.ping_timeout < SHORTEST_LOOK_SECONDS):
         raise UsageError("one look must have %d to %d questions, and take %s or more" % (
             FEWEST_ECHOES, MOST_ECHOES, render_seconds(SHORTEST_LOOK_SECONDS)))
+    if 0 < settings.early_exit < SHORTEST_PROOF_SECONDS:
+        raise UsageError("early_exit must be 0 or %s or more: a shorter silence proves nothing"
+                         % render_seconds(SHORTEST_PROOF_SECONDS))
     wait = max(settings.verify_wait, settings.early_exit)
     if wait + settings.ping_timeout >= settings.power_timeout:
         raise UsageError("verify_wait or early_exit, and one look after it, do not fit into the %s "
@@ -1501,21 +1578,31 @@ class FilesAndPrograms:
 # Signs of life. Source: RFC 792 and 4443 (echo and errors), RFC 826 (ARP), RFC 4861 (neighbour
 # discovery), linux/rtnetlink.h, linux/if_link.h; read 2026-11. Seen: Linux 6.18.
 # The numbers of ICMP in one family. request, reply: types of an echo. errors: the types that quote
-# the packet they are about. silence: the (type, code) of "host unreachable", nobody is there.
-IcmpNumbers = namedtuple("IcmpNumbers", "protocol request reply errors silence")
+# the packet they are about. silence: the (type, code) of "host unreachable", nobody is there. hops:
+# (level, type) of the option that limits a packet's way.
+IcmpNumbers = namedtuple("IcmpNumbers", "protocol request reply errors silence hops")
 ICMP = {socket.AF_INET: IcmpNumbers(protocol=socket.IPPROTO_ICMP, request=8, reply=0,
-                                    errors=(3, 11), silence=(3, 1)),
+                                    errors=(3, 11), silence=(3, 1),
+                                    hops=(socket.IPPROTO_IP, socket.IP_TTL)),
         socket.AF_INET6: IcmpNumbers(protocol=socket.IPPROTO_ICMPV6, request=128, reply=129,
-                                     errors=(1, 3), silence=(1, 3))}
+                                     errors=(1, 3), silence=(1, 3),
+                                     hops=(socket.IPPROTO_IPV6, socket.IPV6_HOPLIMIT))}
 ETHERTYPE_ARP = 0x0806
+# Source: asm-generic/socket.h, linux/sock_diag.h. The last word is the number of lost packets.
+SO_RCVBUFFORCE, SO_MEMINFO, MEMINFO_WORDS = 33, 55, 9
+PACKET_BUFFER_BYTES = 4194304
 
 # What the kernel is asked about routes and links: messages, and attributes of the answers.
-GET_LINK, GET_ROUTE = 18, 26
-NETLINK_ERROR = 2
+GET_LINK, GET_ADDRESS, GET_ROUTE = 18, 22, 26
+NETLINK_ERROR, NETLINK_DONE = 2, 3
+REQUEST, DUMP = 1, 0x300
 KERNEL_PATIENCE_SECONDS = 1
 LINK_BODY = "BxHiII"       # family, type, index, flags, changed flags
 ROUTE_BODY = "BBBBBBBBI"   # family, lengths of target and source, ..., type of route, flags
-LINK_MAC, LINK_NAME, LINK_BELOW, LINK_INFO, LINK_CHANGES, LINK_ELSEWHERE = 1, 3, 5, 18, 35, 37
+ADDRESS_BODY = "BBBBI"     # family, bits of the network, flags, scope, index of the link
+ADDRESS_PEER, ADDRESS_LOCAL = 1, 2  # the first is the other end, or the same as the second
+LINK_MAC, LINK_NAME, LINK_BELOW, LINK_MASTER, LINK_INFO = 1, 3, 5, 10, 18
+LINK_CHANGES, LINK_ELSEWHERE = 35, 37
 ROUTE_TARGET, ROUTE_INTERFACE, ROUTE_GATEWAY, ROUTE_SOURCE, ROUTE_VIA = 1, 4, 5, 7, 18
 # Types of route, and why one of them leads to no other machine; "" for the one that does.
 ROUTE_TYPES = {1: "",
@@ -1585,17 +1672,57 @@ def _find_link_kind(facts):
     return "%s on %s" % (kind, _find_link_kind(facts_below))
 
 
+def _has_own_network(family, index, source, target):
+    """Return whether our address on a link is one of the network that the target is in."""
+    for fields, facts in _list_addresses(family):
+        bits, link = fields[1], fields[4]
+        own = facts.get(ADDRESS_LOCAL, facts.get(ADDRESS_PEER))
+        is_inside = is_in_network(target, facts.get(ADDRESS_PEER, own), bits)
+        if link == index and own == source and is_inside:
+            return True
+    return False
+
+
+def is_in_network(address, network, bits):
+    """Return whether two addresses (bytes) begin with the same bits."""
+    shift = 8 * len(address) - bits
+    return len(address) == len(network) and (
+        int.from_bytes(address, "big") >> shift == int.from_bytes(network, "big") >> shift)
+
+
+def _list_addresses(family):
+    """Return [(fields, {attribute: bytes})] of all addresses of this machine, of one family."""
+    found = []
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0) as handle:
+        answers = _send_to_kernel(handle, GET_ADDRESS, REQUEST | DUMP,
+                                  struct.pack(ADDRESS_BODY, family, 0, 0, 0, 0))
+        while answers:
+            length, kind = struct.unpack_from("IH", answers)
+            if kind == NETLINK_DONE:
+                break
+            found.append(parse_netlink(answers, ADDRESS_BODY))
+            answers = answers[(length + 3) & ~3:] or _hear_kernel(handle)
+    return found
+
+
 def _ask_kernel(kind, body_format, body):
     """Return (fields, {attribute: bytes}) of the kernel's answer; its errors raise OSError."""
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0) as handle:  # 0: NETLINK_ROUTE
-        handle.settimeout(KERNEL_PATIENCE_SECONDS)
-        handle.send(struct.pack("IHHII", 16 + len(body), kind, 1, 1, 0) + body)
-        try:
-            answer = handle.recv(MAX_REPLY_BYTES)
-        except socket.timeout as error:
-            raise Unreachable("the kernel did not answer within %s"
-                              % render_seconds(KERNEL_PATIENCE_SECONDS)) from error
-    return parse_netlink(answer, body_format)
+        return parse_netlink(_send_to_kernel(handle, kind, REQUEST, body), body_format)
+
+
+def _send_to_kernel(handle, kind, flags, body):
+    handle.settimeout(KERNEL_PATIENCE_SECONDS)
+    handle.send(struct.pack("IHHII", 16 + len(body), kind, flags, 1, 0) + body)
+    return _hear_kernel(handle)
+
+
+def _hear_kernel(handle):
+    try:
+        return handle.recv(MAX_REPLY_BYTES)
+    except socket.timeout as error:
+        raise Unreachable("the kernel did not answer within %s"
+                          % render_seconds(KERNEL_PATIENCE_SECONDS)) from error
 
 
 class PacketSocket:
@@ -1603,16 +1730,27 @@ class PacketSocket:
 
     def __init__(self, handle, family, is_raw):
         handle.setblocking(False)
+        try:
+            handle.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, PACKET_BUFFER_BYTES)
+        except OSError:
+            pass  # without root; what overflows is noticed
         self.handle = handle
+        self.known_drops = 0
         self.family = family
         self.is_raw = is_raw
         self.fileno = handle.fileno
         self.close = handle.close
 
-    def send(self, packet, address):
-        """Send one packet; raise Unreachable when it did not even leave this machine."""
+    def send(self, packet, address, hops=0):
+        """Send one packet; raise Unreachable when it did not even leave this machine.
+
+        hops: how many routers and hosts may take it on, where that is not left to the kernel.
+        """
+        limits = []
+        if hops:
+            limits = [ICMP[self.family].hops + (struct.pack("i", hops),)]
         try:
-            self.handle.sendto(packet, address)
+            self.handle.sendmsg([packet], limits, 0, address)
         except OSError as error:
             hint = "; does its own firewall forbid it?" if error.errno == errno.EPERM else ""
             raise Unreachable("this machine cannot send to it: %s%s"
@@ -1627,6 +1765,16 @@ class PacketSocket:
         if packet and self.family == socket.AF_INET and self.is_raw:
             packet = packet[(packet[0] & 15) * 4:]  # the header tells its length in words
         return packet, address[0].partition("%")[0]
+
+    def count_drops(self):
+        """Return how many packets this socket had no room for since the last time it was asked."""
+        try:
+            facts = self.handle.getsockopt(socket.SOL_SOCKET, SO_MEMINFO, 4 * MEMINFO_WORDS)
+        except OSError:
+            return 0  # Linux before 4.12 does not tell
+        drops = struct.unpack("%dI" % (len(facts) // 4), facts)[-1]
+        drops, self.known_drops = drops - self.known_drops, drops
+        return drops
 
 
 class Connection:
@@ -1785,6 +1933,9 @@ class Network:
             index = struct.unpack("i", found[ROUTE_INTERFACE])[0]
             hardware, flags, facts = _ask_link(index)
             link_kind = _find_link_kind(facts)
+            source = found.get(ROUTE_SOURCE, bytes(len(target)))
+            gateway = found.get(ROUTE_GATEWAY, found.get(ROUTE_VIA, b""))
+            is_own_network = bool(gateway) or _has_own_network(family, index, source, target)
         except OSError as error:
             raise Unreachable(explain_os_error(error)) from error
         is_up, is_running = bool(flags & IFF_LOWER_UP), bool(flags & IFF_RUNNING)
@@ -1796,9 +1947,9 @@ class Network:
         has_carrier = is_up and is_running
         return Route(
             interface=facts[LINK_NAME].rstrip(b"\0").decode("ascii", "backslashreplace"),
-            index=index, mac=mac, source=found.get(ROUTE_SOURCE, bytes(len(target))),
-            gateway=found.get(ROUTE_GATEWAY, found.get(ROUTE_VIA, b"")), has_carrier=has_carrier,
-            carrier_changes=facts.get(LINK_CHANGES), link_kind=link_kind)
+            index=index, mac=mac, source=source, gateway=gateway, has_carrier=has_carrier,
+            carrier_changes=facts.get(LINK_CHANGES), is_port=LINK_MASTER in facts,
+            is_own_network=is_own_network, link_kind=link_kind)
 
     def open_echo(self, family):
         """Return a PacketSocket for ICMP, raw where that is permitted; None where none is."""
@@ -2989,6 +3140,8 @@ ARP_HEADER = struct.pack(">HHBB", 1, 0x0800, 6, 4)  # Ethernet, IPv4, and their 
 ARP_REQUEST, ARP_REPLY = 1, 2
 BROADCAST_MAC = b"\xff" * 6
 NEIGHBOUR_SOLICITATION, NEIGHBOUR_ADVERTISEMENT = 135, 136
+LOOK_SEQUENCES = 256    # echoes of one look have sequences of their own, so many of them
+NEAR_SEQUENCE = 0xFFFF  # of the echo that no router forwards
 
 
 def build_echo(family, marker, sequence):
@@ -3001,12 +3154,17 @@ def build_echo(family, marker, sequence):
 
 
 def parse_echo_reply(family, message):
-    """Return the marker that an echo reply brings back, or b"" for any other message."""
-    return message[8:16] if message[:2] == bytes([ICMP[family].reply, 0]) else b""
+    """Return (marker, sequence) that an echo reply brings back, (b"", 0) for any other message."""
+    if len(message) < 16 or message[:2] != bytes([ICMP[family].reply, 0]):
+        return b"", 0
+    return message[8:16], struct.unpack(">H", message[6:8])[0]
 
 
 def parse_icmp_error(family, message):
-    """Return ((type, code), target, identifier) of the echo an ICMP error is about, or None."""
+    """Return ((type, code), target, identifier, sequence) of the echo that an ICMP error is about.
+
+    None for any other message.
+    """
     if len(message) < 9 or message[0] not in ICMP[family].errors:
         return None
     quoted = message[8:]  # the packet that it is about: its IP header, and some of its body
@@ -3015,9 +3173,11 @@ def parse_icmp_error(family, message):
     else:
         header_bytes, protocol, target = 40, quoted[6:7], quoted[24:40]
     echo = quoted[header_bytes:header_bytes + 8]
-    if protocol != bytes([ICMP[family].protocol]) or echo[:1] != bytes([ICMP[family].request]):
+    is_echo = protocol == bytes([ICMP[family].protocol]) and echo[:1] == bytes(
+        [ICMP[family].request])
+    if not is_echo or len(echo) < 8:
         return None
-    return tuple(message[:2]), target, echo[4:6]
+    return tuple(message[:2]), target, echo[4:6], struct.unpack(">H", echo[6:8])[0]
 
 
 def build_arp_request(mac, source, target):
@@ -3028,6 +3188,11 @@ def build_arp_request(mac, source, target):
 def parse_arp_sender(message):
     """Return the address that sent an ARP packet, be it a reply or a request, or b""."""
     return message[14:18] if message[:6] == ARP_HEADER else b""
+
+
+def parse_arp_mac(message):
+    """Return the MAC of who sent an ARP packet."""
+    return message[8:14]
 
 
 def is_arp_answer(message, mac):
@@ -3052,18 +3217,51 @@ def is_solicited(advertisement):
     return bool(advertisement[4:5]) and bool(advertisement[4] & 0x40)
 
 
+class Markers:
+    """What the answers to our echoes bring back: one marker an address, for a whole action.
+
+    Many looks may go on at once, and this machine hears the answers to all of them.
+    """
+
+    def __init__(self):
+        self.random = os.urandom(6)
+        self.addresses = []
+        self.looks = 0
+
+    def of(self, address):
+        """Return 8 bytes; the first two are all that every ICMP error quotes of them."""
+        if address not in self.addresses:
+            self.addresses.append(address)
+        return struct.pack(">H", self._first() + self.addresses.index(address)) + self.random
+
+    def begin_look(self):
+        """Return the sequence that the echoes of one more look begin with."""
+        self.looks += 1
+        return self.looks % (NEAR_SEQUENCE // LOOK_SEQUENCES) * LOOK_SEQUENCES
+
+    def near(self, address):
+        """Return the marker of the echo that no router forwards."""
+        return self.of(address)[:2] + bytes(byte ^ 0xFF for byte in self.random)
+
+    def _first(self):
+        """Return where the numbers of this action begin, so that most differ from others'."""
+        return struct.unpack(">H", self.random[:2])[0] & 0x7FFF
+
+
 class Listener:
     """Notes in the Sights of one look what each packet that comes in shows.
 
-    A packet is matched by the address it speaks for, an echo and an error by our marker too: many
-    looks may go on at once, and this machine hears the answers to all of them.
+    An answer to an echo is matched by its marker, every other packet by the address it speaks for.
     """
 
-    def __init__(self, sights, targets, router_errors):
+    def __init__(self, sights, targets, markers, router_errors):
         self.sights = {sight.packed: sight for sight in sights}
         self.targets = targets              # addresses of the target
         self.router_errors = router_errors  # see Look
-        self.marker = os.urandom(8)         # brought back by the answers to our own echoes
+        self.markers = markers
+        self.by_marker = {markers.of(sight.address): sight for sight in sights}
+        self.by_near_marker = {markers.near(sight.address): sight for sight in sights}
+        self.last_sequences = range(0)      # of the echoes that witnesses get at the end of a look
 
     def take(self, family, packet, sender):
         """Note what one packet shows; family: of the socket that it came from."""
@@ -3077,12 +3275,11 @@ class Listener:
         if sight and sight.route:
             is_answer = interface == sight.route.interface and is_arp_answer(
                 packet, sight.route.mac)
+            sight.macs.add(parse_arp_mac(packet))
             self._note_neighbour(sight, is_answer)
 
     def _take_icmp(self, family, packet, sender):
-        sender_sight = self.sights.get(socket.inet_pton(family, sender))
-        if sender_sight and parse_echo_reply(family, packet) == self.marker:
-            sender_sight.echoed = True
+        self._take_echo_reply(*parse_echo_reply(family, packet), sender)
         if family == socket.AF_INET6:
             neighbour = self.sights.get(parse_neighbour_advertisement(packet))
             if neighbour:
@@ -3091,14 +3288,29 @@ class Listener:
         if error:
             self._take_icmp_error(family, error, sender)
 
+    def _take_echo_reply(self, marker, sequence, sender):
+        near = self.by_near_marker.get(marker)
+        if near:
+            near.is_near = True
+        sight = self.by_marker.get(marker)
+        # SAFETY: only the target could have got the marker, whatever address its answer comes from.
+        # Of a witness that would say nothing: its answer comes by the way that is in question.
+        # Test: test_an_answer_from_another_address_of_the_target_is_life
+        if sight and (sight.address in self.targets or sight.address == sender):
+            sight.echoed = True
+            sight.answered_last = sight.answered_last or sequence in self.last_sequences
+
     def _take_icmp_error(self, family, error, sender):
         """Note an error about an echo: from the address itself it is life."""
-        kind, target, identifier = error
+        kind, target, identifier, sequence = error
         sight = self.sights.get(target)
-        if not sight or identifier != self.marker[:2]:
+        if not sight or identifier != self.markers.of(sight.address)[:2]:
             return
+        if sequence == NEAR_SEQUENCE:
+            return  # that no router forwards it is what it is for
         if socket.inet_pton(family, sender) == target:
             sight.rejected = True
+            sight.answered_last = sight.answered_last or sequence in self.last_sequences
         elif kind != ICMP[family].silence:
             # "Host unreachable" is what a router says of a dead target: no more than its silence.
             # Everything else tells of a path that does not work.
@@ -3113,20 +3325,31 @@ class Listener:
         # Test: test_a_witness_that_is_only_overheard_proves_nothing
         if is_answer or sight.address in self.targets:
             sight.neighbour = True
+        if is_answer and self.last_sequences:
+            sight.answered_last = True
 
 
 class Asker:
-    """Asks the addresses of one look, by sockets that are opened when they are first needed."""
+    """Asks addresses, by sockets that are opened when they are first needed.
+
+    One serves all looks of an action: an answer that comes after its look counts for the next one.
+    """
 
     def __init__(self, system, arp_check):
         self.system = system
         self.arp_check = arp_check
+        self.markers = Markers()
+        self.near = set()       # witnesses that have turned out to be the router itself
         self.by_family = {}     # sockets for ICMP; None where there can be none
         self.by_interface = {}  # sockets for ARP; the same
 
     def opened(self):
         handles = list(self.by_family.values()) + list(self.by_interface.values())
         return [handle for handle in handles if handle]
+
+    def count_drops(self):
+        """Return how many packets there was no room for since the last time it was asked."""
+        return sum(handle.count_drops() for handle in self.opened())
 
     def close(self):
         for handle in self.opened():
@@ -3155,17 +3378,25 @@ class Asker:
     def _may_ask_neighbour(self, sight):
         return bool(self.arp_check) and sight.is_attached()
 
-    def ask(self, sight, marker, turn):
+    def ask(self, sight, sequence):
         """Send one echo, and one question to the neighbour where it can be asked."""
         echo = self.by_family[sight.family]
         if echo:
-            self._send(sight, echo, build_echo(sight.family, marker, turn), (sight.address, 0))
+            self._send(sight, echo, build_echo(
+                sight.family, self.markers.of(sight.address), sequence), (sight.address, 0))
         if not self._may_ask_neighbour(sight):
             return
         if sight.uses_arp:
             self._ask_by_arp(sight)
         elif echo and echo.is_raw:
             self._ask_by_discovery(sight, echo)
+
+    def ask_near(self, sight):
+        """Send an echo that no router forwards: who answers it is the router itself, or nearer."""
+        echo = self.by_family[sight.family]
+        if echo and sight.route.gateway:
+            packet = build_echo(sight.family, self.markers.near(sight.address), NEAR_SEQUENCE)
+            self._send(sight, echo, packet, (sight.address, 0), hops=1)
 
     def _ask_by_arp(self, sight):
         route = sight.route
@@ -3179,9 +3410,9 @@ class Asker:
         packet, group = build_neighbour_solicitation(sight.route.mac, sight.packed)
         self._send(sight, echo, packet, (group, 0, 0, sight.route.index))
 
-    def _send(self, sight, handle, packet, receiver):
+    def _send(self, sight, handle, packet, receiver, hops=0):
         try:
-            handle.send(packet, receiver)
+            handle.send(packet, receiver, hops)
         except Unreachable as error:
             sight.add_obstacle(str(error))
 
@@ -3189,46 +3420,55 @@ class Asker:
 class Look:
     """One look at all addresses at once: each is asked several times, in several ways.
 
-    In this order: ask the kernel for the routes, open the sockets, ask and listen, ask the kernel
-    again. Whatever goes wrong on this side becomes an obstacle of the Sight, never an answer.
+    In this order: ask the kernel for the routes, open the sockets, ask and listen, ask the
+    witnesses once more, ask the kernel again. Whatever goes wrong on this side becomes an obstacle
+    of the Sight, never an answer.
     """
     # router_errors: {address: what a router said about it}, from all looks of an action.
     # SAFETY: a router tells an error once in a while only, so the next look may find the same path
     # just silent. Test: test_what_a_router_said_holds_for_the_whole_action
 
-    def __init__(self, system, settings, router_errors, device_addresses):
+    def __init__(self, system, settings, asker, router_errors, device_addresses):
         self.system = system
         self.settings = settings
+        self.asker = asker
         self.targets = {target.address for target in settings.targets}
         witnesses = {witness.address for witness in settings.witnesses}
         addresses = self.targets.union(witnesses, device_addresses)
         self.sights = [Sight(address) for address in sorted(addresses)]
         for sight in self.sights:
+            sight.is_near = sight.address in asker.near
             if sight.address in router_errors:
                 sight.add_obstacle(router_errors[sight.address])
-        self.listener = Listener(self.sights, self.targets, router_errors)
-        self.asker = Asker(system, settings.arp_check)
+        self.listener = Listener(self.sights, self.targets, asker.markers, router_errors)
+        self.first_sequence = asker.markers.begin_look()
 
     def run(self):
         """Return {address: Sight}."""
         for sight in self.sights:
             self._find_route(sight)
-        try:
-            for sight in self._routed():
-                self.asker.choose_questions(sight)
-            self._ask_and_listen()
-        finally:
-            self.asker.close()
+        for sight in self._routed():
+            self.asker.choose_questions(sight)
+        self._ask_and_listen()
+        self._note_drops()
         for sight in self._routed():
             if not self.asker.by_family[sight.family]:
                 self._run_ping(sight)
         for sight in self.sights:
             self._check_route(sight)
+        self.asker.near.update(sight.address for sight in self.sights if sight.is_near)
         return {sight.address: sight for sight in self.sights}
 
     def _routed(self):
         """Return the Sights that there is a route to; the others cannot be asked."""
         return [sight for sight in self.sights if sight.route]
+
+    def _asked(self):
+        """Return the Sights that packets can be sent to: without a carrier none would leave."""
+        return [sight for sight in self._routed() if sight.route.has_carrier]
+
+    def _witnesses(self):
+        return [sight for sight in self._asked() if sight.address not in self.targets]
 
     def _find_route(self, sight):
         try:
@@ -3244,15 +3484,40 @@ class Look:
         if sight.route != before:
             sight.lose_route("its route or carrier changed while the answers were awaited")
 
+    def _note_drops(self):
+        # SAFETY: an answer may have been among them.
+        # Test: test_packets_that_found_no_room_are_a_doubt
+        drops = self.asker.count_drops()
+        if drops:
+            for sight in self.sights:
+                sight.add_obstacle("this machine had no room for %d packets, and an answer may "
+                                   "have been among them" % drops)
+
     def _ask_and_listen(self):
         """Ask at even intervals, so that a burst of losses does not take all questions."""
         # Counted, not timed: a process that was held up for a while still asks every question.
-        for turn in range(self.settings.ping_count):
-            for sight in self._routed():
-                if not sight.echoed:
-                    self.asker.ask(sight, self.listener.marker, turn)
-            self._listen(self.settings.ping_timeout * ASKING_PART / self.settings.ping_count)
-        self._listen(self.settings.ping_timeout * (1 - ASKING_PART))
+        settings = self.settings
+        for turn in range(settings.ping_count):
+            for sight in self._asked():
+                if not (sight.address in self.targets and sight.echoed):
+                    self.asker.ask(sight, self.first_sequence + turn)
+            if turn % NEAR_TURNS == NEAR_TURNS // 2:
+                for witness in self._witnesses():
+                    self.asker.ask_near(witness)
+            self._listen(settings.ping_timeout * ASKING_PART / settings.ping_count)
+            if all(sight.echoed for sight in self._asked() if sight.address in self.targets):
+                break
+        self._ask_witnesses_last()
+
+    def _ask_witnesses_last(self):
+        """Ask the witnesses again, now that the target has been asked for the last time."""
+        first = self.first_sequence + self.settings.ping_count
+        self.listener.last_sequences = range(first, first + LAST_QUESTIONS)
+        for sequence in self.listener.last_sequences:
+            for witness in self._witnesses():
+                if not witness.answered_last:
+                    self.asker.ask(witness, sequence)
+            self._listen(self.settings.ping_timeout * (1 - ASKING_PART) / LAST_QUESTIONS)
 
     def _listen(self, seconds):
         """Take in what comes in this time, and all that has piled up by its end."""
@@ -3273,13 +3538,13 @@ class Look:
 
     def _is_complete(self):
         """Return whether nothing more can be learned from listening."""
-        return all(self._is_settled(sight) for sight in self._routed())
+        return all(self._is_settled(sight) for sight in self._asked())
 
     def _is_settled(self, sight):
         # Of a target only the echo: an early ARP reply does not say that ICMP is filtered.
         if sight.address in self.targets:
             return sight.echoed
-        return sight.answered()
+        return sight.answered_last
 
     def _run_ping(self, sight):
         """Where no ICMP socket is permitted, the ping program may still show life, never death."""
@@ -3320,6 +3585,9 @@ class Job:
         self.attempts = 0
         self.deadline = system.deadline(
             settings.login_timeout + settings.shell_timeout + settings.power_timeout)
+
+    def close(self):
+        self.device.close()
 
     def pause(self, deadline):
         """Wait between two looks; return False when there is no time for another whole one."""
@@ -3558,8 +3826,13 @@ class CheckJob(Job):
 
     def __init__(self, system, device, settings):
         super().__init__(system, device, settings)
+        self.asker = Asker(system, settings.arp_check)
         self.outlet = None       # the OpenedOutlet, once the first look has found it
         self.router_errors = {}  # {address: what a router said about it}, see Look
+
+    def close(self):
+        super().close()
+        self.asker.close()
 
     def read_power(self, deadline):
         """Return the PowerState of the outlet; the first look finds it, the others read that one.
@@ -3605,15 +3878,18 @@ def observe_power(job):
 
 
 def look_at_networks(job):
-    """Yield (Target, its Sight, Sights of its witnesses, whether it is one cable) of one look."""
+    """Yield (Target, its Sight, its Witnesses, whether it is one cable) of one look."""
     settings = job.settings
     device_addresses = find_device_addresses(job.system, settings.ip)
-    sights = Look(job.system, settings, job.router_errors, device_addresses).run()
+    sights = Look(job.system, settings, job.asker, job.router_errors, device_addresses).run()
+    add_doubts_of_way_back([sights[target.address] for target in settings.targets])
     for target in settings.targets:
         key = network_key(target.network)
-        witnesses = [sights[address] for address in device_addresses]
-        witnesses += [sights[witness.address] for witness in settings.witnesses
-                      if network_key(witness.network) == key]
+        witnesses = Witnesses(
+            named=[sights[witness.address] for witness in settings.witnesses
+                   if network_key(witness.network) == key],
+            devices=[sights[address] for address in device_addresses
+                     if address != target.address])
         yield target, sights[target.address], witnesses, key in settings.direct_keys
 
 
@@ -3634,6 +3910,8 @@ def run_check_off(job, collect=collect_evidence):
     # without a doubt. A target that lives on, or is in doubt, is looked at until the time is over.
     settings = job.settings
     limit = job.deadline.within(settings.power_timeout)
+    life_may_end = job.system.clock() + settings.verify_wait
+    needed_s = settings.early_exit
     if not settings.early_exit:
         job.system.sleep(settings.verify_wait)
     proven_since = None  # the start of the first look of those, up to now, that all proved death
@@ -3641,15 +3919,16 @@ def run_check_off(job, collect=collect_evidence):
         started = job.system.clock()
         evidence = collect(job)
         verdict = judge(evidence)
+        if verdict.finding is Finding.ALIVE and started >= life_may_end:
+            needed_s = silence_after_life(settings)
         if verdict.finding is Finding.DEAD:
             proven_since = started if proven_since is None else proven_since
             proven_seconds = job.system.clock() - proven_since
-            if proven_seconds >= settings.early_exit:
+            if proven_seconds >= needed_s:
                 record_evidence(job, evidence)
                 return EXIT_GOOD, "Success: %s is proven dead" % describe_node(settings)
-            doubt = ("the proof had held for only %s of the %s of early_exit when the action had "
-                     "to end" % (render_seconds(proven_seconds),
-                                 render_seconds(settings.early_exit)))
+            doubt = "the proof had held for only %s of the %s that it needs when the action " \
+                    "had to end" % (render_seconds(proven_seconds), render_seconds(needed_s))
             has_time = limit.left() > 0
         else:
             proven_since = None
@@ -3658,6 +3937,15 @@ def run_check_off(job, collect=collect_evidence):
         if not has_time:
             record_evidence(job, evidence)
             raise NotConfirmed("not proven dead: " + doubt)
+
+
+def silence_after_life(settings):
+    """Return how many seconds of proof are needed of a node that was alive when it had to be dead.
+
+    SAFETY: it has refuted the OFF, and a node that merely stalls is silent for some seconds, too.
+    Test: test_life_after_verify_wait_is_not_forgotten
+    """
+    return max(settings.verify_wait, settings.early_exit, SHORTEST_PROOF_SECONDS)
 
 
 # SAFETY: exit code 2 is a proof of death; what is not known has none of the others' words.
@@ -3686,7 +3974,7 @@ def run_check_monitor(job):
     job.device.close()
     doubts = []
     for target, sight, witnesses, is_direct in look_at_networks(job):
-        doubt = doubt_about_path(sight, witnesses, is_direct)
+        doubt = doubt_about_path(sight, witnesses, is_direct) or doubt_about_macs(sight, witnesses)
         if doubt:
             doubts.append("%s: %s" % (describe_target(target), doubt))
     if doubts:
@@ -3963,7 +4251,7 @@ def run_action(agent, name, settings, system):
     except FenceError as error:
         failure = error
     finally:
-        device.close()
+        job.close()
     outcome = "failed: %s" % failure if failure else text.replace("\n", "; ") or "ok"
     record_action(name, job, (system.clock() - started) * 1000, outcome)
     if failure:

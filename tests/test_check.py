@@ -11,7 +11,9 @@ from tests import support, virtual
 DEAD, ALIVE, UNKNOWN = Finding.DEAD, Finding.ALIVE, Finding.UNKNOWN
 ROUTE = fencetool.Route(
     interface="eth0", index=2, mac=b"\2\0\0\0\0\1", source=b"\n\0\0\1", gateway=b"",
-    has_carrier=True, carrier_changes=b"\2\0\0\0", link_kind="")
+    has_carrier=True, carrier_changes=b"\2\0\0\0", is_port=False, is_own_network=True,
+    link_kind="")
+NOBODY = fencetool.Witnesses([], [])
 GOOD = {"fence_method": "kasa", "fence_ip": "10.20.20.202", "target_mgmt_ip": "10.20.20.2",
         "nodename": "storage-b"}
 
@@ -32,6 +34,15 @@ def sight(address="10.0.0.2", route=ROUTE, **seen):
     for name, value in seen.items():
         setattr(found, name, value)
     return found
+
+
+def answers(address="10.0.0.9", route=ROUTE, **seen):
+    """Return the Sight of a witness that answers to the end of a look."""
+    return sight(address, route, echoed=True, answered_last=True, **seen)
+
+
+def named(*witnesses):
+    return fencetool.Witnesses(list(witnesses), [])
 
 
 def check_settings(**changes):
@@ -148,36 +159,52 @@ class SameOutletTest(support.AgentTest):
 
 
 class NetworkEvidenceTest(unittest.TestCase):
+    def judge(self, found, witnesses=NOBODY, is_direct=False):
+        return fencetool.judge_address(found, witnesses, is_direct)
+
     def test_any_answer_is_life_whatever_else_is_wrong(self):
         for route in (ROUTE, None, ROUTE._replace(has_carrier=False)):
             rejects = "it rejects ICMP echo with an error of its own"
             for answer, reason in (("echoed", ""), ("rejected", rejects),
                                    ("neighbour", "ARP only: ICMP is filtered")):
-                found = fencetool.judge_address(
-                    sight(route=route, obstacle="any", **{answer: True}), [], True)
+                found = self.judge(sight(route=route, obstacle="any", **{answer: True}),
+                                   is_direct=True)
                 self.assertEqual(found, (ALIVE, "reachable", reason))
 
     def test_silence_counts_only_over_a_proven_path(self):
         """Every combination, against the rule in other words."""
-        witnesses = {
-            "none": [], "silent": [sight("10.0.0.9")], "answers": [sight("10.0.0.9", echoed=True)],
-            "one of two": [sight("10.0.0.9"), sight("10.0.0.8", neighbour=True)],
-            "unroutable": [sight("10.0.0.9", route=None)],
-            "elsewhere": [sight("10.0.0.9", ROUTE._replace(interface="eth1"), echoed=True)],
-            "behind a router": [
-                sight("10.0.0.9", ROUTE._replace(gateway=b"\1\2\3\4"), echoed=True)],
-            "other family": [sight("fd00::9", echoed=True)]}
+        router = b"\1\2\3\4"
+        known = {
+            "none": NOBODY, "silent": named(sight("10.0.0.9")), "answers": named(answers()),
+            "one of two": named(sight("10.0.0.9"), answers("10.0.0.8")),
+            "no path": named(answers(route=None)),
+            "elsewhere": named(answers(route=ROUTE._replace(interface="eth1"))),
+            "other source": named(answers(route=ROUTE._replace(source=b"\n\0\0\2"))),
+            "behind a router": named(answers(route=ROUTE._replace(gateway=router))),
+            "the router": named(answers(route=ROUTE._replace(gateway=router), is_near=True)),
+            "other family": named(answers("fd00::9")),
+            "early": named(sight("10.0.0.9", echoed=True)),
+            "device": fencetool.Witnesses([], [answers()]),
+            "silent device": fencetool.Witnesses([], [sight("10.0.0.9")]),
+            "device elsewhere": fencetool.Witnesses(
+                [], [answers(route=ROUTE._replace(interface="eth1"))]),
+            "device without a path": fencetool.Witnesses([], [answers(route=None)]),
+            "silent, and the device": fencetool.Witnesses([sight("10.0.0.8")], [answers()])}
+        unasked = ("none", "device elsewhere", "device without a path")
         dead = 0
-        for (name, known), carrier, gateway, direct, arp, obstacle, routed in itertools.product(
-                witnesses.items(), (True, False), (b"", b"\1\2\3\4"), (True, False),
-                (True, False), ("", "in the way"), (True, False)):
+        for (name, witnesses), carrier, gateway, direct, arp, obstacle, routed in itertools.product(
+                known.items(), (True, False), (b"", router), (True, False), (True, False),
+                ("", "in the way"), (True, False)):
             route = ROUTE._replace(has_carrier=carrier, gateway=gateway) if routed else None
-            finding, seen, _ = fencetool.judge_address(
-                sight(route=route, uses_arp=arp, obstacle=obstacle), known, direct)
-            proven = name in ("answers", "one of two") if not gateway else name == "behind a router"
-            asked = name in ("silent", "unroutable") if not gateway else name == "unroutable"
-            expected = routed and (
-                (carrier and not obstacle and (proven or arp and not asked))
+            finding, seen, _ = self.judge(
+                sight(route=route, uses_arp=arp, obstacle=obstacle), witnesses, direct)
+            proven = name in ("answers", "one of two", "device")
+            is_unasked = name in unasked
+            if gateway:
+                proven = name == "behind a router"
+                is_unasked = name in unasked + ("device", "silent device")
+            expected = routed and not obstacle and (
+                (carrier and (proven or (arp and is_unasked)))
                 or (not carrier and direct and not gateway))
             with self.subTest(witness=name, carrier=carrier, gateway=gateway, direct=direct,
                               arp=arp, obstacle=obstacle, routed=routed):
@@ -186,44 +213,101 @@ class NetworkEvidenceTest(unittest.TestCase):
             dead += bool(expected)
         self.assertGreater(dead, 20)
 
+    def test_nothing_stands_in_for_a_witness_that_is_named(self):
+        silent = sight(uses_arp=True)
+        device = answers("10.0.0.7")
+        self.assertIs(self.judge(silent)[0], DEAD)
+        self.assertIs(self.judge(silent, fencetool.Witnesses([], [device]))[0], DEAD)
+        for witness in (sight("10.0.0.9"), answers(route=None), answers("fd00::9"),
+                        answers(route=ROUTE._replace(interface="eth1"))):
+            found = self.judge(silent, fencetool.Witnesses([witness], [device]))
+            self.assertIs(found[0], UNKNOWN)
+
+    def test_the_router_is_no_witness_of_what_is_behind_it(self):
+        behind = ROUTE._replace(gateway=b"\1\2\3\4")
+        silent = sight(route=behind)
+        self.assertIs(self.judge(silent, named(answers(route=behind)))[0], DEAD)
+        finding, _, reason = self.judge(silent, named(answers(route=behind, is_near=True)))
+        self.assertIs(finding, UNKNOWN)
+        self.assertIn("is the router itself", reason)
+        # Attached to the same link it is as good as any other.
+        self.assertIs(self.judge(sight(), named(answers(is_near=True)))[0], DEAD)
+
+    def test_silence_of_two_networks_over_one_cable_is_silence_of_one(self):
+        behind = ROUTE._replace(gateway=b"\1\2\3\4")
+        for source, finding in ((ROUTE.source, UNKNOWN), (b"\n\0\0\5", DEAD)):
+            near, far = sight("10.0.0.2"), sight("10.9.0.2", behind._replace(source=source))
+            fencetool.add_doubts_of_way_back([near, far])
+            witness = answers("10.9.0.9", behind._replace(source=source))
+            self.assertIs(self.judge(far, named(witness))[0], finding)
+            self.assertEqual(near.obstacle, "")
+        alone = sight("10.9.0.2", behind)
+        fencetool.add_doubts_of_way_back([alone])
+        self.assertEqual(alone.obstacle, "")
+
+    def test_a_witness_with_the_nodes_own_mac_is_refused_while_it_lives(self):
+        node, other = b"\2" * 6, b"\4" * 6
+        for mac, words in ((node, "MAC address of the node itself"), (other, "")):
+            witness = answers(macs={mac})
+            self.assertIn(words, fencetool.doubt_about_macs(sight(macs={node}), named(witness)))
+        self.assertEqual(fencetool.doubt_about_macs(sight(), named(answers())), "")
+
+    def test_an_address_of_another_network_on_the_link_proves_nothing(self):
+        found = sight(route=ROUTE._replace(is_own_network=False), uses_arp=True)
+        for witnesses in (NOBODY, named(answers(route=found.route))):
+            self.assertIs(self.judge(found, witnesses)[0], UNKNOWN)
+
+    def test_a_port_of_another_link_needs_a_witness(self):
+        port = ROUTE._replace(is_port=True)
+        self.assertIs(self.judge(sight(route=port, uses_arp=True))[0], UNKNOWN)
+        self.assertIs(self.judge(sight(route=port), named(answers(route=port)))[0], DEAD)
+
     def test_a_carrier_that_no_wire_feeds_proves_no_path(self):
         for kind, finding in (
                 ("", DEAD), ("veth", DEAD), ("bond", DEAD), ("team", DEAD), ("vlan on ", DEAD),
                 ("macvlan on vlan on bond", DEAD), ("bridge", UNKNOWN), ("vxlan", UNKNOWN),
                 ("vlan on bridge", UNKNOWN), ("macvlan on vlan on bridge", UNKNOWN),
                 ("openvswitch", UNKNOWN), ("dummy", UNKNOWN), ("macvlan", UNKNOWN)):
-            silent = sight(route=ROUTE._replace(link_kind=kind), uses_arp=True)
+            route = ROUTE._replace(link_kind=kind)
+            silent = sight(route=route, uses_arp=True)
             with self.subTest(kind):
-                self.assertIs(fencetool.judge_address(silent, [], False)[0], finding)
-                witness = sight("10.0.0.9", ROUTE._replace(link_kind=kind), echoed=True)
-                self.assertIs(fencetool.judge_address(silent, [witness], False)[0], DEAD)
+                self.assertIs(self.judge(silent)[0], finding)
+                self.assertIs(self.judge(silent, named(answers(route=route)))[0], DEAD)
 
     def test_silence_without_a_witness_says_so(self):
         self.assertEqual(
-            fencetool.judge_address(sight(uses_arp=True), [], False),
+            self.judge(sight(uses_arp=True)),
             (DEAD, "unreachable",
              "no witness known: judged by the route and the carrier of eth0 alone"))
-        witness = sight("10.0.0.9", echoed=True)
-        self.assertEqual(fencetool.judge_address(sight(uses_arp=True), [witness], False),
+        self.assertEqual(self.judge(sight(uses_arp=True), named(answers())),
                          (DEAD, "unreachable", ""))
 
     def test_a_doubt_names_what_is_missing(self):
         router, bridge = ROUTE._replace(gateway=b"\1\2\3\4"), ROUTE._replace(link_kind="bridge")
         silent = [sight("10.0.0.9"), sight("10.0.0.8")]
         for found, witnesses, words in (
-                (sight(route=None, obstacle="Network is unreachable"), [],
+                (sight(route=None, obstacle="Network is unreachable"), (),
                  "no usable route from this machine: Network is unreachable"),
-                (sight(route=ROUTE._replace(has_carrier=False)), [], "own link is down: eth0 has"),
-                (sight(obstacle="in the way"), [], "^in the way$"),
+                (sight(route=ROUTE._replace(has_carrier=False)), (), "own link is down: eth0 has"),
+                (sight(obstacle="in the way"), (), "^in the way$"),
                 (sight(), silent[:1], "^witness 10.0.0.9 is silent too"),
-                (sight(), silent, "^witnesses 10.0.0.9 and 10.0.0.8 are silent too"),
-                (sight(route=bridge, uses_arp=True), [], r"because the carrier of eth0 \(bridge\)"),
-                (sight(route=router), [], "because the address is behind a router: add one"),
-                (sight("fd00::2"), [], "because IPv6 has no ARP"),
-                (sight(route=ROUTE._replace(mac=b"")), [], "because eth0 is a link without ARP"),
-                (sight(), [], "because arp_check is 0: add one to witness_ips")):
+                (sight(), silent, "witness 10.0.0.9 is silent too.*; witness 10.0.0.8 is silent"),
+                (sight(), [sight("10.0.0.9", None, obstacle="gone")],
+                 "^there is no path to witness 10.0.0.9: gone"),
+                (sight(), [answers("fd00::9")], "^witness fd00::9 is not on the same route"),
+                (sight(route=bridge, uses_arp=True), (), r"because the carrier of eth0 \(bridge\)"),
+                (sight(route=router), (), "because the address is behind a router: add one"),
+                (sight("fd00::2"), (), "because IPv6 has no ARP"),
+                (sight(route=ROUTE._replace(mac=b"")), (), "because eth0 is a link without ARP"),
+                (sight(), (), "because arp_check is 0: add one to witness_ips")):
             with self.subTest(words):
-                self.assertRegex(fencetool.doubt_about_path(found, witnesses, False), words)
+                self.assertRegex(fencetool.doubt_about_path(found, named(*witnesses), False), words)
+
+    def test_what_is_in_the_way_comes_before_the_carrier_of_a_direct_cable(self):
+        dark = ROUTE._replace(has_carrier=False)
+        self.assertIs(self.judge(sight(route=dark), is_direct=True)[0], DEAD)
+        self.assertIs(self.judge(sight(route=dark, obstacle="no raw socket"),
+                                 is_direct=True)[0], UNKNOWN)
 
     def test_no_route_outweighs_what_was_in_the_way_before(self):
         lost = sight(obstacle="in the way")
@@ -239,7 +323,10 @@ class ParameterTest(support.AgentTest):
                 {"target_ips": "=10.0.0.1"}, {"target_ips": "a="}, {"target_ips": "a=10.0.0"},
                 {"target_client_ips": "10.0.0.1 10.0.0.2"}, {"target_storage_ip": "None"},
                 {"witness_ips": "strorage=10.0.0.1"}, {"witness_ips": "mgmt=gateway"},
-                {"direct_networks": "storage"}, {"ping_count": "2"}, {"ping_count": "51"},
+                {"direct_networks": "storage"}, {"ping_count": "2"}, {"ping_count": "101"},
+                {"early_exit": "2.9"}, {"witness_ips": "mgmt=10.20.20.2"},
+                {"target_ips": "six=FD77:0:0::2", "witness_ips": "six=fd77::2"},
+                {"direct_networks": "mgmt", "witness_ips": "mgmt=10.20.20.9"},
                 {"ping_timeout": "0.9"}, {"ping_timeout": "0"}, {"verify_wait": "30"},
                 {"early_exit": "29"}, {"power_timeout": "11"}, {"fence_options": "cipher"},
                 {"fence_options": "action=off"}, {"fence_options": "nosuch=1"},
@@ -455,9 +542,10 @@ class WrongTimesTest(unittest.TestCase):
     def hear(self, packets):
         """Return how many packets a look takes in after it was held up for five seconds."""
         system = self.System()
-        look = fencetool.Look(system, check_settings(), {}, [])
+        asker = fencetool.Asker(system, True)
+        look = fencetool.Look(system, check_settings(), asker, {}, [])
         look.sights[0].route = ROUTE
-        look.asker.by_family = {"any": types.SimpleNamespace(
+        asker.by_family = {"any": types.SimpleNamespace(
             family="any", receive=lambda: (b"", ()))}
         taken = []
         look.listener.take = lambda family, *packet: taken.append(packet)
@@ -481,9 +569,25 @@ class WrongTimesTest(unittest.TestCase):
         result = self.run_off([DEAD])
         self.assertEqual((result.code, result.now), (0, 11.5))
 
-    def test_a_node_that_dies_late_gets_the_rest_of_power_timeout(self):
-        result = self.run_off([ALIVE, ALIVE, UNKNOWN, DEAD])
+    def test_a_node_in_doubt_gets_the_rest_of_power_timeout(self):
+        result = self.run_off([UNKNOWN, UNKNOWN, UNKNOWN, DEAD])
         self.assertEqual((result.code, result.now), (0, 10 + 4 * 1.5 + 3))
+
+    def test_life_after_verify_wait_is_not_forgotten(self):
+        """A silence of one look is then no proof; one as long as verify_wait is."""
+        result = self.run_off([ALIVE, DEAD])
+        self.assertEqual((result.code, result.now), (0, 10 + 1.5 + 1 + 7 * 1.5))
+        for looks in ([ALIVE, DEAD, DEAD, UNKNOWN] * 9, [ALIVE, DEAD] * 20,
+                      [ALIVE, DEAD, DEAD, DEAD, ALIVE] * 9):
+            self.assertIn("not proven dead", self.run_off(looks).code)
+        result = self.run_off([ALIVE, DEAD], verify_wait="0")
+        self.assertEqual((result.code, result.now), (0, 1.5 + 1 + 2 * 1.5))
+
+    def test_life_before_verify_wait_has_ended_costs_no_more_than_early_exit(self):
+        result = self.run_off([ALIVE, DEAD], early_exit="3")
+        self.assertEqual((result.code, result.now), (0, 1.5 + 1 + 2 * 1.5))
+        late = self.run_off([ALIVE] * 5 + [DEAD], early_exit="3")
+        self.assertEqual((late.code, late.now), (0, 5 * 2.5 + 7 * 1.5))
 
     def test_a_node_that_lives_on_fails_before_the_action_must_end(self):
         for finding in (ALIVE, UNKNOWN):

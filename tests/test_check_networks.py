@@ -77,14 +77,17 @@ def build_lab(lab):
 def build_routes(lab):
     lab.cable("router", "far0", "far", "eth0")
     lab.address("router", "far0", "10.78.0.254/24")
-    for host in ("2", "8"):
+    for host in ("2", "8", "77"):
         lab.address("far", "eth0", "10.78.0.%s/24" % host)
+    # Whoever asks one of them is answered by another.
+    lab.firewall("far", [("output", "ip saddr 10.78.0.77 ip saddr set 10.78.0.2")], "ip")
     lab.inside("far", "ip", "route", "add", "default", "via", "10.78.0.254")
     lab.inside("router", "sysctl", "-qw", "net.ipv4.ip_forward=1", "net.ipv4.conf.all.proxy_arp=1")
     # Nobody is there, and the router answers ARP for it.
     lab.inside("router", "ip", "route", "add", "10.77.0.200/32", "dev", "far0")
     lab.inside("router", "ip", "route", "add", "blackhole", "10.81.0.0/24")
     lab.inside("check", "ip", "route", "add", "default", "via", "10.77.0.254")
+    lab.inside("check", "ip", "route", "add", "10.83.0.0/24", "dev", "eth0")
     for kind in ("blackhole", "unreachable", "prohibit"):
         lab.inside("check", "ip", "route", "add", kind, "10.82.%d.0/24" % len(kind))
     # The target drops ARP and answers ICMP: the checker knows its MAC without asking.
@@ -103,6 +106,10 @@ def build_cables(lab):
             (("swallow", "10.75.0"), ("dark", "10.74.0"), ("broken", "10.73.0"))):
         lab.cable("check", interface, "hole", "hole%d" % number)
         lab.address("check", interface, network + ".1/24")
+    lab.cable("check", "port6", "hole", "port6")
+    lab.inside("check", "ip", "link", "add", "br6", "type", "bridge")
+    lab.inside("check", "ip", "link", "set", "port6", "master", "br6")
+    lab.address("check", "port6", "10.69.0.1/24")
     lab.inside("hole", "ip", "link", "set", "hole1", "down")
     lab.inside("check", "ip", "link", "set", "broken", "down")
     # A storage network that both nodes have, and nobody else: one cable.
@@ -191,7 +198,24 @@ SITUATIONS = (
         "far 10.78.0.99: unreachable\n", target_ips="far=10.78.0.99",
         witness_ips="far=10.78.0.8", ping_timeout="4"),
     row("routed, with a witness that is not behind the router", UNKNOWN,
-        BEHIND_ROUTER, target_ips="far=10.78.0.99", witness_ips="far=10.77.0.8"),
+        "witness 10.77.0.8 is not on the same route", target_ips="far=10.78.0.99",
+        witness_ips="far=10.77.0.8"),
+    row("routed, with the router's own far address for a witness", UNKNOWN,
+        "witness 10.78.0.254 is the router itself", target_ips="far=10.78.0.99",
+        witness_ips="far=10.78.0.254"),
+    row("routed, with the router and a host behind it for witnesses", DEAD,
+        "far 10.78.0.99: unreachable\n", target_ips="far=10.78.0.99",
+        witness_ips="far=10.78.0.254,far=10.78.0.8"),
+    row("routed, and the node is in this machine's own network too", UNKNOWN,
+        "its answers would come by way of 10.77.0.99", target_mgmt_ip=NOBODY,
+        target_ips="far=10.78.0.99", witness_ips="far=10.78.0.8"),
+    row("answers come from another address of the node", ALIVE, "far 10.78.0.77: reachable\n",
+        target_ips="far=10.78.0.77"),
+    row("attached by a route, without an address in that network", UNKNOWN,
+        "this machine's address on eth0 is of another network", target_ips="odd=10.83.0.2",
+        witness_ips="odd=10.83.0.8"),
+    row("a port of a bridge that has an address of its own", UNKNOWN,
+        NEEDS_WITNESS + "port6 is a port of another link", target_storage_ip="10.69.0.2"),
     row("routed, with a dead witness", UNKNOWN, "witness 10.78.0.98 is silent too",
         target_ips="far=10.78.0.99", witness_ips="far=10.78.0.98"),
     row("routed, with one dead witness and one alive", DEAD, "10.78.0.99: unreachable\n",
@@ -209,8 +233,8 @@ SITUATIONS = (
     row("a port that swallows everything, and a witness", UNKNOWN,
         "witness 10.75.0.8 is silent too", target_storage_ip="10.75.0.2",
         witness_ips="storage=10.75.0.8"),
-    row("a witness that does not answer, where the plug does", DEAD, "10.77.0.99: unreachable\n",
-        target_mgmt_ip=NOBODY, witness_ips="mgmt=10.77.0.97"),
+    row("a witness that does not answer, where the plug does", UNKNOWN,
+        "witness 10.77.0.97 is silent too", target_mgmt_ip=NOBODY, witness_ips="mgmt=10.77.0.97"),
     row("no ARP wanted, no witness but the plug", DEAD, "10.77.0.99: unreachable\n",
         target_mgmt_ip=NOBODY, arp_check="0"),
     row("IPv6, alive", ALIVE, "six fd77::2: reachable\n", target_ips="six=fd77::2"),
@@ -219,7 +243,8 @@ SITUATIONS = (
     row("IPv6, dead, without a witness", UNKNOWN, NEEDS_WITNESS + "IPv6 has no ARP",
         target_ips="six=fd77::99"),
     row("IPv6, dead, with a witness of the other family", UNKNOWN,
-        NEEDS_WITNESS + "IPv6 has no ARP", target_ips="six=fd77::99", witness_ips="six=10.77.0.8"),
+        "witness 10.77.0.8 is not on the same route", target_ips="six=fd77::99",
+        witness_ips="six=10.77.0.8"),
     row("IPv6, dead, with a witness", DEAD, "six fd77::99: unreachable\n",
         target_ips="six=fd77::99", witness_ips="six=fd77::8"),
     row("one network dead, one not known", UNKNOWN, "Management 10.77.0.99: unreachable\n",
@@ -645,6 +670,48 @@ class TimeTest(LabTest):
                                 "ip link set flaps up"))])
         self.assertEqual(check.code, UNKNOWN, check)
         self.assertIn("its route or carrier changed while the answers were awaited", check.out)
+
+
+    def test_the_fence_device_proves_no_path_when_its_own_link_flaps(self):
+        """The target's port swallows everything, and only a witness could tell."""
+        LAB.add("flapper")
+        LAB.plug_in("flapper", "switch", "10.77.0.40/24")
+        LAB.cable("flapper", "port", "hole", "port5")
+        for command in ("link add br5 type bridge", "link set port master br5", "link set br5 up"):
+            LAB.inside("flapper", "ip", *command.split())
+        LAB.address("flapper", "br5", "10.68.0.1/24")
+        _, address = self.start_plug(state=False)
+        address.update(action="status", target_storage_ip="10.68.0.2", ping_timeout="3")
+        looks = "until [ $(wc -l </proc/net/packet) -gt 1 ]; do sleep 0.05; done"
+        check, _ = support.at_once([
+            lambda: LAB.check("flapper", address),
+            lambda: LAB.inside("flapper", "sh", "-c", looks + "; ip link set eth0 down; sleep 0.1; "
+                               "ip link set eth0 up")])
+        self.assertEqual(check.code, UNKNOWN, check)
+
+    def test_a_witness_that_falls_silent_in_the_look_proves_nothing(self):
+        _, address = self.start_plug(state=False)
+        LAB.add("fades")
+        LAB.plug_in("fades", "switch", "10.77.0.41/24")
+        address.update(action="status", target_mgmt_ip=NOBODY, ping_timeout="4",
+                       witness_ips="mgmt=10.77.0.41")
+        self.assertEqual(LAB.check("check", address).code, DEAD)
+        # With the path, as when the switch loses its power: it has answered before.
+        answered = "until [ $(cat /sys/class/net/eth0/statistics/tx_packets) -gt $0 ]; do " \
+            "sleep 0.05; done; ip link set eth0 down"
+        sent = int(LAB.inside("fades", "cat", "/sys/class/net/eth0/statistics/tx_packets"))
+        check, _ = support.at_once([
+            lambda: LAB.check("check", address),
+            lambda: LAB.inside("fades", "sh", "-c", answered, str(sent + 5))])
+        self.assertEqual(check.code, UNKNOWN, check)
+        self.assertIn("witness 10.77.0.41 is silent too", check.out)
+
+    def test_a_second_address_of_the_node_is_no_witness(self):
+        _, address = self.start_plug(state=False)
+        LAB.address("node", "eth0", "10.77.0.42/24")
+        address.update(action="monitor", target_mgmt_ip="10.77.0.2",
+                       witness_ips="mgmt=10.77.0.42")
+        self.assert_failure(LAB.check("check", address), "has the MAC address of the node itself")
 
 
 class OutputTest(LabTest):

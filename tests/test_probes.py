@@ -9,7 +9,7 @@ import types
 import unittest
 
 import fencetool
-from tests import netlab
+from tests import netlab, support
 
 MARKER = b"12345678"
 MAC = bytes.fromhex("020000000001")
@@ -47,25 +47,26 @@ class EchoTest(unittest.TestCase):
     def test_only_the_reply_brings_the_marker_back(self):
         for family in (V4, V6):
             request = fencetool.build_echo(family, MARKER, 3)
-            self.assertEqual(fencetool.parse_echo_reply(family, reply_to(family, request)), MARKER)
+            self.assertEqual(fencetool.parse_echo_reply(family, reply_to(family, request)),
+                             (MARKER, 3))
             # Not the request itself, as a machine sees what it sends to itself; nor a part of it.
             for other in (request, b"", reply_to(family, request)[:12], b"\3\1" + request[2:]):
-                self.assertNotEqual(fencetool.parse_echo_reply(family, other), MARKER)
+                self.assertEqual(fencetool.parse_echo_reply(family, other), (b"", 0))
 
     def test_the_reply_of_one_family_is_none_of_the_other(self):
         for family, other in ((V4, V6), (V6, V4)):
             request = fencetool.build_echo(family, MARKER, 0)
-            self.assertEqual(fencetool.parse_echo_reply(other, reply_to(family, request)), b"")
+            self.assertEqual(fencetool.parse_echo_reply(other, reply_to(family, request)), (b"", 0))
 
 
 class IcmpErrorTest(unittest.TestCase):
     def test_an_error_tells_its_kind_its_target_and_whose_echo_it_is(self):
         for family, target, kind in ((V4, "10.0.0.2", (3, 1)), (V4, "10.0.0.2", (11, 0)),
                                      (V6, "fd00::2", (1, 3)), (V6, "fd00::2", (3, 0))):
-            request = fencetool.build_echo(family, MARKER, 0)
+            request = fencetool.build_echo(family, MARKER, 7)
             self.assertEqual(
                 fencetool.parse_icmp_error(family, error_about(family, request, target, kind)),
-                (kind, address(target), MARKER[:2]))
+                (kind, address(target), MARKER[:2], 7))
             # The eight bytes that every router quotes are enough.
             short = error_about(family, request[:8], target, kind)
             self.assertEqual(fencetool.parse_icmp_error(family, short)[2], MARKER[:2])
@@ -79,7 +80,7 @@ class IcmpErrorTest(unittest.TestCase):
                 family, error_about(family, reply_to(family, request), target, (3, 1))))
             for length in range(len(whole)):
                 found = fencetool.parse_icmp_error(family, whole[:length])
-                self.assertIn(found and found[2], (None, b"", MARKER[:1], MARKER[:2]))
+                self.assertIn(found and found[2], (None, MARKER[:2]))
 
 
 class NeighbourTest(unittest.TestCase):
@@ -112,38 +113,79 @@ class MatchingTest(unittest.TestCase):
     """What a look makes of packets, its own and others'."""
 
     def setUp(self):
+        asker = fencetool.Asker(None, True)
         self.look = fencetool.Look(None, types.SimpleNamespace(
             arp_check=True,
             targets=[fencetool.Target("Storage", "10.0.0.2"), fencetool.Target("six", "fd00::2")],
             witnesses=[fencetool.Target("Storage", "10.0.0.9"),
-                       fencetool.Target("six", "fd00::9")]), {}, ())
-        self.look.listener.marker = MARKER
+                       fencetool.Target("six", "fd00::9")]), asker, {}, ())
+        self.markers = asker.markers
         self.sights = self.look.listener.sights
         self.four, self.witness, self.six = (
             self.sights[address(one)] for one in ("10.0.0.2", "10.0.0.9", "fd00::2"))
         for sight in self.look.sights:
             sight.route = fencetool.Route(
                 interface="eth0", index=2, mac=MAC, source=b"", gateway=b"", has_carrier=True,
-                carrier_changes=0, link_kind="")
+                carrier_changes=0, is_port=False, is_own_network=True, link_kind="")
 
     def take(self, family, packet, sender):
         self.look.listener.take(family, packet, sender)
 
-    def test_a_reply_counts_for_its_sender_and_with_our_marker_only(self):
-        for family, sight in ((V4, self.four), (V6, self.six)):
-            for marker, sender in ((b"87654321", sight.address), (MARKER[:2] + bytes(6),
-                                   sight.address), (MARKER, "10.0.0.3" if family == V4 else "::3")):
-                self.take(family, reply_to(family, fencetool.build_echo(family, marker, 0)), sender)
+    def reply(self, sight, marker=b"", sequence=0, sender=""):
+        """Take the reply to an echo to one address; the marker is that address's own."""
+        request = fencetool.build_echo(
+            sight.family, marker or self.markers.of(sight.address), sequence)
+        self.take(sight.family, reply_to(sight.family, request), sender or sight.address)
+
+    def test_a_reply_counts_with_the_marker_of_its_address_only(self):
+        for sight in (self.four, self.six):
+            other = self.witness if sight is self.four else self.sights[address("fd00::9")]
+            for marker in (b"87654321", self.markers.of(sight.address)[:2] + bytes(6),
+                           self.markers.near(sight.address)):
+                self.reply(sight, marker)
                 self.assertFalse(sight.answered())
-            reply = reply_to(family, fencetool.build_echo(family, MARKER, 0))
+            self.reply(other)
+            self.assertFalse(sight.answered())
             for _ in range(2):  # a duplicate changes nothing
-                self.take(family, reply, sight.address)
+                self.reply(sight)
                 self.assertTrue(sight.echoed)
+
+    def test_an_answer_from_another_address_of_the_target_is_life(self):
+        self.reply(self.four, sender="10.9.9.9")
+        self.assertTrue(self.four.echoed)
+        self.reply(self.witness, sender="10.9.9.9")
         self.assertFalse(self.witness.answered())
 
+    def test_a_witness_has_answered_last_only_what_was_asked_last(self):
+        last = self.look.first_sequence + 60
+        self.reply(self.witness, sequence=last)
+        self.assertEqual((self.witness.echoed, self.witness.answered_last), (True, False))
+        self.look.listener.last_sequences = range(last, last + 3)
+        for sequence in (last - 1, last + 3, 0):
+            self.reply(self.witness, sequence=sequence)
+            self.assertFalse(self.witness.answered_last)
+        self.reply(self.witness, sequence=last + 2)
+        self.assertTrue(self.witness.answered_last)
+
+    def test_the_marker_of_the_echo_that_no_router_forwards_tells_who_is_near(self):
+        self.reply(self.witness, self.markers.near("10.0.0.9"), fencetool.NEAR_SEQUENCE,
+                   sender="10.0.0.254")
+        self.assertEqual((self.witness.is_near, self.witness.answered()), (True, False))
+
+    def test_echoes_of_two_looks_of_an_action_have_other_sequences_and_the_same_marker(self):
+        markers = fencetool.Markers()
+        first, second = markers.begin_look(), markers.begin_look()
+        self.assertGreaterEqual(second - first, fencetool.MOST_ECHOES + fencetool.LAST_QUESTIONS)
+        self.assertEqual(markers.of("10.0.0.2"), markers.of("10.0.0.2"))
+        names = {markers.of("10.0.0.%d" % number) for number in range(200)}
+        names |= {markers.near("10.0.0.%d" % number) for number in range(200)}
+        self.assertEqual(len(names), 400)
+
     def test_an_error_counts_for_its_target_and_with_our_marker_only(self):
-        request = fencetool.build_echo(V4, MARKER, 0)
-        other = fencetool.build_echo(V4, b"87654321", 0)
+        request = fencetool.build_echo(V4, self.markers.of("10.0.0.2"), 0)
+        near = fencetool.build_echo(V4, self.markers.near("10.0.0.2"), fencetool.NEAR_SEQUENCE)
+        other = fencetool.build_echo(V4, b"\xff" * 8, 0)
+        self.take(V4, error_about(V4, near, "10.0.0.2", (11, 0)), "10.0.0.254")
         self.take(V4, error_about(V4, other, "10.0.0.2", (3, 10)), "10.0.0.2")
         self.take(V4, error_about(V4, other, "10.0.0.2", (3, 0)), "10.0.0.254")
         self.take(V4, error_about(V4, request, "10.0.0.7", (3, 0)), "10.0.0.254")
@@ -226,6 +268,25 @@ class NetlinkTest(unittest.TestCase):
             self.assertRegex(fencetool.explain_os_error(error), "timed-out$")
         self.assertEqual(fencetool.explain_os_error(OSError(errno.ENETDOWN, "Network is down")),
                          "Network is down")
+
+
+class DropsTest(unittest.TestCase):
+    def test_packets_that_found_no_room_are_a_doubt(self):
+        support.require_root()
+        system = fencetool.System("test")
+        asker = fencetool.Asker(system, True)
+        self.addCleanup(asker.close)
+        asker.by_family[V4] = handle = system.open_echo(V4)
+        handle.handle.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+        look = fencetool.Look(system, types.SimpleNamespace(
+            targets=[fencetool.Target("Storage", "10.0.0.2")], witnesses=[]), asker, {}, ())
+        look._note_drops()
+        self.assertEqual(look.sights[0].obstacle, "")
+        for sequence in range(200):
+            handle.send(fencetool.build_echo(V4, MARKER, sequence), ("127.0.0.1", 0))
+        look._note_drops()
+        self.assertIn("had no room for", look.sights[0].obstacle)
+        self.assertEqual(handle.count_drops(), 0)
 
 
 class LossTest(unittest.TestCase):
