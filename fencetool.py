@@ -13,7 +13,7 @@ a false success corrupts data, which nobody can.
 
 Parts and sections; each uses only those above it (tests/test_layout.py proves it):
   1 WORDS    CONSTANTS, ERRORS, TEXT, PROOF, DIALECTS, PARAMETERS
-  2 MACHINE  LOG, FILES AND PROGRAMS, NETWORK, HTTP
+  2 MACHINE  LOG, FILES AND PROGRAMS, KERNEL, NETWORK, HTTP
   3 DEVICES  KASA, TASMOTA, ESPHOME, PAGES, INSTALLED AGENT
   4 FENCING  PROBES, FENCING, CHECKING, AGENTS
   ---------- the waterline: a fence agent's run needs nothing below it but for fence_check -n NODE
@@ -597,13 +597,14 @@ def describe_target(target):
 #   has_carrier:      the other end of the link is there.
 #   carrier_changes:  how often the carrier came or went since the link exists (bytes).
 #   is_port:          it belongs to a bridge, a bond or the like.
-#   is_own_network:   the source address is one of the network that the address is in; for a router
-#                     it does not matter.
+#   odd_way:          what makes it uncertain that packets take this way and answers come back, or
+#                     "": several next hops, a rule by mark, IPsec, a source address of another
+#                     network, a port of an own bridge that forwards nothing.
 #   link_kind:        "" for a network card, "dormant" for a link that still waits (for a login at
 #                     the switch, say), else what the kernel calls it; with what it stands on, if
 #                     its carrier is that one's: "bridge", "bond", "macvlan on bridge".
 Route = namedtuple("Route", "interface index mac source gateway has_carrier carrier_changes "
-                            "is_port is_own_network link_kind")
+                            "is_port odd_way link_kind")
 CABLE_LINKS = ("", "veth")                     # their carrier is fed by the other end alone
 WIRED_LINKS = CABLE_LINKS + ("bond", "team")   # their carrier is that of a wire, or of several
 
@@ -736,8 +737,8 @@ def doubt_about_path(sight, witnesses, is_direct):
         return "no usable route from this machine: " + sight.obstacle
     if sight.obstacle:
         return sight.obstacle
-    if not sight.route.is_own_network:
-        return "this machine's address on %s is of another network" % sight.route.interface
+    if sight.route.odd_way:
+        return "the way to it cannot be judged: %s" % sight.route.odd_way
     if not sight.route.has_carrier:
         # On a direct cable that is the proof, and no witness could answer.
         if is_direct and is_end_of_cable(sight.route):
@@ -1571,12 +1572,11 @@ class FilesAndPrograms:
                 err.decode("utf-8", "surrogateescape"))
 
 
-# SECTION: NETWORK ---------------------------------------------------------------------------------
-# Names, connections, packets, and what the kernel says about routes and links. OSError becomes
-# FenceError here, and no call outlasts its Deadline.
+# SECTION: KERNEL ----------------------------------------------------------------------------------
+# What the kernel says about routes and links, one question over netlink at a time.
+# Source: linux/rtnetlink.h, linux/if_link.h, linux/fib_rules.h, linux/xfrm.h; read 2026-11. Seen:
+# Linux 6.18.
 
-# Signs of life. Source: RFC 792 and 4443 (echo and errors), RFC 826 (ARP), RFC 4861 (neighbour
-# discovery), linux/rtnetlink.h, linux/if_link.h; read 2026-11. Seen: Linux 6.18.
 # The numbers of ICMP in one family. request, reply: types of an echo. errors: the types that quote
 # the packet they are about. silence: the (type, code) of "host unreachable", nobody is there. hops:
 # (level, type) of the option that limits a packet's way.
@@ -1587,15 +1587,12 @@ ICMP = {socket.AF_INET: IcmpNumbers(protocol=socket.IPPROTO_ICMP, request=8, rep
         socket.AF_INET6: IcmpNumbers(protocol=socket.IPPROTO_ICMPV6, request=128, reply=129,
                                      errors=(1, 3), silence=(1, 3),
                                      hops=(socket.IPPROTO_IPV6, socket.IPV6_HOPLIMIT))}
-ETHERTYPE_ARP = 0x0806
-# Source: asm-generic/socket.h, linux/sock_diag.h. The last word is the number of lost packets.
-SO_RCVBUFFORCE, SO_MEMINFO, MEMINFO_WORDS = 33, 55, 9
-PACKET_BUFFER_BYTES = 4194304
 
 # What the kernel is asked about routes and links: messages, and attributes of the answers.
-GET_LINK, GET_ADDRESS, GET_ROUTE = 18, 22, 26
+GET_LINK, GET_ADDRESS, GET_ROUTE, GET_RULE, GET_POLICY = 18, 22, 26, 34, 21
 NETLINK_ERROR, NETLINK_DONE = 2, 3
 REQUEST, DUMP = 1, 0x300
+NETLINK_ROUTE, NETLINK_XFRM = 0, 6
 KERNEL_PATIENCE_SECONDS = 1
 LINK_BODY = "BxHiII"       # family, type, index, flags, changed flags
 ROUTE_BODY = "BBBBBBBBI"   # family, lengths of target and source, ..., type of route, flags
@@ -1603,7 +1600,15 @@ ADDRESS_BODY = "BBBBI"     # family, bits of the network, flags, scope, index of
 ADDRESS_PEER, ADDRESS_LOCAL = 1, 2  # the first is the other end, or the same as the second
 LINK_MAC, LINK_NAME, LINK_BELOW, LINK_MASTER, LINK_INFO = 1, 3, 5, 10, 18
 LINK_CHANGES, LINK_ELSEWHERE = 35, 37
-ROUTE_TARGET, ROUTE_INTERFACE, ROUTE_GATEWAY, ROUTE_SOURCE, ROUTE_VIA = 1, 4, 5, 7, 18
+ROUTE_TARGET, ROUTE_INTERFACE, ROUTE_GATEWAY, ROUTE_SOURCE, ROUTE_NEXT_HOPS = 1, 4, 5, 7, 9
+ROUTE_MARK, ROUTE_VIA, ROUTE_PROTOCOL, ROUTE_GROUP = 16, 18, 27, 30
+AS_IN_TABLE = 0x2000       # flag: the route as it was entered, and not the way of one packet
+RULE_MARK = 10
+# An IPsec policy: selector (target, source, ports, family, bits, protocol), ..., direction.
+POLICY_BODY = "16s16sHHHHHBBBxxxiI64x32xIIB3x"
+POLICY_OUT = 1
+BRIDGE_FAMILY, PORT_FACTS, PORT_STATE, PORT_FORWARDS = 7, 12, 1, 3
+BOND_FACTS, BOND_MIIMON, BOND_ARP_INTERVAL = 2, 3, 7
 # Types of route, and why one of them leads to no other machine; "" for the one that does.
 ROUTE_TYPES = {1: "",
                2: "it is this machine's own address; is the check running on the target itself?",
@@ -1612,27 +1617,8 @@ ROUTE_TYPES = {1: "",
 ETHERNET = 1
 STACKED_LINKS = ("vlan", "macvlan", "ipvlan")  # have the carrier of the link that they stand on
 IFF_RUNNING, IFF_NOARP, IFF_LOWER_UP = 0x40, 0x80, 0x10000
-
-
-def parse_netlink(data, body_format):
-    """Return (fields, {attribute: bytes}) of an answer; raise OSError with the kernel's error."""
-    length, kind = struct.unpack_from("IH", data)
-    if kind == NETLINK_ERROR:
-        code = -struct.unpack_from("i", data, 16)[0]
-        raise OSError(code, os.strerror(code))
-    attributes = {}
-    position = 16 + struct.calcsize(body_format)
-    while position + 4 <= length:
-        size, name = struct.unpack_from("HH", data, position)
-        attributes[name & 0x3FFF] = data[position + 4:position + size]
-        position += max(4, (size + 3) & ~3)
-    return struct.unpack_from(body_format, data, 16), attributes
-
-
-def parse_link_kind(info):
-    """Return what the kernel calls a kind of virtual link, or "" for a network card."""
-    word = re.match(b"(?s)..\\x01\\0([a-z0-9_-]+)\0", info)  # its first attribute, text
-    return word.group(1).decode("ascii") if word else ""
+# Errors for what a kernel was built without, or tells root alone.
+UNKNOWN_TO_KERNEL = (errno.EOPNOTSUPP, errno.EPROTONOSUPPORT, errno.EINVAL, errno.EPERM)
 
 
 def explain_os_error(error):
@@ -1642,15 +1628,51 @@ def explain_os_error(error):
     return hide_timer_words(one_line(error.strerror or str(error)))
 
 
-def _ask_route(family, target):
-    """Return the attributes of the kernel's route; raise Unreachable if it leads nowhere."""
-    question = struct.pack(ROUTE_BODY, family, len(target) * 8, 0, 0, 0, 0, 0, 0, 0)
+def parse_netlink(data, body_format):
+    """Return (fields, {attribute: bytes}) of an answer; raise OSError with the kernel's error."""
+    length, kind = struct.unpack_from("IH", data)
+    if kind == NETLINK_ERROR:
+        code = -struct.unpack_from("i", data, 16)[0]
+        raise OSError(code, os.strerror(code))
+    body_bytes = struct.calcsize(body_format)
+    return (struct.unpack_from(body_format, data, 16),
+            parse_attributes(data[16 + (body_bytes + 3) // 4 * 4:length]))
+
+
+def parse_attributes(data):
+    """Return {attribute: bytes} of a row of them."""
+    attributes = {}
+    position = 0
+    while position + 4 <= len(data):
+        size, name = struct.unpack_from("HH", data, position)
+        attributes[name & 0x3FFF] = data[position + 4:position + size]
+        position += max(4, (size + 3) & ~3)
+    return attributes
+
+
+def parse_link_kind(info):
+    """Return what the kernel calls a kind of virtual link, or "" for a network card."""
+    word = re.match(b"(?s)..\\x01\\0([a-z0-9_-]+)\0", info)  # its first attribute, text
+    return word.group(1).decode("ascii") if word else ""
+
+
+def is_watched_bond(facts):
+    """Return whether a bond looks at its links: else its carrier stays when they are gone."""
+    found = parse_attributes(facts)
+    return any(any(found.get(name, b"")) for name in (BOND_MIIMON, BOND_ARP_INTERVAL))
+
+
+def _ask_route(family, target, mark=0, flags=0):
+    """Return the attributes of the kernel's route for an echo; raise Unreachable without one."""
+    question = struct.pack(ROUTE_BODY, family, len(target) * 8, 0, 0, 0, 0, 0, 0, flags)
     question += struct.pack("HH", 4 + len(target), ROUTE_TARGET) + target
+    question += struct.pack("HHBxxx", 5, ROUTE_PROTOCOL, ICMP[family].protocol)
+    question += struct.pack("HHI", 8, ROUTE_MARK, mark) if mark else b""
     fields, found = _ask_kernel(GET_ROUTE, ROUTE_BODY, question)
     doubt = ROUTE_TYPES.get(fields[7], "the kernel's route to it is of type %d" % fields[7])
     if doubt:
         raise Unreachable(doubt)
-    if ROUTE_INTERFACE not in found:
+    if ROUTE_INTERFACE not in found and not flags:
         raise Unreachable("the kernel's route to it names no interface")
     return found
 
@@ -1664,7 +1686,10 @@ def _ask_link(index):
 
 def _find_link_kind(facts):
     """Return the kind of a link, and of all that lends it its carrier: "vlan on bond"."""
-    kind = parse_link_kind(facts.get(LINK_INFO, b""))
+    info = facts.get(LINK_INFO, b"")
+    kind = parse_link_kind(info)
+    if kind == "bond" and not is_watched_bond(parse_attributes(info).get(BOND_FACTS, b"")):
+        return "bond without miimon"
     # What stands on a link of another namespace (a container's) cannot be asked further.
     if kind not in STACKED_LINKS or LINK_BELOW not in facts or LINK_ELSEWHERE in facts:
         return kind
@@ -1672,9 +1697,52 @@ def _find_link_kind(facts):
     return "%s on %s" % (kind, _find_link_kind(facts_below))
 
 
+def _find_way(family, target, mark):
+    """Return (interface, gateway, source) of the way that an echo with this mark takes."""
+    found = _ask_route(family, target, mark)
+    return (found[ROUTE_INTERFACE], found.get(ROUTE_GATEWAY, found.get(ROUTE_VIA, b"")),
+            found.get(ROUTE_SOURCE, bytes(len(target))))
+
+
+def _find_odd_way(family, target, index, way):
+    """Return what makes it uncertain that an echo takes this way and is answered on it, or ""."""
+    table = _ask_route(family, target, flags=AS_IN_TABLE)
+    if ROUTE_NEXT_HOPS in table or ROUTE_GROUP in table:
+        return "the route to it has several next hops"
+    marks = {struct.unpack("I", facts[RULE_MARK])[0] for fields, facts in _list(
+        GET_RULE, ROUTE_BODY, family) if RULE_MARK in facts}
+    for mark in sorted(marks - {0}):
+        if _find_way(family, target, mark) != way:
+            return "a rule gives packets with the mark %d another route" % mark
+    if any(_is_policy_for(family, target, fields) for fields, _ in _list(
+            GET_POLICY, POLICY_BODY, family, NETLINK_XFRM)):
+        return "an IPsec policy is in force for it"
+    if not way[1] and not _has_own_network(family, index, way[2], target):
+        return "this machine's own address there is of another network"
+    return _find_blocked_port(index)
+
+
+def _is_policy_for(family, target, fields):
+    network, own_family, bits, direction = fields[0], fields[6], fields[7], fields[-1]
+    return own_family == family and direction == POLICY_OUT and is_in_network(
+        target, network[:len(target)], bits)
+
+
+def _find_blocked_port(index):
+    """Return which port of a bridge of this machine forwards nothing, or ""."""
+    # The kernel tells of the ports of all bridges at once.
+    for _, facts in _list(GET_LINK, LINK_BODY, BRIDGE_FAMILY):
+        master = facts.get(LINK_MASTER)
+        state = parse_attributes(facts.get(PORT_FACTS, b"")).get(PORT_STATE)
+        if master and struct.unpack("I", master)[0] == index and state != bytes([PORT_FORWARDS]):
+            name = facts.get(LINK_NAME, b"").rstrip(b"\0").decode("ascii", "backslashreplace")
+            return "port %s of this machine's own bridge forwards nothing" % name
+    return ""
+
+
 def _has_own_network(family, index, source, target):
     """Return whether our address on a link is one of the network that the target is in."""
-    for fields, facts in _list_addresses(family):
+    for fields, facts in _list(GET_ADDRESS, ADDRESS_BODY, family):
         bits, link = fields[1], fields[4]
         own = facts.get(ADDRESS_LOCAL, facts.get(ADDRESS_PEER))
         is_inside = is_in_network(target, facts.get(ADDRESS_PEER, own), bits)
@@ -1690,24 +1758,31 @@ def is_in_network(address, network, bits):
         int.from_bytes(address, "big") >> shift == int.from_bytes(network, "big") >> shift)
 
 
-def _list_addresses(family):
-    """Return [(fields, {attribute: bytes})] of all addresses of this machine, of one family."""
+def _list(kind, body_format, family, protocol=NETLINK_ROUTE):
+    """Return [(fields, {attribute: bytes})] of all rows of one kind that the kernel has.
+
+    What it does not know at all (IPsec, rules, bridges) it has none of.
+    """
+    body = struct.pack("B", family) + bytes(struct.calcsize(body_format) - 1)
+    if protocol == NETLINK_XFRM:
+        body = b""
     found = []
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0) as handle:
-        answers = _send_to_kernel(handle, GET_ADDRESS, REQUEST | DUMP,
-                                  struct.pack(ADDRESS_BODY, family, 0, 0, 0, 0))
-        while answers:
-            length, kind = struct.unpack_from("IH", answers)
-            if kind == NETLINK_DONE:
-                break
-            found.append(parse_netlink(answers, ADDRESS_BODY))
-            answers = answers[(length + 3) & ~3:] or _hear_kernel(handle)
+    try:
+        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, protocol) as handle:
+            answers = _send_to_kernel(handle, kind, REQUEST | DUMP, body)
+            while struct.unpack_from("IH", answers)[1] != NETLINK_DONE:
+                found.append(parse_netlink(answers, body_format))
+                length = struct.unpack_from("I", answers)[0]
+                answers = answers[(length + 3) & ~3:] or _hear_kernel(handle)
+    except OSError as error:
+        if error.errno not in UNKNOWN_TO_KERNEL:
+            raise
     return found
 
 
 def _ask_kernel(kind, body_format, body):
     """Return (fields, {attribute: bytes}) of the kernel's answer; its errors raise OSError."""
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0) as handle:  # 0: NETLINK_ROUTE
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_ROUTE) as handle:
         return parse_netlink(_send_to_kernel(handle, kind, REQUEST, body), body_format)
 
 
@@ -1724,6 +1799,39 @@ def _hear_kernel(handle):
         raise Unreachable("the kernel did not answer within %s"
                           % render_seconds(KERNEL_PATIENCE_SECONDS)) from error
 
+
+def find_route(family, target):
+    """Return the Route of packets to target (bytes); raise Unreachable where there is none."""
+    try:
+        way = _find_way(family, target, 0)
+        index = struct.unpack("i", way[0])[0]
+        hardware, flags, facts = _ask_link(index)
+        link_kind = _find_link_kind(facts)
+        odd_way = _find_odd_way(family, target, index, way)
+    except OSError as error:
+        raise Unreachable(explain_os_error(error)) from error
+    is_up, is_running = bool(flags & IFF_LOWER_UP), bool(flags & IFF_RUNNING)
+    if is_up and not is_running:
+        link_kind = "dormant"
+    mac = b""
+    if hardware == ETHERNET and not flags & IFF_NOARP:
+        mac = facts.get(LINK_MAC, b"")
+    return Route(
+        interface=facts[LINK_NAME].rstrip(b"\0").decode("ascii", "backslashreplace"),
+        index=index, mac=mac, source=way[2], gateway=way[1], has_carrier=is_up and is_running,
+        carrier_changes=facts.get(LINK_CHANGES), is_port=LINK_MASTER in facts, odd_way=odd_way,
+        link_kind=link_kind)
+
+
+# SECTION: NETWORK ---------------------------------------------------------------------------------
+# Names, connections and packets. OSError becomes FenceError here; no call outlasts its Deadline.
+
+# Signs of life. Source: RFC 792 and 4443 (echo and errors), RFC 826 (ARP), RFC 4861 (neighbour
+# discovery), linux/rtnetlink.h, linux/if_link.h; read 2026-11. Seen: Linux 6.18.
+ETHERTYPE_ARP = 0x0806
+# Source: asm-generic/socket.h, linux/sock_diag.h. The last word is the number of lost packets.
+SO_RCVBUFFORCE, SO_MEMINFO, MEMINFO_WORDS = 33, 55, 9
+PACKET_BUFFER_BYTES = 4194304
 
 class PacketSocket:
     """A socket for single packets that never blocks."""
@@ -1926,30 +2034,7 @@ class Network:
                 failure.__cause__ = error
         raise failure
 
-    def find_route(self, family, target):
-        """Return the Route of packets to target (bytes); raise Unreachable where there is none."""
-        try:
-            found = _ask_route(family, target)
-            index = struct.unpack("i", found[ROUTE_INTERFACE])[0]
-            hardware, flags, facts = _ask_link(index)
-            link_kind = _find_link_kind(facts)
-            source = found.get(ROUTE_SOURCE, bytes(len(target)))
-            gateway = found.get(ROUTE_GATEWAY, found.get(ROUTE_VIA, b""))
-            is_own_network = bool(gateway) or _has_own_network(family, index, source, target)
-        except OSError as error:
-            raise Unreachable(explain_os_error(error)) from error
-        is_up, is_running = bool(flags & IFF_LOWER_UP), bool(flags & IFF_RUNNING)
-        if is_up and not is_running:
-            link_kind = "dormant"
-        mac = b""
-        if hardware == ETHERNET and not flags & IFF_NOARP:
-            mac = facts.get(LINK_MAC, b"")
-        has_carrier = is_up and is_running
-        return Route(
-            interface=facts[LINK_NAME].rstrip(b"\0").decode("ascii", "backslashreplace"),
-            index=index, mac=mac, source=source, gateway=gateway, has_carrier=has_carrier,
-            carrier_changes=facts.get(LINK_CHANGES), is_port=LINK_MASTER in facts,
-            is_own_network=is_own_network, link_kind=link_kind)
+    find_route = staticmethod(find_route)
 
     def open_echo(self, family):
         """Return a PacketSocket for ICMP, raw where that is permitted; None where none is."""

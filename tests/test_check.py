@@ -11,7 +11,7 @@ from tests import support, virtual
 DEAD, ALIVE, UNKNOWN = Finding.DEAD, Finding.ALIVE, Finding.UNKNOWN
 ROUTE = fencetool.Route(
     interface="eth0", index=2, mac=b"\2\0\0\0\0\1", source=b"\n\0\0\1", gateway=b"",
-    has_carrier=True, carrier_changes=b"\2\0\0\0", is_port=False, is_own_network=True,
+    has_carrier=True, carrier_changes=b"\2\0\0\0", is_port=False, odd_way="",
     link_kind="")
 NOBODY = fencetool.Witnesses([], [])
 GOOD = {"fence_method": "kasa", "fence_ip": "10.20.20.202", "target_mgmt_ip": "10.20.20.2",
@@ -252,8 +252,8 @@ class NetworkEvidenceTest(unittest.TestCase):
             self.assertIn(words, fencetool.doubt_about_macs(sight(macs={node}), named(witness)))
         self.assertEqual(fencetool.doubt_about_macs(sight(), named(answers())), "")
 
-    def test_an_address_of_another_network_on_the_link_proves_nothing(self):
-        found = sight(route=ROUTE._replace(is_own_network=False), uses_arp=True)
+    def test_a_way_that_is_not_the_only_one_proves_nothing(self):
+        found = sight(route=ROUTE._replace(odd_way="several next hops"), uses_arp=True)
         for witnesses in (NOBODY, named(answers(route=found.route))):
             self.assertIs(self.judge(found, witnesses)[0], UNKNOWN)
 
@@ -265,7 +265,8 @@ class NetworkEvidenceTest(unittest.TestCase):
     def test_a_carrier_that_no_wire_feeds_proves_no_path(self):
         for kind, finding in (
                 ("", DEAD), ("veth", DEAD), ("bond", DEAD), ("team", DEAD), ("vlan on ", DEAD),
-                ("macvlan on vlan on bond", DEAD), ("bridge", UNKNOWN), ("vxlan", UNKNOWN),
+                ("macvlan on vlan on bond", DEAD), ("bond without miimon", UNKNOWN),
+                ("vlan on bond without miimon", UNKNOWN), ("bridge", UNKNOWN), ("vxlan", UNKNOWN),
                 ("vlan on bridge", UNKNOWN), ("macvlan on vlan on bridge", UNKNOWN),
                 ("openvswitch", UNKNOWN), ("dummy", UNKNOWN), ("macvlan", UNKNOWN)):
             route = ROUTE._replace(link_kind=kind)

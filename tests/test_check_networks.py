@@ -88,6 +88,14 @@ def build_routes(lab):
     lab.inside("router", "ip", "route", "add", "blackhole", "10.81.0.0/24")
     lab.inside("check", "ip", "route", "add", "default", "via", "10.77.0.254")
     lab.inside("check", "ip", "route", "add", "10.83.0.0/24", "dev", "eth0")
+    for command in (
+            "route add 10.84.0.0/24 nexthop via 10.77.0.254 nexthop via 10.77.0.8",
+            "route add 10.85.0.0/24 via 10.77.0.254", "rule add fwmark 7 lookup 77",
+            "route add 10.85.0.0/24 via 10.77.0.8 table 77",
+            "rule add ipproto icmp to 10.86.0.0/24 lookup 78",
+            "route add 10.86.0.0/24 via 10.77.0.8 table 78", "route add 10.87.0.0/24 via "
+            "10.77.0.254", "xfrm policy add dst 10.87.0.0/24 dir out tmpl proto esp mode tunnel"):
+        lab.inside("check", "ip", *command.split())
     for kind in ("blackhole", "unreachable", "prohibit"):
         lab.inside("check", "ip", "route", "add", kind, "10.82.%d.0/24" % len(kind))
     # The target drops ARP and answers ICMP: the checker knows its MAC without asking.
@@ -212,8 +220,17 @@ SITUATIONS = (
     row("answers come from another address of the node", ALIVE, "far 10.78.0.77: reachable\n",
         target_ips="far=10.78.0.77"),
     row("attached by a route, without an address in that network", UNKNOWN,
-        "this machine's address on eth0 is of another network", target_ips="odd=10.83.0.2",
+        "this machine's own address there is of another network", target_ips="odd=10.83.0.2",
         witness_ips="odd=10.83.0.8"),
+    row("several next hops", UNKNOWN, "the route to it has several next hops",
+        target_ips="odd=10.84.0.2", witness_ips="odd=10.84.0.8"),
+    row("a rule gives other packets another way", UNKNOWN,
+        "a rule gives packets with the mark 7 another route", target_ips="odd=10.85.0.2",
+        witness_ips="odd=10.85.0.8"),
+    row("a rule gives echoes another way", UNKNOWN, "witness 10.86.0.8 is silent too",
+        target_ips="odd=10.86.0.2", witness_ips="odd=10.86.0.8"),
+    row("an IPsec policy", UNKNOWN, "an IPsec policy is in force for it",
+        target_ips="odd=10.87.0.2", witness_ips="odd=10.87.0.8"),
     row("a port of a bridge that has an address of its own", UNKNOWN,
         NEEDS_WITNESS + "port6 is a port of another link", target_storage_ip="10.69.0.2"),
     row("routed, with a dead witness", UNKNOWN, "witness 10.78.0.98 is silent too",
@@ -353,20 +370,35 @@ class SituationTest(LabTest):
         _, address = self.start_plug(state=False)
         LAB.add("peer", "guest")
         LAB.cable("check", "port9", "peer", "port9")
-        for command in ("link add br9 type bridge", "link set port9 master br9",
+        for command in ("link add br9 type bridge forward_delay 0", "link set port9 master br9",
                         "link set br9 up", "link set port9 down"):
             LAB.inside("check", "ip", *command.split())
         LAB.address("check", "br9", "10.70.0.1/24")
         LAB.address("peer", "port9", "10.70.0.2/24")
+        LAB.address("peer", "port9", "10.70.0.8/24")
         parameters = dict(address, action="status", target_storage_ip="10.70.0.2", **QUICK)
         result = LAB.check("check", dict(parameters, direct_networks="storage"))
         self.assertEqual(result.code, UNKNOWN, result)
-        self.assertIn("br9 has no carrier", result.out)
+        self.assertIn("port port9 of this machine's own bridge forwards nothing", result.out)
         LAB.cable("check", "guest9", "guest", "eth0")
         LAB.inside("check", "ip", "link", "set", "guest9", "master", "br9")
         result = LAB.check("check", parameters)
         self.assertEqual(result.code, UNKNOWN, result)
+        self.assertIn("port port9 of this machine's own bridge forwards nothing", result.out)
+        LAB.inside("check", "ip", "link", "set", "port9", "up")
+        found = dict(parameters, target_storage_ip="10.70.0.99")
+        result = self.check_until_not(found, "forwards nothing")
         self.assertIn("the carrier of br9 (bridge) does not show a cut cable", result.out)
+        self.assertEqual(LAB.check("check", dict(found, witness_ips="storage=10.70.0.8")).code,
+                         DEAD)
+
+    def check_until_not(self, parameters, words):
+        """Return the result of a check that does not say these words any more: a bridge learns."""
+        for _ in range(60):
+            result = LAB.check("check", parameters)
+            if words not in result.out:
+                return result
+        self.fail(result)
 
     def test_what_stands_on_a_bridge_proves_no_more_than_the_bridge(self):
         """The way to the node is cut, and the carrier stays: that of the bridge's other port."""
