@@ -1833,6 +1833,7 @@ ETHERTYPE_ARP = 0x0806
 SO_RCVBUFFORCE, SO_MEMINFO, MEMINFO_WORDS = 33, 55, 9
 PACKET_BUFFER_BYTES = 4194304
 
+
 class PacketSocket:
     """A socket for single packets that never blocks."""
 

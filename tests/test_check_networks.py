@@ -703,7 +703,6 @@ class TimeTest(LabTest):
         self.assertEqual(check.code, UNKNOWN, check)
         self.assertIn("its route or carrier changed while the answers were awaited", check.out)
 
-
     def test_the_fence_device_proves_no_path_when_its_own_link_flaps(self):
         """The target's port swallows everything, and only a witness could tell."""
         LAB.add("flapper")
