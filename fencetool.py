@@ -755,13 +755,14 @@ def doubt_about_path(sight, witnesses, is_direct):
 
 def choose_witnesses(sight, witnesses):
     """Return the Sights that have to prove the path to an address, if there are any."""
-    # SAFETY: who names a witness says that less will not do. The fence device is in its own
-    # network, and can only stand in there.
+    # SAFETY: who names a witness says that less will not do. The fence device counts in its own
+    # network alone, also where it is named for another one.
     # Test: test_nothing_stands_in_for_a_witness_that_is_named
-    if witnesses.named:
-        return witnesses.named
-    return [device for device in witnesses.devices
-            if device.route and device.shares_route(sight)]
+    devices = [device for device in witnesses.devices
+               if device.route and device.shares_route(sight)]
+    named = [witness for witness in witnesses.named
+             if witness in devices or witness not in witnesses.devices]
+    return named or devices
 
 
 def is_end_of_cable(route):
@@ -3966,17 +3967,19 @@ def observe_power(job):
 def look_at_networks(job):
     """Yield (Target, its Sight, its Witnesses, whether it is one cable) of one look."""
     settings = job.settings
-    device_addresses = find_device_addresses(job.system, settings.ip)
-    sights = Look(job.system, settings, job.asker, job.router_errors, device_addresses).run()
+    devices = find_device_addresses(job.system, settings.ip)
+    sights = Look(job.system, settings, job.asker, job.router_errors, devices).run()
     add_doubts_of_way_back([sights[target.address] for target in settings.targets])
+    # Named for a network that it is not in, the device would be a witness that never answers.
+    device_elsewhere = {settings.ip} - set(devices)
     for target in settings.targets:
         key = network_key(target.network)
-        witnesses = Witnesses(
-            named=[sights[witness.address] for witness in settings.witnesses
-                   if network_key(witness.network) == key],
-            devices=[sights[address] for address in device_addresses
-                     if address != target.address])
-        yield target, sights[target.address], witnesses, key in settings.direct_keys
+        named = [sights[witness.address] for witness in settings.witnesses
+                 if network_key(witness.network) == key
+                 and witness.address not in device_elsewhere]
+        known = [sights[address] for address in devices if address != target.address]
+        yield (target, sights[target.address], Witnesses(named=named, devices=known),
+               key in settings.direct_keys)
 
 
 def record_evidence(job, evidence):

@@ -222,6 +222,13 @@ class NetworkEvidenceTest(unittest.TestCase):
                         answers(route=ROUTE._replace(interface="eth1"))):
             found = self.judge(silent, fencetool.Witnesses([witness], [device]))
             self.assertIs(found[0], UNKNOWN)
+        # The device may be one of them, and is left out where it is elsewhere.
+        found = self.judge(silent, fencetool.Witnesses([sight("10.0.0.9"), device], [device]))
+        self.assertIs(found[0], DEAD)
+        elsewhere = answers("10.0.0.7", ROUTE._replace(interface="eth1"))
+        found = self.judge(silent, fencetool.Witnesses([elsewhere], [elsewhere]))
+        self.assertIs(found[0], DEAD)
+        self.assertIn("no witness known", found[2])
 
     def test_the_router_is_no_witness_of_what_is_behind_it(self):
         behind = ROUTE._replace(gateway=b"\1\2\3\4")
