@@ -629,13 +629,15 @@ class Sight:
         self.echoed = False      # it answered an ICMP echo
         self.rejected = False    # it refused one with an ICMP error of its own
         self.neighbour = False   # it answered ARP or neighbour discovery
+        self.was_heard = False   # its network card sent something, to whomever
         # What is asked of a witness alone.
         self.answered_last = False  # it answered when the target had been asked for the last time
         self.is_near = False        # it answered an echo that no router forwards
-        self.macs = set()           # from which it was heard by ARP
+        # By ARP in this look, and of a target also by the kernel's table of before.
+        self.macs = set()
 
     def answered(self):
-        return self.echoed or self.rejected or self.neighbour
+        return self.echoed or self.rejected or self.neighbour or self.was_heard
 
     def is_attached(self):
         """Return whether it can be asked without a router, by ARP or neighbour discovery."""
@@ -710,6 +712,8 @@ def explain_answer(sight):
         return ""
     if sight.rejected:
         return "it rejects ICMP echo with an error of its own"
+    if not sight.neighbour:
+        return "its network card sends frames: ICMP and ARP are filtered"
     means = "ARP" if sight.family == socket.AF_INET else "neighbour discovery"
     return means + " only: ICMP is filtered"
 
@@ -1590,7 +1594,7 @@ ICMP = {socket.AF_INET: IcmpNumbers(protocol=socket.IPPROTO_ICMP, request=8, rep
                                      hops=(socket.IPPROTO_IPV6, socket.IPV6_HOPLIMIT))}
 
 # What the kernel is asked about routes and links: messages, and attributes of the answers.
-GET_LINK, GET_ADDRESS, GET_ROUTE, GET_RULE, GET_POLICY = 18, 22, 26, 34, 21
+GET_LINK, GET_ADDRESS, GET_ROUTE, GET_NEIGHBOUR, GET_RULE, GET_POLICY = 18, 22, 26, 30, 34, 21
 NETLINK_ERROR, NETLINK_DONE = 2, 3
 REQUEST, DUMP = 1, 0x300
 NETLINK_ROUTE, NETLINK_XFRM = 0, 6
@@ -1605,6 +1609,8 @@ ROUTE_TARGET, ROUTE_INTERFACE, ROUTE_GATEWAY, ROUTE_SOURCE, ROUTE_NEXT_HOPS = 1,
 ROUTE_MARK, ROUTE_VIA, ROUTE_PROTOCOL, ROUTE_GROUP = 16, 18, 27, 30
 AS_IN_TABLE = 0x2000       # flag: the route as it was entered, and not the way of one packet
 RULE_MARK = 10
+NEIGHBOUR_BODY = "BxxxiHBB"  # family, index of the link, state, flags, type
+NEIGHBOUR_ADDRESS, NEIGHBOUR_MAC = 1, 2
 # An IPsec policy: selector (target, source, ports, family, bits, protocol), ..., direction.
 POLICY_BODY = "16s16sHHHHHBBBxxxiI64x32xIIB3x"
 POLICY_OUT = 1
@@ -1801,6 +1807,17 @@ def _hear_kernel(handle):
                           % render_seconds(KERNEL_PATIENCE_SECONDS)) from error
 
 
+def find_neighbour(family, index, target):
+    """Return the MAC by which the kernel last knew a neighbour, alive or not, or b""."""
+    try:
+        for fields, facts in _list(GET_NEIGHBOUR, NEIGHBOUR_BODY, family):
+            if fields[1] == index and facts.get(NEIGHBOUR_ADDRESS) == target:
+                return facts.get(NEIGHBOUR_MAC, b"")
+    except OSError as error:
+        raise Unreachable(explain_os_error(error)) from error
+    return b""
+
+
 def find_route(family, target):
     """Return the Route of packets to target (bytes); raise Unreachable where there is none."""
     try:
@@ -1831,8 +1848,22 @@ def find_route(family, target):
 # discovery), linux/rtnetlink.h, linux/if_link.h; read 2026-11. Seen: Linux 6.18.
 ETHERTYPE_ARP = 0x0806
 # Source: asm-generic/socket.h, linux/sock_diag.h. The last word is the number of lost packets.
-SO_RCVBUFFORCE, SO_MEMINFO, MEMINFO_WORDS = 33, 55, 9
+SO_ATTACH_FILTER, SO_RCVBUFFORCE, SO_MEMINFO, MEMINFO_WORDS = 26, 33, 55, 9
 PACKET_BUFFER_BYTES = 4194304
+FRAMES = -1               # the "family" of a PacketSocket that hears whatever one machine sends
+ETHERTYPE_ALL = 3
+# Source: linux/filter.h. Instructions of a filter: load a word, a half, jump if equal, return.
+LOAD_WORD, LOAD_HALF, JUMP_EQUAL, RETURN = 0x20, 0x28, 0x15, 0x06
+FRAME_SOURCE = 0xFFE00006  # where a filter finds the MAC that a frame comes from
+
+
+def build_mac_filter(mac):
+    """Return the instructions that let through the frames of one MAC and nothing else."""
+    first, last = struct.unpack(">IH", mac)
+    steps = ((LOAD_WORD, 0, 0, FRAME_SOURCE), (JUMP_EQUAL, 0, 3, first),
+             (LOAD_HALF, 0, 0, FRAME_SOURCE + 4), (JUMP_EQUAL, 0, 1, last),
+             (RETURN, 0, 0, 64), (RETURN, 0, 0, 0))
+    return b"".join(struct.pack("HBBI", *step) for step in steps)
 
 
 class PacketSocket:
@@ -1872,6 +1903,8 @@ class PacketSocket:
             packet, address = self.handle.recvfrom(MAX_REPLY_BYTES)
         except OSError:
             return b"", ""
+        if self.family == FRAMES:
+            return packet, address[4]
         if packet and self.family == socket.AF_INET and self.is_raw:
             packet = packet[(packet[0] & 15) * 4:]  # the header tells its length in words
         return packet, address[0].partition("%")[0]
@@ -2037,6 +2070,7 @@ class Network:
         raise failure
 
     find_route = staticmethod(find_route)
+    find_neighbour = staticmethod(find_neighbour)
 
     def open_echo(self, family):
         """Return a PacketSocket for ICMP, raw where that is permitted; None where none is."""
@@ -2059,6 +2093,21 @@ class Network:
         except OSError:
             return None
         return PacketSocket(handle, socket.AF_PACKET, True)
+
+    def open_frames(self, interface, mac):
+        """Return a PacketSocket for all frames that one MAC sends, or None where there is none."""
+        import ctypes
+        steps = build_mac_filter(mac)
+        held = ctypes.create_string_buffer(steps)
+        try:
+            # Protocol 0 hears nothing until it is bound, so the filter is there first.
+            handle = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, 0)
+            handle.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack(
+                "HP", len(steps) // 8, ctypes.addressof(held)))
+            handle.bind((interface, ETHERTYPE_ALL))
+        except OSError:
+            return None
+        return PacketSocket(handle, FRAMES, True)
 
     def wait_readable(self, handles, seconds):
         """Return those of the PacketSockets that have something to read within the time."""
@@ -3352,10 +3401,17 @@ class Listener:
 
     def take(self, family, packet, sender):
         """Note what one packet shows; family: of the socket that it came from."""
-        if family == socket.AF_PACKET:
+        if family == FRAMES:
+            self._take_frame(sender)
+        elif family == socket.AF_PACKET:
             self._take_arp(packet, sender)
         elif packet:
             self._take_icmp(family, packet, sender)
+
+    def _take_frame(self, mac):
+        for sight in self.sights.values():
+            if sight.address in self.targets and mac in sight.macs:
+                sight.was_heard = True
 
     def _take_arp(self, packet, interface):
         sight = self.sights.get(parse_arp_sender(packet))
@@ -3429,9 +3485,12 @@ class Asker:
         self.near = set()       # witnesses that have turned out to be the router itself
         self.by_family = {}     # sockets for ICMP; None where there can be none
         self.by_interface = {}  # sockets for ARP; the same
+        self.by_mac = {}        # sockets for all that a target sends; the same
+        self.known_macs = {}    # {address of a target: its MAC}
 
     def opened(self):
-        handles = list(self.by_family.values()) + list(self.by_interface.values())
+        handles = [handle for group in (self.by_family, self.by_interface, self.by_mac)
+                   for handle in group.values()]
         return [handle for handle in handles if handle]
 
     def count_drops(self):
@@ -3461,6 +3520,23 @@ class Asker:
         if not self.by_interface[interface]:
             sight.add_obstacle("no ARP socket can be opened on %s, so silence proves nothing: "
                                "run it as root" % interface)
+
+    def listen_to(self, sight):
+        """Hear whatever an attached target sends, where the kernel has known its MAC."""
+        route = sight.route
+        if not sight.is_attached():
+            return
+        # The kernel forgets the MAC of who does not answer it: it is remembered for the action.
+        mac = self.system.find_neighbour(sight.family, route.index, sight.packed)
+        if mac:
+            self.known_macs[sight.address] = mac
+        mac = self.known_macs.get(sight.address, b"")
+        if len(mac) != len(BROADCAST_MAC) or mac == route.mac:
+            return
+        sight.macs.add(mac)
+        key = (route.interface, mac)
+        if key not in self.by_mac:
+            self.by_mac[key] = self.system.open_frames(*key)
 
     def _may_ask_neighbour(self, sight):
         return bool(self.arp_check) and sight.is_attached()
@@ -3536,6 +3612,8 @@ class Look:
             self._find_route(sight)
         for sight in self._routed():
             self.asker.choose_questions(sight)
+            if sight.address in self.targets and self.settings.arp_check:
+                self.asker.listen_to(sight)
         self._ask_and_listen()
         self._note_drops()
         for sight in self._routed():

@@ -21,6 +21,7 @@ NEIGHBOURS = "icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } accept"
 PLUG = "10.77.0.9"
 NOBODY = "10.77.0.99"
 LAB = None
+SPEAKERS = []  # what goes on in the lab by itself
 WORKERS = 32  # most of a check is waiting
 # One look is as short as it may be, wherever its length is not the subject.
 QUICK = {"ping_timeout": "1", "stonith_status_sleep": "200ms", "login_timeout": "1",
@@ -29,11 +30,15 @@ QUICK = {"ping_timeout": "1", "stonith_status_sleep": "200ms", "login_timeout": 
 
 def setUpModule():
     global LAB
+    support.require_program("ping")
     LAB = netlab.Lab()
     build_lab(LAB)
 
 
 def tearDownModule():
+    for child in SPEAKERS:
+        child.kill()
+        child.wait()
     LAB.close()
 
 
@@ -103,6 +108,17 @@ def build_routes(lab):
     lab.inside("check", "ip", "neigh", "add", "10.77.0.6", "lladdr", mac, "dev", "eth0")
     lab.inside("deaf", "ip", "neigh", "add", "10.77.0.1", "dev", "eth0", "lladdr",
                lab.inside("check", "cat", "/sys/class/net/eth0/address").strip())
+    # A target that this machine has known, and that answers nobody: it speaks, to whomever.
+    lab.add("mute")
+    lab.plug_in("mute", "switch", "10.77.0.50/24")
+    mac = lab.inside("mute", "cat", "/sys/class/net/eth0/address").strip()
+    lab.inside("check", "ip", "neigh", "add", "10.77.0.50", "lladdr", mac, "dev", "eth0")
+    lab.firewall("mute", [("input", "drop")], "arp")
+    lab.inside("mute", "nft", "add table ip m; add chain ip m i { type filter hook input priority "
+               "0; policy drop; }")
+    SPEAKERS.append(subprocess.Popen(
+        lab.argv("mute", "ping", "-q", "-b", "-i", "0.2", "10.77.0.255"), stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
     # An entry that says REACHABLE and lies.
     lab.inside("check", "ip", "neigh", "add", "10.77.0.98", "lladdr", "02:00:00:00:00:98", "nud",
                "reachable", "dev", "eth0")
@@ -149,6 +165,9 @@ SITUATIONS = (
         target_mgmt_ip="10.77.0.10"),
     row("target ignores echo", ALIVE, "10.77.0.5: reachable (ARP only: ICMP is filtered)",
         target_mgmt_ip="10.77.0.5"),
+    row("target drops ICMP and ARP, and talks to others", ALIVE,
+        "reachable (its network card sends frames: ICMP and ARP are filtered)",
+        target_mgmt_ip="10.77.0.50"),
     row("target rejects with an ICMP error", ALIVE, "reachable (it rejects ICMP echo",
         target_mgmt_ip="10.77.0.4"),
     row("target rejects, and ARP is not asked", ALIVE, "reachable (it rejects ICMP echo",
