@@ -12,7 +12,7 @@ or a missing tool is a failure with a reason. A failure blocks a failover, which
 a false success corrupts data, which nobody can.
 
 Parts and sections; each uses only those above it (tests/test_layout.py proves it):
-  1 WORDS    CONSTANTS, ERRORS, TEXT, PROOF, DIALECTS, PARAMETERS
+  1 WORDS    CONSTANTS, ERRORS, TEXT, PROOF, EVIDENCE, DIALECTS, PARAMETERS
   2 MACHINE  LOG, FILES AND PROGRAMS, KERNEL, NETWORK, HTTP
   3 DEVICES  KASA, TASMOTA, ESPHOME, PAGES, INSTALLED AGENT
   4 FENCING  PROBES, FENCING, CHECKING, AGENTS
@@ -87,6 +87,9 @@ REBOOT_OFF_SECONDS = 3.0   # see run_reboot
 METER_SILENT_WATTS = 1.0   # meters show up to 0.9 W of noise on an open relay (HS110 capture)
 CHILD_ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"}
 CLUSTER_FILE = "/etc/fencetool/cluster.yml"
+SEEN_FILE = "/var/lib/fencetool/seen.json"  # when each address was last seen alive from here
+SEEN_SECONDS = 60    # a record is not made anew more often
+MOST_SEEN = 1000
 FEWEST_ECHOES, MOST_ECHOES = 3, 100  # one lost packet is no silence, and a look is no flood
 SHORTEST_LOOK_SECONDS = 1.0
 ASKING_PART = 2 / 3                 # of a look; in the rest the last questions can be answered
@@ -381,8 +384,8 @@ def limit_watts(value):
 
 
 # SECTION: PROOF -----------------------------------------------------------------------------------
-# Every decision about success: which outlet is meant, when a power state is confirmed, what a meter
-# proves, what evidence adds up to. Pure, and the one place where a node becomes dead.
+# Every decision about the success of a fence: which outlet is meant, when a power state is
+# confirmed, what a meter proves. Pure.
 
 class PowerState(enum.Enum):
     """What a device says about one outlet. Not knowing it is an error, never a third state."""
@@ -533,6 +536,10 @@ def doubt_about_time(seconds_left):
     return "" if seconds_left else "the answer was read only after the time was up"
 
 
+# SECTION: EVIDENCE --------------------------------------------------------------------------------
+# What each observation about a target proves, and what all of them add up to. Pure, and the one
+# place where a node becomes dead.
+
 class Finding(enum.Enum):
     """What one observation says about the target, or all of them together."""
     DEAD = "dead"
@@ -540,7 +547,7 @@ class Finding(enum.Enum):
     UNKNOWN = "unknown"
 
 
-# How a target is proven dead, from here to the end of the section. One look gives
+# How a target is proven dead. One look gives
 #   - what the fence device says about the outlet, judged by judge_power, and
 #   - a Sight of every address of the target and of every witness; each address of the target is
 #     judged by judge_address, beside its witnesses.
@@ -630,6 +637,7 @@ class Sight:
         self.rejected = False    # it refused one with an ICMP error of its own
         self.neighbour = False   # it answered ARP or neighbour discovery
         self.was_heard = False   # its network card sent something, to whomever
+        self.was_alive = False   # it was seen alive from here, now or at any time before
         # What is asked of a witness alone.
         self.answered_last = False  # it answered when the target had been asked for the last time
         self.is_near = False        # it answered an echo that no router forwards
@@ -700,7 +708,7 @@ def judge_address(sight, witnesses, is_direct):
     """
     if sight.answered():
         return Finding.ALIVE, "reachable", explain_answer(sight)
-    doubt = doubt_about_path(sight, witnesses, is_direct)
+    doubt = doubt_about_path(sight, witnesses, is_direct) or doubt_about_record(sight)
     if doubt:
         return Finding.UNKNOWN, "unreachable", doubt
     return Finding.DEAD, "unreachable", explain_silence(sight, witnesses)
@@ -719,12 +727,28 @@ def explain_answer(sight):
 
 
 def explain_silence(sight, witnesses):
-    """Return what had to do as proof of the path where no witness has answered, or ""."""
+    """Return what had to do as proof where something better is possible, or ""."""
     interface = sight.route.interface
+    remarks = []
     if not sight.route.has_carrier:
-        return "the other end of the direct cable is dead: %s has no carrier" % interface
-    if not choose_witnesses(sight, witnesses):
-        return "no witness known: judged by the route and the carrier of %s alone" % interface
+        remarks.append("the other end of the direct cable is dead: %s has no carrier" % interface)
+    elif not choose_witnesses(sight, witnesses):
+        remarks.append("no witness known: judged by the route and the carrier of %s alone"
+                       % interface)
+    return "; ".join(remarks + ([] if sight.was_alive else [NEVER_SEEN]))
+
+
+NEVER_SEEN = "it was never seen alive from this machine"
+
+
+def doubt_about_record(sight):
+    """Return why an address that was never seen alive cannot be dead, or "" when it can."""
+    # SAFETY: a mistyped address, or a node that answers no echo, is silent for ever. One that is
+    # attached is asked by ARP too, and its record is a remark only.
+    # Test: test_a_routed_address_that_was_never_seen_alive_cannot_be_dead
+    if sight.route.gateway and not sight.was_alive:
+        return NEVER_SEEN + ": is it the node's, and does it answer echo? (fence_check -o status " \
+                            "while the node is up)"
     return ""
 
 
@@ -1414,6 +1438,7 @@ class Log:
 
     clock = staticmethod(time.monotonic)  # it never jumps; time of day is only for people
     sleep = staticmethod(time.sleep)
+    now = staticmethod(time.time)
 
     def deadline(self, seconds):
         return Deadline(self.clock, seconds)
@@ -1531,7 +1556,11 @@ class FilesAndPrograms:
             raise UsageError("cannot read %s: %s" % (path, error.strerror)) from error
 
     def write_script(self, path, text):
-        """Put text into a file that only its owner may read and run; it is there whole or not."""
+        """Put text into a file that only its owner may read and run."""
+        self.replace_file(path, text, 0o700)
+
+    def replace_file(self, path, text, mode):
+        """Put text into a file; it is there whole or not."""
         import tempfile
         if os.path.exists(path) and not os.path.isfile(path):
             raise FenceError("cannot write %s: it is not a regular file" % path)  # like /dev/null
@@ -1541,7 +1570,7 @@ class FilesAndPrograms:
             try:
                 with open(handle, "wb") as file:
                     file.write(text.encode("utf-8"))
-                    os.fchmod(handle, 0o700)
+                    os.fchmod(handle, mode)
                     file.flush()
                     os.fsync(handle)
                 os.rename(new_path, path)
@@ -1550,6 +1579,23 @@ class FilesAndPrograms:
                 raise
         except OSError as error:
             raise FenceError("cannot write %s: %s" % (path, error.strerror)) from error
+
+    def read_sightings(self):
+        """Return {address: when it was last seen alive from here, in seconds of the epoch}."""
+        try:
+            found = json.loads(self.read_file(SEEN_FILE).decode("utf-8"))
+            return {address: when for address, when in found.items() if is_number(when)}
+        except (UsageError, ValueError, AttributeError):
+            return {}  # it is not there, or damaged: then it begins anew
+
+    def write_sightings(self, sightings):
+        newest = sorted(sightings.items(), key=lambda item: item[1])[-MOST_SEEN:]
+        try:
+            os.makedirs(os.path.dirname(SEEN_FILE), 0o700, exist_ok=True)
+        except OSError as error:
+            raise FenceError("cannot make %s: %s" % (
+                os.path.dirname(SEEN_FILE), error.strerror)) from error
+        self.replace_file(SEEN_FILE, render_json(dict(newest)), 0o600)
 
     def run(self, argv, stdin_text, deadline):
         """Run a program and return (exit code, stdout, stderr); raise Unreachable if it hangs."""
@@ -3269,7 +3315,7 @@ class AgentOutlet(OpenedOutlet):
 # PART 4: FENCING ==================================================================================
 
 # SECTION: PROBES ----------------------------------------------------------------------------------
-# Packets to addresses, and what one look saw of each. What it means is judged in PROOF.
+# Packets to addresses, and what one look saw of each. What it means is judged in EVIDENCE.
 
 
 ARP_HEADER = struct.pack(">HHBB", 1, 0x0800, 6, 4)  # Ethernet, IPv4, and their address lengths
@@ -4048,6 +4094,7 @@ def look_at_networks(job):
     devices = find_device_addresses(job.system, settings.ip)
     sights = Look(job.system, settings, job.asker, job.router_errors, devices).run()
     add_doubts_of_way_back([sights[target.address] for target in settings.targets])
+    record_life(job, [sights[target.address] for target in settings.targets])
     # Named for a network that it is not in, the device would be a witness that never answers.
     device_elsewhere = {settings.ip} - set(devices)
     for target in settings.targets:
@@ -4058,6 +4105,22 @@ def look_at_networks(job):
         known = [sights[address] for address in devices if address != target.address]
         yield (target, sights[target.address], Witnesses(named=named, devices=known),
                key in settings.direct_keys)
+
+
+def record_life(job, sights):
+    """Record which addresses of the target are alive, and note which ever were."""
+    known = job.system.read_sightings()
+    now = int(job.system.now())
+    alive = {sight.address for sight in sights if sight.answered()}
+    for sight in sights:
+        sight.was_alive = sight.address in alive or sight.address in known
+    fresh = {address: now for address in alive
+             if not 0 <= now - known.get(address, -SEEN_SECONDS) < SEEN_SECONDS}
+    if fresh:
+        try:
+            job.system.write_sightings(dict(known, **fresh))
+        except FenceError as error:
+            job.system.debug("who is alive was not recorded: %s" % error)
 
 
 def record_evidence(job, evidence):
@@ -4144,6 +4207,10 @@ def run_check_monitor(job):
         doubt = doubt_about_path(sight, witnesses, is_direct) or doubt_about_macs(sight, witnesses)
         if doubt:
             doubts.append("%s: %s" % (describe_target(target), doubt))
+        elif not sight.was_alive:
+            # No failure: a node that hangs must not take its verifier away.
+            job.system.warn("%s is silent, and %s: is it the node's address?" % (
+                describe_target(target), NEVER_SEEN))
     if doubts:
         raise Refused("if the node were dead, this machine could not prove it: %s; %s" % (
             "; ".join(doubts), FIRST_LOOKS[NETWORK, Finding.UNKNOWN]))

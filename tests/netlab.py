@@ -1,9 +1,12 @@
 """Real networks for the tests: namespaces joined by veth, named by the pid, removed at the end."""
 import atexit
 import ctypes
+import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 
 from tests import support
@@ -21,12 +24,26 @@ class Lab:
         Lab.count += 1
         self.prefix = "ft%d-%d-" % (os.getpid(), Lab.count)
         self.machines = []
+        # Each machine has a /var/lib of its own, where fence_check keeps what it has seen.
+        self.folder = tempfile.mkdtemp(prefix="fencetool-test-")
         # Also when the set-up fails or the run is interrupted; a second call finds nothing to do.
         atexit.register(self.close)
 
     def close(self):
         while self.machines:
             subprocess.call(["ip", "netns", "del", self.machines.pop()])
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def seen_file(self, name):
+        """Return where a machine's record of who was alive is."""
+        return os.path.join(self.folder, name, "fencetool", "seen.json")
+
+    def see(self, name, *addresses):
+        """Record on a machine that it has seen these addresses alive."""
+        path = self.seen_file(name)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, "w") as handle:
+            json.dump({address: 1700000000 for address in addresses}, handle)
 
     def add(self, *names):
         for name in names:
@@ -78,8 +95,12 @@ class Lab:
     def check(self, name, parameters, before=(), timeout=90):
         """Run fence_check on a machine with its parameters on stdin, as Pacemaker does."""
         lines = "".join("%s=%s\n" % item for item in parameters.items())
+        library = os.path.join(self.folder, name)
+        os.makedirs(library, exist_ok=True)
+        # "ip netns exec" gives its program mounts of its own.
+        own = ("sh", "-c", 'mount --bind "$0" /var/lib && exec "$@"', library)
         return support.run(
-            self.argv(name, *before) + [sys.executable, "-IS", support.compiled_script(),
+            self.argv(name, *own, *before) + [sys.executable, "-IS", support.compiled_script(),
                                         "fence_check"],
             stdin=lines, environment={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}, timeout=timeout)
 

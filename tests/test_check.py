@@ -30,7 +30,7 @@ def network(finding):
 
 def sight(address="10.0.0.2", route=ROUTE, **seen):
     found = Sight(address)
-    found.route = route
+    found.route, found.was_alive = route, True
     for name, value in seen.items():
         setattr(found, name, value)
     return found
@@ -310,6 +310,19 @@ class NetworkEvidenceTest(unittest.TestCase):
                 (sight(), (), "because arp_check is 0: add one to witness_ips")):
             with self.subTest(words):
                 self.assertRegex(fencetool.doubt_about_path(found, named(*witnesses), False), words)
+
+    def test_a_routed_address_that_was_never_seen_alive_cannot_be_dead(self):
+        behind = ROUTE._replace(gateway=b"\1\2\3\4")
+        finding, _, reason = self.judge(sight(route=behind, was_alive=False),
+                                        named(answers(route=behind)))
+        self.assertIs(finding, UNKNOWN)
+        self.assertIn("never seen alive", reason)
+        finding, _, reason = self.judge(sight(was_alive=False), named(answers()))
+        self.assertEqual((finding, reason), (DEAD, "it was never seen alive from this machine"))
+        self.assertIs(self.judge(sight(was_alive=False, echoed=True))[0], ALIVE)
+        # What monitor asks is the path alone.
+        self.assertEqual(fencetool.doubt_about_path(
+            sight(route=behind, was_alive=False), named(answers(route=behind)), False), "")
 
     def test_what_is_in_the_way_comes_before_the_carrier_of_a_direct_cable(self):
         dark = ROUTE._replace(has_carrier=False)

@@ -77,6 +77,9 @@ def build_lab(lab):
         lab.firewall(name, [(hook, rule)])
         lab.inside(name, "ip", "route", "add", "default", "via", "10.77.0.254")
     build_cables(lab)
+    for checker in ("check", "no-input"):
+        lab.see(checker, "10.78.0.99", NOBODY, "10.77.0.98", "10.77.0.96", "fd77::99", "10.76.0.9",
+                "10.75.0.2", "10.74.0.2")
 
 
 def build_routes(lab):
@@ -219,6 +222,9 @@ SITUATIONS = (
     row("a multicast address", UNKNOWN, "multicast", target_mgmt_ip="224.0.0.1"),
     row("routed and alive", ALIVE, "far 10.78.0.2: reachable\n", target_ips="far=10.78.0.2"),
     row("routed and dead", UNKNOWN, BEHIND_ROUTER, target_ips="far=10.78.0.99"),
+    row("routed, with a witness, and never seen alive", UNKNOWN,
+        "it was never seen alive from this machine", target_ips="far=10.78.0.97",
+        witness_ips="far=10.78.0.8"),
     row("routed and dead, with a witness", DEAD, "far 10.78.0.99: unreachable\n",
         target_ips="far=10.78.0.99", witness_ips="far=10.78.0.8"),
     row("routed and dead, and its router says so within the look", DEAD,
@@ -264,7 +270,7 @@ SITUATIONS = (
     row("the router swallows it", UNKNOWN, "(", target_ips="net=10.81.0.2"),
     row("a router answers ARP for it", ALIVE, "reachable (ARP only", target_mgmt_ip="10.77.0.200"),
     row("a port that swallows everything, without a witness", DEAD,
-        "(no witness known: judged by the route and the carrier of swallow alone)",
+        "(no witness known: judged by the route and the carrier of swallow alone",
         target_storage_ip="10.75.0.2"),
     row("a port that swallows everything, and a witness", UNKNOWN,
         "witness 10.75.0.8 is silent too", target_storage_ip="10.75.0.2",
@@ -810,6 +816,46 @@ Status: ON
             for address, (_, target, _) in zip(plugs, cases)]
         for result, (_, _, words) in zip(support.at_once(calls), cases):
             self.assert_failure(result, "off storage-b", words)
+
+
+class RecordTest(LabTest):
+    """Who was never seen alive cannot testify; what was seen is kept on each machine."""
+
+    def setUp(self):
+        _, address = self.start_plug(state=False)
+        self.address = dict(address, target_ips="far=10.78.0.60", witness_ips="far=10.78.0.8",
+                            **QUICK)
+
+    def run_action(self, action, **more):
+        return LAB.check("recorder", dict(self.address, action=action, **more))
+
+    def test_life_that_a_monitor_or_a_status_saw_lets_silence_count_later(self):
+        LAB.add("recorder")
+        LAB.plug_in("recorder", "switch", "10.77.0.60/24")
+        LAB.inside("recorder", "ip", "route", "add", "default", "via", "10.77.0.254")
+        path = LAB.seen_file("recorder")
+        for action in ("monitor", "status"):
+            result = self.run_action("status")
+            self.assertEqual(result.code, UNKNOWN, result)
+            self.assertIn("never seen alive", result.out)
+            told = self.run_action("monitor", verbose="1")
+            self.assertEqual(told.code, 0, told)
+            self.assertIn("far 10.78.0.60 is silent, and it was never seen alive", told.err)
+            self.assertFalse(os.path.exists(path))
+            LAB.address("far", "eth0", "10.78.0.60/24")
+            # The router may still wait for the answer of before.
+            for _ in range(20):
+                self.run_action(action)
+                if os.path.exists(path):
+                    break
+            self.assertEqual(stat.S_IMODE(os.stat(path).st_mode), 0o600)
+            LAB.inside("far", "ip", "address", "del", "10.78.0.60/24", "dev", "eth0")
+            self.assertEqual(self.run_action("status").code, DEAD)
+            for damaged in ("{", "[]", '{"10.78.0.60": null}', ""):
+                with open(path, "w") as handle:
+                    handle.write(damaged)
+                self.assertEqual(self.run_action("status").code, UNKNOWN)
+            os.unlink(path)
 
 
 class MonitorTest(LabTest):
