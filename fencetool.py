@@ -78,6 +78,17 @@ MAX_REPLY_BYTES = 65536   # the largest honest replies are event streams of big 
 MAX_STDIN_BYTES = 1048576
 MAX_FILE_BYTES = 4194304
 MAX_SHOWN_CHARACTERS = 80  # of a foreign reply in an error message
+MAX_VALUE_CHARACTERS = 4096  # of one parameter, and of the password that a program prints
+MAX_PARAMETERS = 1000      # of one call; Pacemaker gives some dozens
+STDIN_SECONDS = 10         # Pacemaker writes all parameters at once
+COMPUTING_SECONDS = 2      # of one search by somebody's regular expression
+STDERR_PATIENCE_SECONDS = 0.5  # with a reader that is slow, and once only
+SHORTEST_HIDDEN_SECRET = 4  # a shorter one is found everywhere: its gaps would tell it
+TELLTALE_CHARACTERS = 8    # the beginning of a secret is hidden too, where the rest was cut off
+# What the names of secret parameters hold, of any agent and in any URL, and what names none of it
+# have: a program that prints a password, and an algorithm.
+SECRET_NAMES = ("pass", "pw", "secret", "key", "token", "auth", "community", "_kg")
+NO_SECRET_NAMES = ("_script", "_prot")
 UNTIL_DEADLINE = -1        # tries without a limit of their own
 READ_ATTEMPTS = 2          # of status, monitor and list: one lost reply must not fail a monitor
 SHORTEST_EXCHANGE_SECONDS = 0.5  # with less, only the end of our own patience would be reported
@@ -182,7 +193,7 @@ def parse_pattern(text):
     """Return a regular expression; one that matches nothing at all would match any reply."""
     try:
         expression = re.compile(text)
-    except re.error as error:
+    except (re.error, RecursionError, OverflowError) as error:
         raise UsageError("%s is not a regular expression: %s" % (quote(text), error)) from None
     if expression.search(""):
         raise UsageError("%s matches anything, even an empty reply" % quote(text))
@@ -275,10 +286,23 @@ def render_seconds(seconds):
     return "%g s" % round(seconds, 1)
 
 
+# What no text that leaves the program may hold. It stands here, and is one set for the whole run,
+# because who quotes foreign text must not have to think of it.
+SECRETS = set()
+NOT_SHOWN = ("(not shown: a password of less than %d characters cannot be hidden in it)"
+             % SHORTEST_HIDDEN_SECRET)
+
+
 def quote(text, limit=MAX_SHOWN_CHARACTERS):
     """Return foreign text as one printable line in quotes, cut to `limit` characters."""
+    # SAFETY: redacted before anything else changes it: half a password is not found any more, nor
+    # is one whose TAB has become \\t.
+    # Test: test_what_a_device_echoes_of_a_password_is_shown_nowhere
     # SAFETY: Pacemaker takes these words on an agent's stderr for its own, whoever said them.
     # Test: test_words_that_pacemaker_reads_are_never_passed_on
+    if not can_hide(SECRETS):
+        return NOT_SHOWN
+    text = redact(text, SECRETS, may_be_cut=True)
     shown = text if len(text) <= limit else text[:limit] + "..."
     return "'%s'" % hide_timer_words(one_line(shown))
 
@@ -305,14 +329,155 @@ def hide_timer_words(text):
     return re.sub("(?i)(timed?) ?(out)", r"\1-\2", text)
 
 
-def redact(text, secrets):
-    """Return text with every secret replaced, the longest first."""
+# One character as a device may echo it: URL, JSON, Python, C, HTML, UTF-8 taken for Latin-1, and
+# the halves of a pair that JSON makes of an emoji.
+ESCAPE = (r"(?s)%u[0-9a-fA-F]{4}|%[0-9a-fA-F]{2}"
+          r"|\\(?:x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8}|[0-3]?[0-7]{1,2}|.)"
+          r"|&#[0-9]{1,7};?|&#[xX][0-9a-fA-F]{1,6};?|&[a-zA-Z]{2,8};"
+          r"|[\xc2-\xdf][\x80-\xbf]|[\xe0-\xef][\x80-\xbf]{2}|[\xf0-\xf4][\x80-\xbf]{3}"
+          r"|[\ud800-\udbff][\udc00-\udfff]")
+LETTER_ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "b": "\b", "f": "\f", "v": "\v", "a": "\a"}
+MOST_ESCAPES = 6  # of one character: JSON in a URL in a page, and so on
+# What devices write for one another, and what stdin makes of bytes that are no UTF-8.
+LIKENESSES = {ord(blank): " " for blank in "+\t\n\v\f\r\x85\xa0"}
+LIKENESSES.update({0xdc00 + byte: chr(byte) for byte in range(0x80, 0x100)})
+BASE64_CHARACTERS = set("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/=_-")
+
+
+def is_secret_name(name):
+    """Return whether a parameter of this name, of any agent or in any URL, may be a secret."""
+    name = name.lower()
+    if name.endswith(NO_SECRET_NAMES) or name == "auth":  # fence_ipmilan's: md5, none
+        return False
+    return any(word in name for word in SECRET_NAMES)
+
+
+def can_hide(secrets):
+    """Return whether all secrets are long enough to be replaced without being shown by that."""
+    return all(len(secret.strip()) >= SHORTEST_HIDDEN_SECRET for secret in secrets)
+
+
+def redact(text, secrets, may_be_cut=False):
+    """Return text with every secret replaced, in whatever form a device may have echoed it.
+
+    may_be_cut: the text may end in the middle of a secret.
+    """
+    if not secrets:
+        return text
+    words, codes = collect_forms(secrets)
+    found = []
+    for decoded, places in decode_escapes(text):
+        folded = fold_likenesses(decoded)
+        spans = [span for word in words for span in find_all(folded, word)]
+        spans += [widen(decoded, span) for code in codes for span in find_all(folded, code)]
+        spans += [find_beginning(folded, word) for word in words if may_be_cut]
+        found += [(places[first], places[last]) for first, last in spans if last > first]
+    at, pieces = 0, []
+    for first, last in sorted(found):
+        if first >= at:
+            pieces += [text[at:first], "***"]
+        at = max(at, last)
+    return "".join(pieces) + text[at:]
+
+
+def collect_forms(secrets):
+    """Return the words to be looked for, and what Base64 makes of them with more around them."""
+    words, codes = set(), set()
+    for secret in secrets:
+        words.update(decoded for decoded, _ in decode_escapes(secret))
+        # What a device drops, or writes as "?", leaves the pieces between.
+        for lost in (r"[^\x00-\xff]", r"[^ -~]|[<>\"'&%\\]"):
+            words.update(piece for piece in re.split(lost, secret)
+                         if len(piece.strip()) >= SHORTEST_HIDDEN_SECRET)
+        codes.update(encode_within_base64(secret))
+    words = {fold_likenesses(word).strip() for word in words}
     # One or two characters are left: replaced everywhere, they would show themselves.
-    for secret in sorted(secrets, key=len, reverse=True):
-        text = text.replace(secret, "***") if len(secret) > 2 else text
-        for end in range(len(secret) - 1, 2, -1):  # what quote() has cut
-            text = text.replace(secret[:end] + "...", "***...")
-    return text
+    return {word for word in words if len(word) > 2}, {fold_likenesses(code) for code in codes}
+
+
+def fold_likenesses(text):
+    return text.translate(LIKENESSES)
+
+
+def encode_within_base64(secret):
+    """Return what stays of a secret in Base64 whatever stands before and behind it."""
+    import base64
+    codes = set()
+    for encoding, errors in (("utf-8", "surrogateescape"), ("latin-1", "ignore")):
+        data = secret.encode(encoding, errors)
+        for before in range(3):
+            first, last = (before * 8 + 5) // 6, (before + len(data)) * 8 // 6
+            code = base64.b64encode(b"\0" * before + data).decode()[first:last]
+            if len(code) >= SHORTEST_HIDDEN_SECRET:
+                codes.update((code, code.replace("+", "-").replace("/", "_")))
+    return codes
+
+
+def decode_escapes(text):
+    """Return [(text, places)]: as it stands, then decoded once, twice and so on.
+
+    places: where each of its characters begins in the text as it stands, and where that ends.
+    """
+    rounds = [(text, range(len(text) + 1))]
+    while len(rounds) <= MOST_ESCAPES:
+        text, places = rounds[-1]
+        at, pieces, found = 0, [], []
+        for match in re.finditer(ESCAPE, text):
+            character = decode_escape(match.group())
+            if len(character) == 1:
+                pieces += [text[at:match.start()], character]
+                found += places[at:match.start() + 1]
+                at = match.end()
+        if not at:
+            break
+        rounds.append(("".join(pieces) + text[at:], found + list(places[at:])))
+    return rounds
+
+
+def decode_escape(token):
+    """Return the one character that was written as this token, or the token if it means none."""
+    mark, letter = token[0], token[1]
+    if mark == "&":
+        import html
+        return html.unescape(token)
+    if mark == "%" or (letter in "xuU" and len(token) > 2 and mark == "\\"):
+        return chr(min(int(token.lstrip("%\\xuU"), 16), 0x10ffff))
+    if mark == "\\":
+        is_octal = letter in "01234567"
+        return chr(int(token[1:], 8)) if is_octal else LETTER_ESCAPES.get(letter, letter)
+    if mark >= "\ud800":
+        return token.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return token.encode("latin-1").decode("utf-8", "replace")
+
+
+def find_all(text, word):
+    """Return [(start, end)] of a word in a text, also where the end of a long one is missing."""
+    found, at = [], text.find(word[:TELLTALE_CHARACTERS])
+    while at >= 0:
+        last = at + min(len(word), TELLTALE_CHARACTERS)
+        while last < len(text) and text[last] == word[last - at:last - at + 1]:
+            last += 1
+        found.append((at, last))
+        at = text.find(word[:TELLTALE_CHARACTERS], last)
+    return found
+
+
+def find_beginning(text, word):
+    """Return (start, end) of the most of a word with which a text ends; both equal without any."""
+    for length in range(min(len(word), len(text)), SHORTEST_HIDDEN_SECRET - 1, -1):
+        if text.endswith(word[:length]):
+            return len(text) - length, len(text)
+    return 0, 0
+
+
+def widen(text, span):
+    """Return the span of all the Base64 around a span: its ends hold parts of the characters."""
+    first, last = span
+    while first and text[first - 1] in BASE64_CHARACTERS:
+        first -= 1
+    while last < len(text) and text[last] in BASE64_CHARACTERS:
+        last += 1
+    return first, last
 
 
 def parse_json_object(text):
@@ -981,6 +1146,8 @@ def parse_stdin(text):
         if not equals:  # not shown: it may be the second line of a password
             raise UsageError("line %d on stdin is not name=value" % number)
         pairs.append((name.strip().replace("-", "_"), value))
+    if len(pairs) > MAX_PARAMETERS:
+        raise UsageError("more than %d parameters on stdin" % MAX_PARAMETERS)
     return pairs
 
 
@@ -1016,6 +1183,8 @@ def collect_values(pairs, params):
     for spelling, value in pairs:
         if spelling not in canonical:
             unknown.append(spelling)
+        elif len(value) > MAX_VALUE_CHARACTERS:
+            raise UsageError("%s has more than %d characters" % (spelling, MAX_VALUE_CHARACTERS))
         elif value != "" and value not in given.setdefault(canonical[spelling], []):
             given[canonical[spelling]].append(value)
     if len(given.get("plug", ())) > 1:
@@ -1281,10 +1450,12 @@ class Log:
 
     def __init__(self, name):
         self.name = name
-        self.secrets = set()
+        self.secrets = SECRETS
+        self.secrets.clear()
         self.verbose_level = 0
         self.quiet = False
         self.debug_file = ""
+        self.stderr_patience_s = STDERR_PATIENCE_SECONDS
 
     clock = staticmethod(time.monotonic)  # it never jumps; time of day is only for people
     sleep = staticmethod(time.sleep)
@@ -1300,6 +1471,14 @@ class Log:
                 data = data[os.write(1, data):]
         except OSError as error:
             raise Unreachable("cannot write the answer to stdout: %s" % error.strerror) from error
+
+    def announce(self, text):
+        """Write to stdout what the exit code says too; nobody has to read it."""
+        # SAFETY: Pacemaker reads the exit code. An outlet that is proven OFF is no failure.
+        # Test: test_a_full_stdout_makes_no_failure_of_an_off
+        data = (redact(text, self.secrets) + "\n").encode("utf-8", "backslashreplace")
+        if not write_at_once(1, data, 0):
+            self.warn("stdout took no answer: %s" % text)
 
     def tell(self, text):
         self._log("tell", text)
@@ -1325,12 +1504,16 @@ class Log:
             self.quiet and channel.verbose_level == 0)
         if not is_told and channel.syslog is None and not self.debug_file:
             return  # before it is redacted: most steps are told to nobody
+        is_foreign = kind == "message"  # and not in quotes
+        if is_foreign and not can_hide(self.secrets):
+            text = NOT_SHOWN
         text = channel.mark + one_line(redact(text, self.secrets))
+        text = hide_timer_words(text) if is_foreign else text
         line = ("%s: %s\n" % (self.name, text)).encode("utf-8", "backslashreplace")
         if channel.syslog is not None:
             self._write_syslog(channel.syslog, text.encode("utf-8", "backslashreplace"))
-        if is_told:
-            write_all(2, line)
+        if is_told and not write_at_once(2, line, self.stderr_patience_s):
+            self.stderr_patience_s = 0
         if self.debug_file:
             self._append_debug(line)
 
@@ -1360,12 +1543,23 @@ class Log:
             self.warn("cannot write the debug file: %s" % error)
 
 
-def write_all(descriptor, data):
-    """Write to a file descriptor; a reader that went away must not stop a fence."""
+def write_at_once(descriptor, data, patience_s):
+    """Write what a descriptor takes within `patience_s` seconds; return whether that was all."""
+    # SAFETY: a reader that went away, or one that never reads, must not stop a fence. The flags of
+    # the descriptor stay: others share them.
+    # Test: test_a_stderr_that_nobody_reads_does_not_hold_up_a_fence
+    import select
+    poll = select.poll()
+    poll.register(descriptor, select.POLLOUT)
     try:
-        os.write(descriptor, data)
+        while data:
+            if not poll.poll(patience_s * 1000):
+                return False
+            # Where there is room, this much goes in without waiting.
+            data = data[os.write(descriptor, data[:select.PIPE_BUF]):]
     except OSError:
-        pass
+        return False
+    return True
 
 
 # SECTION: FILES AND PROGRAMS ----------------------------------------------------------------------
@@ -1376,11 +1570,18 @@ class FilesAndPrograms:
     """What one run reads, writes and starts on this machine."""
 
     def read_stdin(self):
+        """Return all that stands on stdin; only a person at a terminal may take his time."""
+        import select
+        limit = self.deadline(STDIN_SECONDS)
         if os.isatty(0):
-            write_all(2, b"reading name=value lines from the terminal, end with Ctrl-D "
-                         b"(--help tells the options)\n")
-        data = b""
+            limit = None
+            write_at_once(2, b"reading name=value lines from the terminal, end with Ctrl-D "
+                             b"(--help tells the options)\n", 0)
+        data = bytearray()
         while len(data) <= MAX_STDIN_BYTES:
+            if limit and not select.select([0], [], [], limit.left())[0]:
+                raise UsageError("stdin had not ended after %s: parameters come as lines "
+                                 "name=value, and then its end" % render_seconds(STDIN_SECONDS))
             piece = os.read(0, 65536)
             if not piece:
                 return data.decode("utf-8", "surrogateescape")
@@ -1432,23 +1633,93 @@ class FilesAndPrograms:
         import subprocess
         try:
             child = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                     stderr=subprocess.PIPE, env=CHILD_ENVIRONMENT, close_fds=True)
+                                     stderr=subprocess.PIPE, env=CHILD_ENVIRONMENT, close_fds=True,
+                                     bufsize=0)
         except OSError as error:
             hint = " (is its package installed?)" if error.errno == errno.ENOENT else ""
             raise Unreachable("cannot run %s: %s%s" % (argv[0], error.strerror, hint)) from error
+        pipes = (child.stdin, child.stdout, child.stderr)
         try:
-            out, err = child.communicate(stdin_text.encode("utf-8", "surrogateescape"),
-                                         timeout=deadline.left())
+            out, err = exchange_with_child(
+                pipes, stdin_text.encode("utf-8", "surrogateescape"), deadline)
+            child.wait(deadline.left())
         except subprocess.TimeoutExpired as error:
-            child.kill()
-            # Not communicate() again: a grandchild may hold the pipes open for longer than we have.
-            child.wait()
-            for pipe in (child.stdin, child.stdout, child.stderr):
-                pipe.close()
             raise Unreachable("%s did not end within %s"
                               % (argv[0], render_seconds(deadline.seconds))) from error
+        except ProtocolError as error:
+            raise ProtocolError("%s %s" % (argv[0], error)) from error
+        finally:
+            # Not until all pipes are closed: a grandchild may hold them for longer than we have.
+            child.kill()  # which does nothing to one that has ended
+            child.wait()
+            for pipe in pipes:
+                pipe.close()
         return (child.returncode, out.decode("utf-8", "surrogateescape"),
                 err.decode("utf-8", "surrogateescape"))
+
+    def compute(self, function, deadline, what):
+        """Return function(), which may be a search by anybody's regular expression, in time.
+
+        SAFETY: some expressions take for ever on some pages, and an action must end with a reason.
+        Test: test_an_expression_that_would_take_for_ever_is_told
+        """
+        import signal
+
+        def stop(number, frame):
+            raise ProtocolError("%s takes too long: make it simpler (no repetition within a "
+                                "repetition)" % what)
+
+        # Python's own search looks for signals while it works.
+        before = signal.signal(signal.SIGALRM, stop)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGALRM])
+        try:
+            signal.setitimer(signal.ITIMER_REAL, max(
+                0.001, deadline.within(COMPUTING_SECONDS).left()))
+            return function()
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+
+
+def exchange_with_child(pipes, data, deadline):
+    """Write data to a child's stdin, and return what came from its stdout and stderr."""
+    import selectors
+    import subprocess
+    stdin, stdout, stderr = pipes
+    came = {stdout: bytearray(), stderr: bytearray()}
+    with selectors.DefaultSelector() as selector:
+        for pipe in pipes:
+            os.set_blocking(pipe.fileno(), False)
+            selector.register(pipe, selectors.EVENT_WRITE if pipe is stdin
+                              else selectors.EVENT_READ)
+        while selector.get_map():
+            ready = selector.select(deadline.left())
+            if not deadline.left():
+                raise subprocess.TimeoutExpired("", deadline.seconds)
+            for key, _ in ready:
+                if key.fileobj is stdin:
+                    data = write_to_child(stdin, data)
+                    is_done = not data
+                else:
+                    piece = key.fileobj.read(65536)
+                    came[key.fileobj] += piece or b""
+                    is_done = piece == b""
+                if is_done:
+                    selector.unregister(key.fileobj)
+                    key.fileobj.close()
+            if any(len(text) > MAX_FILE_BYTES for text in came.values()):
+                raise ProtocolError("prints more than %d bytes" % MAX_FILE_BYTES)
+    return bytes(came[stdout]), bytes(came[stderr])
+
+
+def write_to_child(stdin, data):
+    """Return what is left of data after one write; nothing when the child reads no more."""
+    try:
+        return data[os.write(stdin.fileno(), data[:65536]):]
+    except BlockingIOError:
+        return data
+    except OSError:
+        return b""
 
 
 # SECTION: NETWORK ---------------------------------------------------------------------------------
@@ -2043,9 +2314,23 @@ def build_digest_login(fields, username, password, method, path, cnonce):
     return "Digest " + ", ".join(texts + ["qop=auth", "nc=" + count])
 
 
+# Values in a URL's query that are too common to be hidden, and no secrets.
+PLAIN_VALUES = {"0", "1", "on", "off", "yes", "no", "true", "false", "toggle", "open", "close",
+                "closed", "status", "state", "power"}
+
+
 def find_url_secrets(url):
     """Return the values in a URL's query whose names say that they are secret."""
-    return re.findall(r"(?i)[?&+][\w-]*(?:pass|pw|token|key|secret|auth)[\w-]*=([^&+]+)", url)
+    return {value for name, value in re.findall(r"([\w-]+)=([^&+;]+)", url.partition("?")[2])
+            if is_secret_name(name) and value.lower() not in PLAIN_VALUES}
+
+
+def find_query_values(url):
+    """Return the query of a URL and all in it that may be a login, whatever its name is."""
+    query = url.partition("?")[2]
+    values = {query} | set(re.split("[&+;,=]", query))
+    return {value for value in values
+            if len(value) >= SHORTEST_HIDDEN_SECRET and value.lower() not in PLAIN_VALUES}
 
 
 class HttpDevice(Device):
@@ -2070,8 +2355,6 @@ class HttpDevice(Device):
         if settings.password:
             # Sent unasked: Tasmota sends no challenge, and it saves the slow devices a request.
             self.login = build_basic_login(self.username, settings.password)
-            system.secrets.update((settings.password, percent_encode(settings.password),
-                                   self.login.split()[1]))  # a device may echo it
 
     def take_outlet_from_urls(self, parse):
         """Let the URLs name the outlet, as the caller's plug would; contradictions are refused.
@@ -2110,10 +2393,13 @@ class HttpDevice(Device):
             self.system.message("%s -> %d %s" % (self.describe(), reply.status, reply.body))
             return parse(reply)
         except FenceError as error:
-            raise type(error)("%s %s: %s" % (method, path, error)) from error
+            raise type(error)("%s %s: %s" % (method, self.shown_path(path), error)) from error
 
     def path_with_login(self, path):
         """Return the path as it is sent; what is shown and logged is the path without a login."""
+        return path
+
+    def shown_path(self, path):
         return path
 
     def _answer_challenge(self, reply, method, path, deadline, silence_s):
@@ -2146,7 +2432,7 @@ class HttpDevice(Device):
             headers["Access-Control-Request-Private-Network"] = "true"
         if login:
             headers["Authorization"] = login.encode("utf-8", "surrogateescape")
-        self.system.message("%s <- %s %s" % (self.describe(), method, path))
+        self.system.message("%s <- %s %s" % (self.describe(), method, self.shown_path(path)))
         limit = deadline.within(self.settings.shell_timeout)
         return send_http_request(lambda: self._connect(limit), method,
                                  origin + self.path_with_login(path), headers, limit, silence_s)
@@ -2796,6 +3082,8 @@ class UrlDevice(HttpDevice):
         if len(set(given)) < len(given):
             raise UsageError("power_on_url, power_off_url and status_url must differ: a URL that "
                              "toggles, or switches when it is read, proves nothing")
+        for path in given:
+            system.secrets.update(find_query_values(path))
         if self.wanted not in ("", self.label):
             raise UsageError("plug %s: the URLs alone say what is switched" % quote(self.wanted))
 
@@ -2807,9 +3095,16 @@ class UrlDevice(HttpDevice):
         return UrlOutlet(self, self.read_page(deadline))
 
     def read_page(self, deadline):
-        return self.exchange("GET", self.paths["status_url"], lambda reply: parse_status_page(
-            parse_http_body(reply), self.settings.status_on_regex, self.settings.status_off_regex),
-            deadline)
+        settings = self.settings
+        return self.exchange("GET", self.paths["status_url"], lambda reply: self.system.compute(
+            lambda: parse_status_page(parse_http_body(reply), settings.status_on_regex,
+                                      settings.status_off_regex),
+            deadline, "status_on_regex or status_off_regex"), deadline)
+
+    def shown_path(self, path):
+        """Return the path without its query, which may hold a login under any name."""
+        page, mark, _ = path.partition("?")
+        return page + mark + "***" if mark else page
 
 
 class UrlOutlet(HttpOutlet):
@@ -2856,7 +3151,8 @@ class InstalledAgent(Device):
         """Return nothing: it proves that the agent's monitor succeeds."""
         code, _, err = self._run("monitor", deadline)
         if code != EXIT_GOOD:
-            raise Unreachable("its monitor failed with exit code %d: %s" % (code, self._quote(err)))
+            raise Unreachable("its monitor failed with exit code %d: %s"
+                              % (code, quote(err.strip())))
         return ()
 
     def open(self, deadline):
@@ -2865,9 +3161,9 @@ class InstalledAgent(Device):
     def read_status(self, deadline):
         code, out, err = self._run("status", deadline)
         try:
-            return parse_agent_status(code, redact(out, self.system.secrets))
+            return parse_agent_status(code, out)
         except ProtocolError as error:
-            raise ProtocolError("%s; it says: %s" % (error, self._quote(err))) from error
+            raise ProtocolError("%s; it says: %s" % (error, quote(err.strip()))) from error
 
     def _run(self, action, deadline):
         """Run the agent as Pacemaker does: the password goes over its stdin, never its argv."""
@@ -2882,10 +3178,6 @@ class InstalledAgent(Device):
             raise Refused("a parameter for the agent has a line break in it")
         return self.system.run([dialect.agent or settings.fence_method], "\n".join(lines) + "\n",
                                deadline.within(settings.login_timeout + settings.shell_timeout))
-
-    def _quote(self, text):
-        # Redacted before it is cut, where half a password would no longer be found.
-        return quote(hide_timer_words(redact(text.strip(), self.system.secrets)))
 
 
 class AgentOutlet(OpenedOutlet):
@@ -3603,6 +3895,7 @@ DEVICE_ACTIONS = {"on": run_on, "off": run_off, "reboot": run_reboot, "status": 
 CHECK_ACTIONS = {"on": run_check_on, "off": run_check_off, "reboot": refuse_check_reboot,
                  "status": run_check_status, "monitor": run_check_monitor, **TEXT_ACTIONS}
 DELAYED = (run_off, run_reboot, run_check_off)        # the parameter delay holds
+ANSWERING = (run_status, run_list, run_list_status, run_check_status)  # stdout is what is asked for
 WITHOUT_DEVICE = (run_check_on, refuse_check_reboot)  # nothing is asked, no password needed
 # Where a repeated spelling of the same action leads.
 ACTION_ALIASES = {"meta-data": "metadata", "enable": "on", "disable": "off"}
@@ -3719,12 +4012,22 @@ def run_agent(agent, pairs, system, find_parameters=None):
     set_up_log(system, values)
     report_unknown(unknown, system)
     check_call(agent, action, values)
-    settings = agent.settings(values, agent.defaults)
+    settings = read_settings(agent, values, system)
     if action == "validate-all":
         check_password_script(settings)
         make_device(agent, settings, system)
         return EXIT_GOOD
     return run_action(agent, action, settings, system)
+
+
+def read_settings(agent, values, system):
+    """Return the settings of a call; an expression is tried on an empty text when it is read."""
+    def read():
+        return agent.settings(values, agent.defaults)
+
+    if not any(row.kind == PATTERN and row.name in values for row in agent.params):
+        return read()
+    return system.compute(read, system.deadline(COMPUTING_SECONDS), "a regular expression")
 
 
 def add_known_values(agent, values, unknown, find_parameters, system):
@@ -3747,17 +4050,27 @@ def set_up_log(system, values):
 
 
 def report_unknown(unknown, system):
-    """Ignore unknown names, as fence agents do; but none that may mean a network.
+    """Ignore unknown names, as fence agents do; but none that may mean one of ours.
 
     SAFETY: a network of the node that nobody looks at is one that nobody found alive.
     Test: test_a_misspelt_network_is_refused
+    SAFETY: with Device_Mac= ignored, any device at the address would be believed.
+    Test: test_a_name_that_is_nearly_a_parameter_is_refused
     """
-    misspelt = [name for name in unknown if re.match("target|witness|direct", name)]
-    if misspelt:
-        raise UsageError("there is no parameter %s (is it misspelt?)"
-                         % ", ".join(map(quote, misspelt)))
+    known = {strip_name(spelling): spelling for row in PARAMS
+             for spelling in (row.name,) + row.aliases} if unknown else {}
+    for name in unknown:
+        if strip_name(name) in known:
+            raise UsageError("there is no parameter %s (is %s meant?)"
+                             % (quote(name), known[strip_name(name)]))
+        if re.match("target|witness|direct", name):
+            raise UsageError("there is no parameter %s (is it misspelt?)" % quote(name))
     if unknown:
         system.debug("ignored unknown parameters: %s" % ", ".join(sorted(unknown)))
+
+
+def strip_name(name):
+    return re.sub("[^a-z0-9]", "", name.lower())
 
 
 def render_about(agent, action, values):
@@ -3779,9 +4092,12 @@ def render_about(agent, action, values):
 def find_secrets(values):
     """Return the values that no log may hold; options of other agents are known by their names."""
     secrets = {values[row.name] for row in PARAMS if row.secret and row.name in values}
-    for item in split_list(values.get("fence_options", "")):
+    options = values.get("fence_options", "")
+    if len(options) < SHORTEST_HIDDEN_SECRET:
+        secrets.discard(options)
+    for item in split_list(options):
         name, _, value = item.partition("=")
-        if value and re.search("pass|secret|key|token|community|_kg", name):
+        if value and is_secret_name(name):
             secrets.add(value)
     return secrets
 
@@ -3807,6 +4123,30 @@ def check_password_script(settings):
     if words and not (os.path.isabs(words[0]) and os.access(words[0], os.X_OK)):
         raise UsageError("password_script: %s is not the full path of a program that can be run "
                          "(does it exist, with mode 0700?)" % quote(words[0]))
+    for path in filter(os.path.isfile, words if os.geteuid() == 0 else ()):
+        doubt = doubt_about_owner(path)
+        if doubt:
+            raise UsageError("password_script: %s, and root would run it (chown root, chmod go-w)"
+                             % doubt)
+
+
+def doubt_about_owner(path):
+    """Return why others than root could change what root runs from this path, "" if none could."""
+    import stat
+    places = set()
+    for place in (os.path.abspath(path), os.path.realpath(path)):
+        while place not in places:
+            places.add(place)
+            place = os.path.dirname(place)
+    for place in sorted(places):
+        found = os.stat(place)
+        is_shared = found.st_mode & stat.S_IWOTH or (found.st_mode & stat.S_IWGRP and found.st_gid)
+        if found.st_uid != 0:
+            return "%s belongs to another user than root" % quote(place)
+        # In a directory like /tmp, nobody removes or renames what root owns.
+        if is_shared and not (stat.S_ISDIR(found.st_mode) and found.st_mode & stat.S_ISVTX):
+            return "others than root may write to %s" % quote(place)
+    return ""
 
 
 def read_password(settings, system):
@@ -3820,6 +4160,9 @@ def read_password(settings, system):
         # What it said is not shown: a script that is traced tells the password there.
         raise UsageError("password_script ended with exit code %d and printed %s (run it by hand)"
                          % (code, "a password" if out.strip() else "nothing"))
+    if len(out) > MAX_VALUE_CHARACTERS:
+        raise UsageError("password_script prints more than %d characters (run it by hand)"
+                         % MAX_VALUE_CHARACTERS)
     settings.password = out.rstrip()
     system.secrets.add(settings.password)
 
@@ -3852,8 +4195,10 @@ def run_action(agent, name, settings, system):
     record_action(name, job, (system.clock() - started) * 1000, outcome)
     if failure:
         system.tell("%s %s: %s: %s" % (name, name_target(settings), device.describe(), failure))
-    elif text:
+    elif text and action in ANSWERING:
         system.write(text)
+    elif text:
+        system.announce(text)
     return code
 
 
@@ -5383,8 +5728,8 @@ finish() {
         return
     fi
     diff -U 0 "$work/before" "$work/after" |
-        sed '/name="[^"]*\(pass[a-z]*\|secret\|key\|token\|community\|_kg\|_url\|fence_options\)"/'\
-'s/ value="[^"]*/ value="***/'
+        sed -e '/name="[^"]*_script"/b' \
+            -e '/name="[^"]*\(@secrets@\)[^"]*"/s/ value="[^"]*/ value="***/'
     if [ "$dry_run" = yes ]; then
         echo "Nothing has been changed: this is what would change." >&2
     elif [ -n "$file" ]; then
@@ -5396,7 +5741,7 @@ finish() {
             { grep '^Error\|^Call' "$work/answer" >&2; exit 1; } # --dry-run tells what came through
     fi
 }
-"""
+""".replace("@secrets@", r"\|".join(SECRET_NAMES + ("_url", FENCE_OPTIONS)))
 
 
 def render_pcs(configuration, source):
@@ -6190,7 +6535,7 @@ def describe_defect(error):
     import traceback
     place = traceback.extract_tb(error.__traceback__)[-1]
     return "internal error, please report it: %s: %s (%s line %d)" % (
-        type(error).__name__, error, place.name, place.lineno)
+        type(error).__name__, quote(str(error)), place.name, place.lineno)
 
 
 def open_missing_descriptors():

@@ -79,10 +79,10 @@ class Logins(unittest.TestCase):
 
     def test_secrets_in_the_query_of_a_url_are_found(self):
         self.assertEqual(fencetool.find_url_secrets(
-            "/cm?user=a&password=s%20t&cmnd=Power&pw=x&token=y"), ["s%20t", "x", "y"])
-        self.assertEqual(fencetool.find_url_secrets("/set.cmd?user=a+pass=b+cmd=getpower"), ["b"])
+            "/cm?user=a&password=s%20t&cmnd=Power&pw=x&token=y"), {"s%20t", "x", "y"})
+        self.assertEqual(fencetool.find_url_secrets("/set.cmd?user=a+pass=b+cmd=getpower"), {"b"})
         self.assertEqual(fencetool.find_url_secrets(
-            "/s?access_token=a&api_key=b&apikey=c&X-Auth=d&cmd=on"), ["a", "b", "c", "d"])
+            "/s?access_token=a&api_key=b&apikey=c&X-Auth=d&cmd=on"), {"a", "b", "c", "d"})
 
 
 class Replies(unittest.TestCase):
