@@ -411,6 +411,19 @@ class BadInput(AgentTest):
         told = on_stdin("fence_kasa", dict(parameters, verbose="1"))
         self.assertIn("ignored unknown parameters: crm_feature_set, nodeid", told.err)
 
+    def test_a_name_that_is_nearly_a_parameter_is_refused(self):
+        device = self.start(virtual.Kasa())
+        good = self.address(device, action="off")
+        for name, meant in (("Device_Mac", "device_mac"), ("\ufeffdevice_mac", "device_mac"),
+                            ("device mac", "device_mac"), ("device\u2010mac", "device_mac"),
+                            ("DEVICE_MAC", "device_mac"), ("devicemac", "device_mac"),
+                            ("device__mac", "device_mac"), ("Passwd_Script", "passwd_script")):
+            with self.subTest(name):
+                self.assert_failure(
+                    on_stdin("fence_kasa", dict(good, **{name: "CC:32:E5:99:99:99"})),
+                    "there is no parameter", "is %s meant?" % meant)
+        self.assertEqual(device.requests, [])
+
     def test_unknown_subcommands_are_usage_errors_with_exit_code_2(self):
         for words in (["nosuch"], ["--nosuch"], []):
             result = support.fencetool(*words)
