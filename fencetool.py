@@ -1669,8 +1669,12 @@ class FilesAndPrograms:
             raise ProtocolError("%s takes too long: make it simpler (no repetition within a "
                                 "repetition)" % what)
 
-        # Python's own search looks for signals while it works.
-        before = signal.signal(signal.SIGALRM, stop)
+        # Python's own search looks for signals while it works; in the main thread, and nothing of
+        # ours computes in another.
+        try:
+            before = signal.signal(signal.SIGALRM, stop)
+        except ValueError:
+            return function()
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGALRM])
         try:
             signal.setitimer(signal.ITIMER_REAL, max(
@@ -2314,9 +2318,10 @@ def build_digest_login(fields, username, password, method, path, cnonce):
     return "Digest " + ", ".join(texts + ["qop=auth", "nc=" + count])
 
 
-# Values in a URL's query that are too common to be hidden, and no secrets.
+# Values in a URL's query that are no secrets: hidden, they would be missing in lines of our own.
 PLAIN_VALUES = {"0", "1", "on", "off", "yes", "no", "true", "false", "toggle", "open", "close",
-                "closed", "status", "state", "power"}
+                "closed", "status", "state", "power", "reboot", "reset", "cycle", "monitor", "list",
+                "outlet", "relay", "switch", "plug", "device", "action", "target"}
 
 
 def find_url_secrets(url):
@@ -2328,7 +2333,8 @@ def find_url_secrets(url):
 def find_query_values(url):
     """Return the query of a URL and all in it that may be a login, whatever its name is."""
     query = url.partition("?")[2]
-    values = {query} | set(re.split("[&+;,=]", query))
+    pieces = [piece.partition("=") for piece in re.split("[&+;,]", query)]
+    values = {query} | {value if equals else name for name, equals, value in pieces}
     return {value for value in values
             if len(value) >= SHORTEST_HIDDEN_SECRET and value.lower() not in PLAIN_VALUES}
 
