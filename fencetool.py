@@ -4071,8 +4071,11 @@ def report_unknown(unknown, system):
                              % (quote(name), known[strip_name(name)]))
         if re.match("target|witness|direct", name):
             raise UsageError("there is no parameter %s (is it misspelt?)" % quote(name))
+    # Not what looks like no name: it may be the second line of a password.
+    shown = sorted(name for name in unknown if re.fullmatch("[a-z][a-z0-9_]{0,39}", name))
     if unknown:
-        system.debug("ignored unknown parameters: %s" % ", ".join(sorted(unknown)))
+        system.debug("ignored unknown parameters: %s" % ", ".join(
+            shown + ["and %d more" % (len(unknown) - len(shown))] * (shown != sorted(unknown))))
 
 
 def strip_name(name):

@@ -411,6 +411,13 @@ class BadInput(AgentTest):
         told = on_stdin("fence_kasa", dict(parameters, verbose="1"))
         self.assertIn("ignored unknown parameters: crm_feature_set, nodeid", told.err)
 
+    def test_the_second_line_of_a_password_is_not_shown_as_an_unknown_name(self):
+        device = self.start(virtual.Kasa())
+        told = on_stdin("fence_kasa", self.address(
+            device, action="status", verbose="1", password="hunter1\nSHVudGVyMg==", nodeid="2"))
+        self.assertIn("ignored unknown parameters: nodeid, and 1 more", told.err)
+        self.assertNotIn("SHVudGVyMg", told.err)
+
     def test_a_name_that_is_nearly_a_parameter_is_refused(self):
         device = self.start(virtual.Kasa())
         good = self.address(device, action="off")
