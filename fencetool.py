@@ -341,7 +341,6 @@ MOST_ESCAPES = 6  # of one character: JSON in a URL in a page, and so on
 # What devices write for one another, and what stdin makes of bytes that are no UTF-8.
 LIKENESSES = {ord(blank): " " for blank in "+\t\n\v\f\r\x85\xa0"}
 LIKENESSES.update({0xdc00 + byte: chr(byte) for byte in range(0x80, 0x100)})
-BASE64_CHARACTERS = set("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/=_-")
 
 
 def is_secret_name(name):
@@ -364,16 +363,8 @@ def redact(text, secrets, may_be_cut=False):
     """
     if not secrets:
         return text
-    words, codes = collect_forms(secrets)
-    found = []
-    for decoded, places in decode_escapes(text):
-        folded = fold_likenesses(decoded)
-        spans = [span for word in words for span in find_all(folded, word)]
-        spans += [widen(decoded, span) for code in codes for span in find_all(folded, code)]
-        spans += [find_beginning(folded, word) for word in words if may_be_cut]
-        found += [(places[first], places[last]) for first, last in spans if last > first]
     at, pieces = 0, []
-    for first, last in sorted(found):
+    for first, last in sorted(find_secret_places(text, collect_forms(secrets), may_be_cut)):
         if first >= at:
             pieces += [text[at:first], "***"]
         at = max(at, last)
@@ -381,36 +372,53 @@ def redact(text, secrets, may_be_cut=False):
 
 
 def collect_forms(secrets):
-    """Return the words to be looked for, and what Base64 makes of them with more around them."""
-    words, codes = set(), set()
+    """Return the words to be looked for: the secrets, decoded too, and parts of them."""
+    words = set()
     for secret in secrets:
         words.update(decoded for decoded, _ in decode_escapes(secret))
         # What a device drops, or writes as "?", leaves the pieces between.
         for lost in (r"[^\x00-\xff]", r"[^ -~]|[<>\"'&%\\]"):
             words.update(piece for piece in re.split(lost, secret)
                          if len(piece.strip()) >= SHORTEST_HIDDEN_SECRET)
-        codes.update(encode_within_base64(secret))
-    words = {fold_likenesses(word).strip() for word in words}
     # One or two characters are left: replaced everywhere, they would show themselves.
-    return {word for word in words if len(word) > 2}, {fold_likenesses(code) for code in codes}
+    return {word for word in (fold_likenesses(word).strip() for word in words) if len(word) > 2}
+
+
+def find_secret_places(text, words, may_be_cut=False, depth=2):
+    """Return [(start, end)] of what tells a word; depth: so many times Base64 within Base64."""
+    found = []
+    for decoded, places in decode_escapes(text):
+        folded = fold_likenesses(decoded)
+        spans = [span for word in words for span in find_all(folded, word)]
+        spans += [find_beginning(folded, word) for word in words if may_be_cut]
+        for skipped in range(4 if depth else 0):
+            spans += find_in_base64(decoded, words, skipped, depth - 1)
+        found += [(places[first], places[last]) for first, last in spans if last > first]
+    return found
+
+
+def find_in_base64(text, words, skipped, depth):
+    """Return [(start, end)] of the Base64 in a text that tells a word once it is decoded.
+
+    skipped: so many characters that only look like a part of it stand before it.
+    """
+    import base64
+    import bisect
+    spans, starts, pieces, size = [], [], [], 0
+    for match in re.finditer("[A-Za-z0-9+/_-]{6,}", text):
+        code = match.group()[skipped:].replace("-", "+").replace("_", "/")
+        code = code[:-1] if len(code) % 4 == 1 else code
+        spans.append(match.span())
+        starts.append(size)
+        pieces.append(base64.b64decode(code + "=" * (-len(code) % 4)).decode("latin-1") + "\n")
+        size += len(pieces[-1])
+    found = find_secret_places("".join(pieces), words, depth=depth) if pieces else []
+    return [spans[number] for first, last in found for number in range(
+        bisect.bisect_right(starts, first) - 1, bisect.bisect_left(starts, last))]
 
 
 def fold_likenesses(text):
     return text.translate(LIKENESSES)
-
-
-def encode_within_base64(secret):
-    """Return what stays of a secret in Base64 whatever stands before and behind it."""
-    import base64
-    codes = set()
-    for encoding, errors in (("utf-8", "surrogateescape"), ("latin-1", "ignore")):
-        data = secret.encode(encoding, errors)
-        for before in range(3):
-            first, last = (before * 8 + 5) // 6, (before + len(data)) * 8 // 6
-            code = base64.b64encode(b"\0" * before + data).decode()[first:last]
-            if len(code) >= SHORTEST_HIDDEN_SECRET:
-                codes.update((code, code.replace("+", "-").replace("/", "_")))
-    return codes
 
 
 def decode_escapes(text):
@@ -468,16 +476,6 @@ def find_beginning(text, word):
         if text.endswith(word[:length]):
             return len(text) - length, len(text)
     return 0, 0
-
-
-def widen(text, span):
-    """Return the span of all the Base64 around a span: its ends hold parts of the characters."""
-    first, last = span
-    while first and text[first - 1] in BASE64_CHARACTERS:
-        first -= 1
-    while last < len(text) and text[last] in BASE64_CHARACTERS:
-        last += 1
-    return first, last
 
 
 def parse_json_object(text):

@@ -43,6 +43,8 @@ FORMS = {
     "Base64 in a URL": lambda text: quote(encode("admin:" + text), safe=""),
     "Base64 of more": lambda text: base64.urlsafe_b64encode(
         ("xx<%s>yy" % text).encode("utf-8")).decode("ascii"),
+    "Base64 of JSON": lambda text: encode(json.dumps({"password": text})),
+    "Base64 of a form, in Base64": lambda text: "v" + encode(encode(quote(text, safe="") + "&")),
 }
 
 
