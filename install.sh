@@ -853,12 +853,12 @@ undo() {
 take_back() {
     saved=$stage/before.$number
     original=nothing
-    if [ "$was" = taken ]; then
+    if [ "$was" = free ]; then
+        rm -f "$path"
+    else
         is_there "$saved" && original=$(state_of "$saved") || return 1
-    fi
-    if ! has_state "$path" "$original"; then
-        rm -f "$path"       # what mv would not replace: a link to a directory, see replace
-        [ "$was" = free ] || mv -f "$saved" "$path"
+        # What was not changed yet stays: mv would move into a link to a directory.
+        has_state "$path" "$original" || mv -f "$saved" "$path"
     fi
     has_state "$path" "$original"
 }

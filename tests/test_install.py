@@ -767,9 +767,8 @@ FaultyRun = collections.namedtuple("FaultyRun", "place before result points")
 class Interrupted(InstallTest):
     """A fault at each call of a tool that changes files, one run for each."""
 
-    @property
-    def NEW(self):
-        """As long as the old file, so that only its content tells it from that."""
+    def new_version(self):
+        """Return one as long as the old file: only its content tells it from that."""
         return stand_in("2.0.0", extra="pass  # padding")
 
     def prepare(self, place, is_0_1_0):
@@ -786,7 +785,7 @@ class Interrupted(InstallTest):
         os.remove(place.agent)
         write_file(place.agent, stand_in("1.0.0").replace('"""fencetool:', '"""Foreign:'), 0o755)
         os.remove(os.path.join(place.plugins, "kasa"))
-        place.offer(self.NEW)
+        place.offer(self.new_version())
 
     def at_every_point(self, fault, check, layouts=(False, True), places=None):
         """Call check(place, state before, result) for a run with the fault at each point of it.
@@ -830,7 +829,7 @@ class Interrupted(InstallTest):
             for name in os.listdir(place.tmp):
                 shutil.rmtree(os.path.join(place.tmp, name))
             self.install(place, "--force")
-            self.assertEqual(read_file(place.file), self.NEW)
+            self.assertEqual(read_file(place.file), self.new_version())
             self.assert_copy_is_of_the_file(place)
             kept = place.backups()
             self.assertEqual(set(os.listdir(place.bin)), {"fence_kasa", "fencetool"} | set(kept))
@@ -907,6 +906,24 @@ class Interrupted(InstallTest):
         self.assertIn(before, [read_file(os.path.join(saved, name)) for name in os.listdir(saved)
                                if name.startswith("before.")])
         self.assertEqual(len(os.listdir(place.copies)), 1)      # all else is back
+
+    def test_old_version_is_put_back_without_a_moment_when_there_is_none(self):
+        # At a kill between a removal and a renaming neither would be there.
+        for place, is_0_1_0 in zip(self.places_in_turn(), (False, True)):
+            self.prepare(place, is_0_1_0)
+            old = "*/sbin/fencetool | */fence_kasa" + (" | *.py" if not is_0_1_0 else "")
+            extra = "if '.fencetool-new' not in path and words[0] == '-o': sys.exit('oh')"
+            place.offer(python_stand_in("2.0.0", extra=extra))
+            path = os.path.join(place.directory, "killing")
+            os.mkdir(path)
+            write_file(path + "/rm", '#!/bin/sh\nfor last; do :; done\n'
+                       'case $last in %s) kill -KILL 0 ;; esac\n' % old +
+                       'exec /bin/rm "$@"\n', 0o755)
+            before = snapshot(place.root)
+            result = place.run("--force", path=path + ":" + SYSTEM_PATH, start_new_session=True)
+            with self.subTest(is_0_1_0=is_0_1_0):
+                self.assertEqual(result.returncode, 1, result.stderr)
+                self.assertEqual(snapshot(place.root), before)
 
     @with_each_shell
     def test_nothing_is_moved_into_the_directory_of_a_link_that_is_put_back(self, place):
@@ -1455,28 +1472,32 @@ class DownloadingEncrypted(DownloadingTest):
             "/away/fencetool.py": self.plain.url + "/fencetool.py",
             "/twice/fencetool.py": "/away/fencetool.py"}
 
-    def each_tool(self, place):
-        """Return for each tool the options of a run in which it is the only one, and trusts us."""
-        settings = os.path.join(place.directory, "wgetrc")
-        write_file(settings, "ca_certificate = %s\n" % self.certificate)
-        trusting = {"CURL_CA_BUNDLE": self.certificate, "SSL_CERT_FILE": self.certificate,
-                    "WGETRC": settings}
-        return {tool: {"env": trusting,
-                       "path": place.toolbox(tool, "sha256sum", *commands_needed())}
-                for tool in ("curl", "wget", "python3")}
+    def with_each_tool(self, test):
+        """Call test(place, tool, options) with the options of a run that has no other tool.
 
-    @with_each_shell
-    def test_certificate_is_proof_enough_and_an_unknown_one_is_none(self, place):
-        for options in self.each_tool(place).values():
+        Each tool gets a shell of its own, and trusts the server.
+        """
+        for place, tool in zip(self.places_in_turn(), ("curl", "wget", "python3")):
+            settings = os.path.join(place.directory, "wgetrc")
+            write_file(settings, "ca_certificate = %s\n" % self.certificate)
+            options = {"path": place.toolbox(tool, "sha256sum", *commands_needed()),
+                       "env": {"CURL_CA_BUNDLE": self.certificate, "WGETRC": settings,
+                               "SSL_CERT_FILE": self.certificate}}
+            with self.subTest(tool=tool, shell=place.shell):
+                test(place, tool, options)
+
+    def test_certificate_is_proof_enough_and_an_unknown_one_is_none(self):
+        def check(place, _, options):
             self.install(place, "--from", self.server.url, **options)
             self.install(place, "--uninstall")
             options["env"] = {}
             self.assert_refused_unchanged(place, ["--from", self.server.url], "cannot fetch",
                                           **options)
 
-    @with_each_shell
-    def test_redirect_to_https_is_followed_and_by_wget_only_with_the_hash(self, place):
-        for tool, options in self.each_tool(place).items():
+        self.with_each_tool(check)
+
+    def test_redirect_to_https_is_followed_and_by_wget_only_with_the_hash(self):
+        def check(place, tool, options):
             url = self.server.url + "/here"
             if tool == "wget":
                 self.assert_refused_unchanged(place, ["--from", url], "redirections", **options)
@@ -1484,36 +1505,37 @@ class DownloadingEncrypted(DownloadingTest):
                 self.install(place, "--from", url, **options)
                 self.install(place, "--uninstall")
             self.install(place, "--from", url, "--sha256", sha256(stand_in()), **options)
-            self.install(place, "--uninstall")
 
-    @with_each_shell
-    def test_redirect_from_https_to_http_is_refused_without_the_hash(self, place):
-        for options in self.each_tool(place).values():
+        self.with_each_tool(check)
+
+    def test_redirect_from_https_to_http_is_refused_without_the_hash(self):
+        def check(place, _, options):
             for way in ("/away", "/twice"):
                 self.assert_refused_unchanged(
                     place, ["--from", self.server.url + way],
                     "without --sha256, over nothing but https", **options)
-        self.assertEqual(self.plain.asked, [])
+            self.assertEqual(self.plain.asked, [])
 
-    @with_each_shell
-    def test_redirect_from_https_to_http_is_followed_with_the_hash(self, place):
-        for options in self.each_tool(place).values():
+        self.with_each_tool(check)
+
+    def test_redirect_from_https_to_http_is_followed_with_the_hash(self):
+        def check(place, _, options):
             del self.plain.asked[:]
             self.install(place, "--from", self.server.url + "/twice",
                          "--sha256", sha256(stand_in()), **options)
             self.assertEqual(self.plain.asked, ["/fencetool.py"])
-            self.install(place, "--uninstall")
 
-    @with_each_shell
-    def test_settings_at_home_do_not_turn_the_check_of_certificates_off(self, place):
-        home = os.path.join(place.directory, "home")
-        os.mkdir(home)
-        write_file(os.path.join(home, ".curlrc"), "insecure\n")
-        write_file(os.path.join(home, ".wgetrc"), "check_certificate = off\n")
-        for options in self.each_tool(place).values():
-            options["env"] = {"HOME": home}
+        self.with_each_tool(check)
+
+    def test_settings_at_home_do_not_turn_the_check_of_certificates_off(self):
+        def check(place, _, options):
+            write_file(os.path.join(place.directory, ".curlrc"), "insecure\n")
+            write_file(os.path.join(place.directory, ".wgetrc"), "check_certificate = off\n")
+            options["env"] = {"HOME": place.directory}
             self.assert_refused_unchanged(place, ["--from", self.server.url], "certificate",
                                           **options)
+
+        self.with_each_tool(check)
 
 
 class OtherUsers(InstallTest):
