@@ -1670,6 +1670,13 @@ class TheScript(unittest.TestCase):
         self.assertEqual((result.returncode, result.stdout), (0, b""))
         self.assertNotIn("shellcheck disable", read_file(INSTALL))
 
+    def test_released_agents_hold_all_that_this_version_has(self):
+        # A later version that has one of them no more knows its link by this list.
+        listed = re.search("^RELEASED_AGENTS='([^']*)'", read_file(INSTALL), re.M).group(1).split()
+        told = subprocess.check_output([sys.executable, "-IS", FENCETOOL, "agents"],
+                                       universal_newlines=True).split()
+        self.assertEqual(set(told) - set(listed), set())
+
     def test_lines_have_at_most_100_columns(self):
         self.assertEqual([line for line in read_file(INSTALL).split("\n") if len(line) > 100], [])
 
