@@ -111,6 +111,11 @@ class FenceError(Exception):
     """Anything that keeps an action from its proof. The text says what happened and what to do."""
     retryable = False
 
+    def __str__(self):
+        # SAFETY: its text is kept as the doubt about an outlet, and no text is no doubt.
+        # Test: test_an_error_without_a_text_is_still_a_doubt
+        return super().__str__() or type(self).__name__
+
 
 class UsageError(FenceError):
     """The caller's parameters cannot work; nothing has been sent to any device."""
@@ -139,7 +144,7 @@ class ProtocolError(FenceError):
 
 
 class Refused(FenceError):
-    """The device answered clearly, and the answer is no (or it is the wrong device)."""
+    """The device answered clearly: no, or as another device, model or service would."""
 
 
 class NotConfirmed(FenceError):
@@ -547,14 +552,22 @@ class PowerState(enum.Enum):
 Outlet = namedtuple("Outlet", "number alias identifiers state")
 
 
-def select_outlet(outlets, wanted, label):
+def select_outlet(outlets, wanted, label, doubt_about_list=""):
     """Return the one Outlet that `wanted` names; raise Refused unless it is exactly one.
 
     wanted: number on the case, alias or identifier; "" or `label` (the cluster's name for the
     target) when the caller named none, which selects an only outlet, or one with that alias.
+    doubt_about_list: why there may be more outlets than these, "" when these are all.
     """
-    if len(outlets) == 1 and wanted in ("", label):
+    # SAFETY: the only one of a list that may go on is not the only one.
+    # Test: test_the_only_outlet_of_a_list_that_may_go_on_is_not_taken_for_the_only_one
+    if len(outlets) == 1 and wanted in ("", label) and not doubt_about_list:
         return outlets[0]
+    if doubt_about_list and not wanted:
+        raise Refused("no outlet was named (plug), and the device may have more than it lists: %s; "
+                      "%s" % (doubt_about_list, describe_outlets(outlets)))
+    if not outlets:
+        raise Refused("the device lists no outlets")
     if not wanted:
         raise Refused("no outlet was named (plug), and the device has several; %s"
                       % describe_outlets(outlets))
@@ -562,6 +575,9 @@ def select_outlet(outlets, wanted, label):
     if len(found) > 1:
         raise Refused("plug %s names %d outlets of this device, use a number or an id; %s"
                       % (quote(wanted), len(found), describe_outlets(outlets)))
+    if doubt_about_list and not found:
+        raise Refused("plug %s names no outlet that this device lists, and it may have more: %s; %s"
+                      % (quote(wanted), doubt_about_list, describe_outlets(outlets)))
     if not found:
         raise Refused("plug %s names no outlet of this device; %s"
                       % (quote(wanted), describe_outlets(outlets)))
@@ -623,31 +639,55 @@ def doubt_about_state(state, wanted, unacknowledged, waited):
             "stuck, or does something switch it back?)" % (wanted.value, state.value, waited))
 
 
-def doubt_about_meter(watts, policy, no_reading=""):
+# What the meter of one outlet told. watts: None when it told nothing that can be used. obstacle:
+# why no load proves nothing here, "" for a meter that also measures while its relay is off.
+MeterReading = namedtuple("MeterReading", "watts obstacle")
+NO_METER = MeterReading(None, "the device has none for this outlet")
+
+
+def doubt_about_meter(reading, policy):
     """Return why an outlet that reports OFF cannot be believed, or "" when it can.
 
-    watts: what the meter read, None where there is no meter or it gave no reading; no_reading: why
-    it gave none. policy: auto (a reading counts, a missing one does not), ignore (not even a
-    reading counts) or require (a reading must be there).
+    policy: auto (what was read counts, a meter that is not there is no doubt), ignore (not even a
+    reading counts) or require (a reading must be there, of a meter that reads while it is off). A
+    meter that is there and whose answer cannot be read is an error, and comes not so far as here.
     """
     if policy == "ignore":
         return ""
-    if watts is None and policy == "require":
-        return "no power meter gave a reading, and power_meter=require wants one: %s" % (
-            no_reading or "the device has none for this outlet, or none that reads while it is off")
-    if watts is not None and abs(watts) > METER_SILENT_WATTS:
+    # SAFETY: before anything else: a load that is shown is a load, whatever the settings say.
+    # Test: test_a_load_that_is_shown_is_a_load_whatever_the_settings_say
+    if shows_load(reading):
         return ("the relay reports OFF, but the outlet still draws %.0f W (is the relay welded, or "
-                "was another outlet switched?)" % watts)
+                "was another outlet switched?)" % reading.watts)
+    if policy == "require" and not proves_no_load(reading):
+        return "no power meter gave a reading, and power_meter=require wants one: %s" % (
+            reading.obstacle)
     return ""
 
 
-def remember_load(load, watts, doubt):
+def shows_load(reading):
+    return reading.watts is not None and abs(reading.watts) > METER_SILENT_WATTS
+
+
+def proves_no_load(reading):
+    return not (reading.obstacle or reading.watts is None or shows_load(reading))
+
+
+def remember_load(load, reading, doubt):
     """Return the doubt about a load after one more reading.
 
     SAFETY: a meter that falls silent after it has shown a load has shown a welded relay.
     Test: test_a_load_that_was_seen_is_not_forgotten_when_the_meter_falls_silent
     """
-    return load if load and watts is None else doubt
+    # A gated meter may show the load of before once, and 0 W from then on: that is no silence.
+    return load if load and reading.watts is None else doubt
+
+
+def doubt_about_time(seconds_left):
+    """Return why what was read cannot count any more, or "" when it came in time."""
+    # SAFETY: a process that was stopped in between holds an answer of long ago.
+    # Test: test_a_reading_that_ends_after_the_time_is_none
+    return "" if seconds_left else "the answer was read only after the time was up"
 
 
 class Finding(enum.Enum):
@@ -783,10 +823,10 @@ def judge(evidence):
     return Verdict(Finding.DEAD, [])
 
 
-def judge_power(state, watts, policy, no_reading=""):
+def judge_power(state, reading, policy):
     """Return (finding, reason) for what a device says about the target's outlet.
 
-    watts, policy, no_reading: see doubt_about_meter.
+    reading, policy: see doubt_about_meter.
     """
     # SAFETY: only a positive OFF is evidence of death; a load that is still drawn is evidence of
     # life: the relay is welded, or another outlet was switched.
@@ -795,10 +835,10 @@ def judge_power(state, watts, policy, no_reading=""):
         return Finding.ALIVE, ""
     if state is not PowerState.OFF:
         return Finding.UNKNOWN, ""
-    doubt = doubt_about_meter(watts, policy, no_reading)
+    doubt = doubt_about_meter(reading, policy)
     if not doubt:
         return Finding.DEAD, ""
-    return Finding.UNKNOWN if watts is None else Finding.ALIVE, doubt
+    return Finding.ALIVE if shows_load(reading) else Finding.UNKNOWN, doubt
 
 
 def judge_address(sight, witnesses, is_direct):
@@ -1248,9 +1288,12 @@ def check_times(settings):
     if settings.stonith_status_sleep < SHORTEST_PAUSE_SECONDS:
         raise UsageError("stonith_status_sleep must be %s or more: two looks at one moment are one"
                          % render_seconds(SHORTEST_PAUSE_SECONDS))
-    if settings.power_wait + settings.stonith_status_sleep >= settings.power_timeout:
-        raise UsageError("power_wait and stonith_status_sleep leave no look within "
-                         "power_timeout: make it longer")
+    # OFF takes two looks, and the second begins only where there is time for its answer.
+    needed_s = (settings.power_wait + settings.stonith_status_sleep
+                + SHORTEST_EXCHANGE_SECONDS)
+    if needed_s >= settings.power_timeout:
+        raise UsageError("power_wait and stonith_status_sleep leave no time for a second look "
+                         "within power_timeout: make it longer")
 
 
 def take_switch_name(settings):
@@ -2083,7 +2126,9 @@ class Device:
 
     A class of part 3 has list_outlets(deadline), which returns Outlets, and open(deadline), which
     proves which device and which outlet this is and returns an OpenedOutlet: nothing can be
-    switched or read but through that. Every call takes the action's Deadline and raises FenceError.
+    switched or read but through that. Every call takes the action's Deadline and raises FenceError:
+    Refused for an answer that asking again will not change, and an error that is retryable for one
+    that may be better the next time.
     """
 
     name = ""  # of the device's family, for messages
@@ -2099,6 +2144,15 @@ class Device:
 
     def close(self):
         """Free the device for others: some serve one client at a time."""
+
+    def prove_usable(self, deadline):
+        """Raise unless an action could work now; return its OpenedOutlet, or None of several.
+
+        Pacemaker's monitor names no outlet. Of several, every action will be told which is meant.
+        """
+        if not self.wanted and len(self.list_outlets(deadline)) > 1:
+            return None
+        return self.open(deadline)
 
     def check_mac(self, text):
         """Raise Refused unless the MAC that the device tells is the configured one."""
@@ -2129,9 +2183,13 @@ class OpenedOutlet:
         self.device = device
         self.state = state
 
-    def watts(self, deadline):
-        """Return what the outlet draws now, or None where no meter can prove anything."""
-        return None
+    def read_meter(self, deadline):
+        """Return the MeterReading of what the outlet draws now.
+
+        Without watts it is what the device says clearly: it has no meter for this outlet. Any other
+        answer, and none, is an error: a meter that cannot be read is not one that is not there.
+        """
+        return NO_METER
 
     def close(self):
         self.device.close()
@@ -2466,7 +2524,10 @@ class HttpDevice(Device):
 
 
 class HttpOutlet(OpenedOutlet):
-    """An outlet behind a web server; a class of part 3 has read_state and send_command."""
+    """An outlet behind a web server.
+
+    A class of part 3 has read_state, send_command and, where there is a meter, read_power_meter.
+    """
 
     def read(self, deadline):
         self.device.check_identity(deadline)
@@ -2475,6 +2536,13 @@ class HttpOutlet(OpenedOutlet):
     def send(self, wanted, deadline):
         self.device.check_identity(deadline)
         self.send_command(wanted, deadline)
+
+    def read_meter(self, deadline):
+        self.device.check_identity(deadline)
+        return self.read_power_meter(deadline)
+
+    def read_power_meter(self, deadline):
+        return NO_METER
 
 
 # PART 3: DEVICES ==================================================================================
@@ -2735,11 +2803,16 @@ class KasaOutlet(OpenedOutlet):
         state = 1 if wanted is PowerState.ON else 0
         self.device.ask("system", "set_relay_state", {"state": state}, self.child_id, deadline)
 
-    def watts(self, deadline):
+    def read_meter(self, deadline):
         if not self.device.description.has_meter:
-            return None
-        return parse_kasa_watts(
-            self.device.ask("emeter", "get_realtime", {}, self.child_id, deadline))
+            return NO_METER
+        try:
+            reply = self.device.ask("emeter", "get_realtime", {}, self.child_id, deadline)
+        except Refused as error:
+            self.device.system.warn("the power meter of %s gives no reading: %s"
+                                    % (self.device.describe(), error))
+            return MeterReading(None, str(error))
+        return MeterReading(parse_kasa_watts(reply), "")
 
 
 # SECTION: TASMOTA ---------------------------------------------------------------------------------
@@ -2876,18 +2949,24 @@ class TasmotaRelay(HttpOutlet):
             raise ProtocolError("the device answers %s to %s (locked by PowerOnState 4 or "
                                 "PowerLock?)" % (state.value, command))
 
-    def watts(self, deadline):
-        """Return what a meter says that measures while the relay is off, too: SetOption21 1."""
+    def read_power_meter(self, deadline):
+        """Return what the meter says; that there is no load it proves with SetOption21 1 alone."""
         energy = self.device.ask("Status 10", parse_tasmota_energy, deadline)
-        if energy is None or not self.is_only:
-            return None  # one meter may measure several relays
+        if energy is None:
+            return NO_METER
+        if not self.is_only:
+            return MeterReading(None, "one meter measures several relays")
         if not self.meter_setting:
             self.meter_setting = self.device.ask(
                 "SetOption21", lambda members: str(members.get("SetOption21")), deadline)
         watts, volts = energy
+        return MeterReading(watts, self._find_obstacle(watts, volts))
+
+    def _find_obstacle(self, watts, volts):
+        if self.meter_setting != "ON":
+            return "it reads nothing while its relay is off (SetOption21 1 changes that)"
         # Without a voltage the chip does not answer, or it sits behind the relay.
-        is_working = volts > 0 or watts > 0
-        return watts if self.meter_setting == "ON" and is_working else None
+        return "" if volts > 0 or watts > 0 else "it shows no voltage"
 
     def _ask_power(self, command, deadline):
         return self.device.ask(
@@ -3151,13 +3230,15 @@ class InstalledAgent(Device):
     def describe(self):
         return "%s %s" % (self.settings.fence_method, self.settings.ip)
 
-    def list_outlets(self, deadline):
-        """Return nothing: it proves that the agent's monitor succeeds."""
+    def prove_usable(self, deadline):
+        """Raise unless it tells the outlet's state, or its monitor succeeds where none is named."""
+        if self.wanted:
+            return self.open(deadline)
         code, _, err = self._run("monitor", deadline)
         if code != EXIT_GOOD:
             raise Unreachable("its monitor failed with exit code %d: %s"
                               % (code, quote(err.strip())))
-        return ()
+        return None
 
     def open(self, deadline):
         return AgentOutlet(self, self.read_status(deadline))
@@ -3549,11 +3630,20 @@ class Job:
             self.attempts += 1
             tries -= 1
             try:
-                return exchange(self.deadline)
+                result = exchange(self.deadline)
+                check_time(self.deadline)
+                return result
             except FenceError as error:
                 self.system.debug("attempt %d: %s" % (self.attempts, error))
                 if not error.retryable or not tries or not self.pause(self.deadline):
                     raise
+
+
+def check_time(deadline):
+    """Raise Unreachable for an answer that was read when the time was up."""
+    doubt = doubt_about_time(deadline.left())
+    if doubt:
+        raise Unreachable(doubt)
 
 
 def run_off(job):
@@ -3577,15 +3667,34 @@ def run_reboot(job):
     """
     outlet = open_outlet(job)
     switch_off(job, outlet)
-    try:
-        if job.deadline.left() <= REBOOT_OFF_SECONDS:
-            raise NotConfirmed("no time is left to switch it on")
+    has_time = job.deadline.left() > REBOOT_OFF_SECONDS + SHORTEST_EXCHANGE_SECONDS
+    if has_time:
         job.system.sleep(REBOOT_OFF_SECONDS)
+        check_still_off(job, outlet)
+    try:
+        if not has_time:
+            raise NotConfirmed("no time is left to switch it on")
         switch_on(job, outlet)
     except FenceError as error:
         job.system.error("reboot %s: the outlet is OFF, and stays OFF until somebody switches it "
                          "on: %s" % (job.device.describe(), error))
     return EXIT_GOOD, "Success: Rebooted"
+
+
+def check_still_off(job, outlet):
+    """Raise NotConfirmed unless the outlet is off at the end of its time without power."""
+    # SAFETY: a pulse timer, or another controller, may have closed the relay in between.
+    # Test: test_a_relay_that_comes_back_by_itself_is_no_reboot
+    try:
+        state = job.retry(outlet.read, UNTIL_DEADLINE)
+        doubt = doubt_about_state(state, PowerState.OFF, "", render_seconds(REBOOT_OFF_SECONDS))
+        doubt = doubt or job.retry(
+            lambda deadline: read_load(job, outlet, deadline, ""), UNTIL_DEADLINE)
+    except FenceError as error:
+        doubt = str(error)
+    if doubt:
+        raise NotConfirmed("the outlet was OFF, and %s later that is in doubt: %s" % (
+            render_seconds(REBOOT_OFF_SECONDS), doubt))
 
 
 def run_status(job):
@@ -3600,13 +3709,9 @@ def run_monitor(job):
 
 
 def prove_usable(job, deadline):
-    if not job.device.wanted and len(job.device.list_outlets(deadline)) > 1:
-        return  # it answers; which of its outlets is meant, every action will be told
-    needs_meter = job.settings.power_meter == "require"
-    if job.device.wanted or needs_meter:
-        outlet = job.device.open(deadline)
-        if needs_meter:
-            require_meter(job, outlet, deadline)
+    outlet = job.device.prove_usable(deadline)
+    if outlet and job.settings.power_meter == "require":
+        require_meter(outlet, deadline)
 
 
 def run_list(job, with_state=False):
@@ -3638,7 +3743,7 @@ def describe_change(outlet, wanted):
 def switch_off(job, outlet):
     """Switch the outlet off; a meter that is required must give a reading before anything moves."""
     if job.settings.power_meter == "require":
-        require_meter(job, outlet, job.deadline)
+        job.retry(lambda deadline: require_meter(outlet, deadline), UNTIL_DEADLINE)
     confirm_power(job, outlet, PowerState.OFF)
 
 
@@ -3700,34 +3805,45 @@ def read_doubt(job, outlet, wanted, deadline, problem, load):
     seen before, which stays until it is seen to be gone.
     """
     try:
-        state = outlet.read(deadline)
+        state = ask_twice(job, outlet.read, deadline)
         doubt = doubt_about_state(state, wanted, problem, render_seconds(deadline.seconds))
-        if doubt or wanted is PowerState.ON or job.settings.power_meter == "ignore":
-            return doubt, load
-        watts, no_reading = read_meter(job, outlet, deadline)
+        if not doubt and wanted is PowerState.OFF:
+            load = read_load(job, outlet, deadline, load)
+        return doubt or load or doubt_about_time(deadline.left()), load
     except FenceError as error:
         if not error.retryable:
             raise
         return str(error), load
-    load = remember_load(load, watts, doubt_about_meter(
-        watts, job.settings.power_meter, no_reading))
-    return load, load
 
 
-def require_meter(job, outlet, deadline):
-    """Raise Refused unless the outlet's meter gives a reading."""
-    watts, no_reading = read_meter(job, outlet, deadline)
-    if watts is None:
-        raise Refused(doubt_about_meter(watts, "require", no_reading))
+def read_load(job, outlet, deadline, load):
+    """Return the doubt about a load, after one more reading of the meter; see remember_load."""
+    policy = job.settings.power_meter
+    if policy == "ignore":
+        return ""
+    reading = ask_twice(job, outlet.read_meter, deadline)
+    if reading.obstacle:
+        job.system.debug("the power meter of %s proves nothing: %s" % (
+            job.device.describe(), reading.obstacle))
+    return remember_load(load, reading, doubt_about_meter(reading, policy))
 
 
-def read_meter(job, outlet, deadline):
-    """Return (watts, ""), or (None, why there is no reading); what that means is the policy's."""
+def ask_twice(job, ask, deadline):
+    """Return what ask(deadline) returns; a lost answer alone must not cost a whole look."""
     try:
-        return outlet.watts(deadline), ""
+        return ask(deadline)
     except FenceError as error:
-        job.system.warn("the power meter of %s cannot be read: %s" % (job.device.describe(), error))
-        return None, str(error)
+        if not error.retryable or not deadline.left():
+            raise
+        job.system.debug("asked again: %s" % error)
+    return ask(deadline)
+
+
+def require_meter(outlet, deadline):
+    """Raise Refused unless the outlet's meter gives a reading that will prove something."""
+    reading = outlet.read_meter(deadline)
+    if not (shows_load(reading) or proves_no_load(reading)):
+        raise Refused(doubt_about_meter(reading, "require"))
 
 
 # SECTION: CHECKING --------------------------------------------------------------------------------
@@ -3770,16 +3886,16 @@ def observe_power(job):
     subject = "STONITH device (%s @ %s)" % (job.settings.fence_method, job.settings.ip)
     try:
         state = job.retry(job.read_power, READ_ATTEMPTS)
-        watts, no_reading = None, ""
+        reading = NO_METER
         if state is PowerState.OFF and job.settings.power_meter != "ignore":
-            watts, no_reading = read_meter(job, job.outlet, job.deadline)
+            reading = job.retry(job.outlet.read_meter, READ_ATTEMPTS)
     except FenceError as error:
         return Evidence(source=POWER, finding=Finding.UNKNOWN, subject=subject,
                         seen="power=unknown",
                         reason=hide_timer_words(redact(str(error), job.system.secrets)))
     finally:
         job.device.close()
-    finding, reason = judge_power(state, watts, job.settings.power_meter, no_reading)
+    finding, reason = judge_power(state, reading, job.settings.power_meter)
     return Evidence(source=POWER, finding=finding, subject=subject,
                     seen="power=" + state.value.lower(), reason=reason)
 

@@ -92,7 +92,8 @@ class PowerEvidenceTest(unittest.TestCase):
                 (on, None, "ignore", ALIVE), (None, None, "auto", UNKNOWN),
                 (None, 0.0, "ignore", UNKNOWN), ("OFF", None, "auto", UNKNOWN)):
             with self.subTest(state=state, watts=watts, policy=policy):
-                self.assertIs(fencetool.judge_power(state, watts, policy)[0], finding)
+                reading = fencetool.NO_METER if watts is None else fencetool.MeterReading(watts, "")
+                self.assertIs(fencetool.judge_power(state, reading, policy)[0], finding)
 
     def test_an_agents_exit_code_and_words_must_agree(self):
         on, off, bad = PowerState.ON, PowerState.OFF, None

@@ -178,7 +178,7 @@ class Mistakes(CheckedFile):
                 ("delay: 5", "delay: 500ms", 9, "not a whole number of seconds"),
                 ("delay: 5", "delay: 70\n    off_timeout: 60", 10, "must be more than 90 s"),
                 (".202", ".202\n    options: {power_timeout: 0}", 13, "more than 0"),
-                (".202", ".202\n    options: {power_wait: 40}", 13, "leave no look"),
+                (".202", ".202\n    options: {power_wait: 40}", 13, "leave no time"),
                 (".202", ".202\n    options: {inet4_only: 1, inet6_only: 1}", 13, "exclude"),
                 (".202", ".202\n    options: {power_timeout: 90}", 10, "must be more than 105 s"),
                 (".202", ".202\n    options: {ip: 1.1.1.1}", 13, "set by other keys"),

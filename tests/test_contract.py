@@ -25,7 +25,7 @@ CALLS = {
     "read": lambda outlet, deadline: outlet.read(deadline),
     "on": lambda outlet, deadline: outlet.send(PowerState.ON, deadline),
     "off": lambda outlet, deadline: outlet.send(PowerState.OFF, deadline),
-    "watts": lambda outlet, deadline: outlet.watts(deadline),
+    "meter": lambda outlet, deadline: outlet.read_meter(deadline),
     "close": lambda outlet, deadline: outlet.close()}
 
 
@@ -228,17 +228,41 @@ class Meter(ContractTest):
             with self.subTest(row.name):
                 device = self.start_device(row, **options)
                 outlet = self.build(row, device).open(self.deadline)
-                self.assertGreater(outlet.watts(self.deadline), 1)
+                self.assertGreater(outlet.read_meter(self.deadline).watts, 1)
                 outlet.send(PowerState.OFF, self.deadline)
-                self.assertEqual(outlet.watts(self.deadline), 0)
+                self.assertEqual(outlet.read_meter(self.deadline), fencetool.MeterReading(0, ""))
                 device.outlets[0].powered = True
                 self.assertIs(outlet.read(self.deadline), PowerState.OFF)
-                self.assertGreater(outlet.watts(self.deadline), 1)
+                self.assertGreater(outlet.read_meter(self.deadline).watts, 1)
 
     def test_without_a_meter_there_is_no_reading(self):
         for row in OWN:
             outlet = self.build(row, self.start_device(row)).open(self.deadline)
-            self.assertIsNone(outlet.watts(self.deadline), row.name)
+            self.assertEqual(outlet.read_meter(self.deadline), fencetool.NO_METER, row.name)
+
+    def observe(self, row, device):
+        """Return fence_check's Evidence about the outlet of a virtual device."""
+        agent = fencetool.AGENTS["fence_check"]
+        values = {"fence_method": row.method, "fence_ip": device.address[0],
+                  "fence_ipport": str(device.address[1]), "target_mgmt_ip": "127.0.0.2",
+                  "nodename": "node", "stonith_status_sleep": "200ms"}
+        settings = fencetool.build_check_settings(values, agent.defaults)
+        return fencetool.observe_power(fencetool.CheckJob(
+            self.system, fencetool.make_device(agent, settings, self.system), settings))
+
+    def test_what_a_meter_tells_decides_what_fence_check_says_of_an_outlet_that_is_off(self):
+        for row in OWN:
+            family = virtual.DEVICES[row.name]
+            for fault, finding in (("", fencetool.Finding.DEAD),
+                                   ("dead_meter", fencetool.Finding.DEAD),
+                                   ("welded", fencetool.Finding.ALIVE),
+                                   ("garbled_meter", fencetool.Finding.UNKNOWN)):
+                if family.meter is None:
+                    continue
+                device = self.start_device(row, fault=fault, **family.meter)
+                device.move(1, False)
+                with self.subTest(row.name, fault=fault):
+                    self.assertIs(self.observe(row, device).finding, finding)
 
 
 class Faults(ContractTest):
@@ -274,7 +298,7 @@ class Faults(ContractTest):
                             **self.plug_of(device))
         try:
             outlet = opened.open(deadline)
-            for name in ("read", "off", "read", "watts", "read"):
+            for name in ("read", "off", "read", "meter", "read"):
                 relays = {meant.relay}
                 answer = CALLS[name](outlet, deadline)
                 relays.add(meant.relay)  # a late one may move in between
@@ -344,6 +368,67 @@ class Faults(ContractTest):
                 self.assertFalse(device.outlets[0].powered)
 
 
+class Time(ContractTest):
+    """What was OFF for a moment, and what was said long ago."""
+
+    def test_a_relay_that_comes_back_by_itself_is_no_reboot(self):
+        def run_one(row):
+            device = self.start_device(row)
+            device.on_power = lambda number, powered: powered or device.run_later(
+                1, device.move, number, True)
+            return on_stdin(row.agent, self.reach(row, device, action="reboot", power_timeout="20",
+                                                  stonith_status_sleep="200ms"))
+        for row, result in zip(OWN, at_once([functools.partial(run_one, row) for row in OWN])):
+            with self.subTest(row.name):
+                self.assert_failure(result, "the outlet was OFF, and 3 s later", "reports ON")
+
+    def start_job(self, row, **parameters):
+        """Return (device, Job, what moves the job's clock on when it is called)."""
+        device = self.start_device(row, **virtual.DEVICES[row.name].fault_options)
+        job_device = self.build(row, device, power_timeout="20", **parameters)
+        passed = [0.0]
+        self.system.clock = lambda: fencetool.System.clock() + passed[0]
+        self.addCleanup(self.system.__dict__.pop, "clock", None)
+        job = fencetool.Job(self.system, job_device, job_device.settings)
+        return device, job, lambda: passed.append(passed.pop() + 1000)
+
+    def test_a_reading_that_ends_after_the_time_is_none(self):
+        for row in OWN:
+            for late in ("read", "read_meter"):
+                _, job, let_time_pass = self.start_job(row)
+                outlet = job.device.open(job.deadline)
+                answer = getattr(outlet, late)
+
+                def read_late(deadline, answer=answer, let_time_pass=let_time_pass):
+                    found = answer(deadline)
+                    let_time_pass()
+                    return found
+                setattr(outlet, late, read_late)
+                with self.subTest(row.name, late=late), \
+                        self.assertRaises(fencetool.NotConfirmed) as caught:
+                    fencetool.confirm_power(job, outlet, PowerState.OFF)
+                self.assertIn("time", str(caught.exception))
+
+    def test_a_status_that_ends_after_the_time_is_none(self):
+        for row in OWN:
+            device, job, let_time_pass = self.start_job(row)
+            opened = job.device.open
+            job.device.open = lambda deadline, opened=opened, wait=let_time_pass: (
+                opened(deadline), wait())[0]
+            with self.subTest(row.name), self.assertRaises(fencetool.Unreachable):
+                fencetool.run_status(job)
+
+    def test_times_that_leave_no_second_look_are_refused_before_anything_is_sent(self):
+        for row in OWN:
+            device = self.start_device(row)
+            for action in ("validate-all", "monitor", "off"):
+                result = on_stdin(row.agent, self.reach(
+                    row, device, action=action, power_wait="1", stonith_status_sleep="1",
+                    power_timeout="2.4"))
+                self.assert_failure(result, "no time for a second look")
+            self.assertEqual(device.requests, [])
+
+
 AGENT = """#!/bin/sh
 while read -r line; do
     case $line in action=*) action=${line#action=} ;; esac
@@ -401,5 +486,5 @@ class InstalledAgents(AgentTest):
             for wanted in PowerState:
                 with self.subTest(row.name, wanted=wanted), self.assertRaises(fencetool.Refused):
                     outlet.send(wanted, self.deadline)
-            self.assertIsNone(outlet.watts(self.deadline))
-            self.assertEqual(outlet.device.list_outlets(self.deadline), ())
+            self.assertEqual(outlet.read_meter(self.deadline), fencetool.NO_METER)
+            self.assertTrue(outlet.device.prove_usable(self.deadline))

@@ -514,11 +514,11 @@ class Refuses(HttpTest):
             self.assert_failure(on_stdin("fence_http", self.reach(
                 device, action="off", power_timeout="2", **TASMOTA_URLS)), "still draws")
 
-    def test_a_gated_meter_is_silent_even_when_it_still_shows_the_load(self):
-        # Right after OFF the firmware may report the load of before, and then nothing ever again.
+    def test_the_load_of_before_that_a_gated_meter_shows_once_fails_nothing(self):
+        # Right after OFF the firmware may report it, and then 0 W ever again.
         device = self.start(virtual.Tasmota(metered=True))
         sensors = device.sensors
-        stale = [{"ENERGY": {"Power": 43, "Voltage": 230}}]
+        stale = [{"ENERGY": {"Power": 43, "Voltage": 230}}] * 2
         device.sensors = lambda: stale.pop() if device.commands and stale else sensors()
         self.assert_success(on_stdin("fence_http", self.reach(
             device, action="off", **TASMOTA_URLS)))

@@ -159,4 +159,5 @@ class Meters(unittest.TestCase):
         for result in ({"power_mw": 10 ** 400}, {"power": 1e12}, {"power": -1e12}):
             with self.subTest(result):
                 watts = fencetool.parse_kasa_watts(result)
-                self.assertIn("still draws", fencetool.doubt_about_meter(watts, "auto"))
+                self.assertIn("still draws", fencetool.doubt_about_meter(
+                    fencetool.MeterReading(watts, ""), "auto"))

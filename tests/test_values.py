@@ -103,14 +103,49 @@ class OutletSelection(unittest.TestCase):
         self.assertEqual(self.number(strip("a", "2"), "2"), 2)
 
 
+def doubt(watts, policy, obstacle=""):
+    return fencetool.doubt_about_meter(fencetool.MeterReading(watts, obstacle), policy)
+
+
 class MeterDoubts(unittest.TestCase):
     def test_a_load_is_a_doubt_under_every_policy(self):
         for policy in ("auto", "require"):
-            self.assertIn("still draws 43 W", fencetool.doubt_about_meter(43.2, policy))
-            self.assertTrue(fencetool.doubt_about_meter(-43.2, policy))
-            self.assertTrue(fencetool.doubt_about_meter(2.0, policy))
-            self.assertFalse(fencetool.doubt_about_meter(0.93, policy))
+            self.assertIn("still draws 43 W", doubt(43.2, policy))
+            self.assertTrue(doubt(-43.2, policy))
+            self.assertTrue(doubt(2.0, policy))
+            self.assertFalse(doubt(0.93, policy))
 
     def test_no_reading_is_a_doubt_only_when_one_is_required(self):
-        self.assertFalse(fencetool.doubt_about_meter(None, "auto"))
-        self.assertTrue(fencetool.doubt_about_meter(None, "require"))
+        for watts in (None, 0.0):
+            self.assertFalse(doubt(watts, "auto", "it is gated"))
+            self.assertIn("it is gated", doubt(watts, "require", "it is gated"))
+
+    def test_a_load_that_is_shown_is_a_load_whatever_the_settings_say(self):
+        for policy in ("auto", "require"):
+            self.assertIn("still draws 43 W", doubt(43.2, policy, "it is gated"))
+
+    def test_only_a_reading_ends_the_doubt_about_a_load(self):
+        for watts, obstacle, remembered in (
+                (0.0, "", ""), (0.0, "it is gated", ""), (None, "no meter", "a load")):
+            reading = fencetool.MeterReading(watts, obstacle)
+            self.assertEqual(fencetool.remember_load("a load", reading, ""), remembered)
+        reading = fencetool.MeterReading(43.0, "")
+        self.assertEqual(fencetool.remember_load("", reading, "new load"), "new load")
+
+
+class Doubts(unittest.TestCase):
+    def test_an_error_without_a_text_is_still_a_doubt(self):
+        for kind in (fencetool.FenceError, fencetool.Unreachable, fencetool.ProtocolError):
+            self.assertTrue(str(kind("")))
+
+    def test_what_was_read_when_the_time_was_up_is_a_doubt(self):
+        self.assertEqual(fencetool.doubt_about_time(0.01), "")
+        self.assertTrue(fencetool.doubt_about_time(0.0))
+
+    def test_the_only_outlet_of_a_list_that_may_go_on_is_not_taken_for_the_only_one(self):
+        only = strip("server")
+        for wanted in ("", "node"):
+            self.assertEqual(fencetool.select_outlet(only, wanted, "node"), only[0])
+            with self.assertRaises(Refused):
+                fencetool.select_outlet(only, wanted, "node", "the list broke off")
+        self.assertEqual(fencetool.select_outlet(only, "server", "node", "cut"), only[0])

@@ -33,7 +33,7 @@ class Faulty:
     # Where off must succeed in spite of the fault, because the contact is open in the end.
     harmless = {"drop", "late", "dead_meter"}
     # Where status tells the truth, which is ON.
-    readable = harmless | {"ignore", "welded", "wrong_outlet"}
+    readable = harmless | {"ignore", "welded", "wrong_outlet", "garbled_meter"}
 
     faults = dict(fencetool.FAULTS, **{
         "refuse": "the port is closed",
@@ -46,7 +46,8 @@ class Faulty:
         "drop": "obeys every command, and breaks the connection instead of answering it",
         "late": "acknowledges, and switches two seconds later",
         "wrong_outlet": "acknowledges, and switches another outlet",
-        "dead_meter": "the power meter answers with an error",
+        "dead_meter": "says clearly that there is no power meter",
+        "garbled_meter": "the power meter answers with what is no reading",
     })
     lose_every = 0  # every n-th answer is lost
 
@@ -180,6 +181,8 @@ class Kasa(Faulty, fencetool.VirtualKasa):
         if self.fault == "dead_meter":
             return dict(fencetool.KASA_REFUSAL)
         reply = super()._emeter_get_realtime(arguments, chosen)
+        if self.fault == "garbled_meter":
+            return dict(reply, power_mw=str(reply["power_mw"]))
         if not self.old_meter or reply["err_code"]:
             return reply
         watts = reply["power_mw"] / 1000
@@ -294,7 +297,9 @@ class Tasmota(Http, fencetool.VirtualTasmota):
 
     def sensors(self, while_off=False):
         if self.metered and self.fault == "dead_meter":
-            return {"ENERGY": {"Power": None}}
+            return {}
+        if self.metered and self.fault == "garbled_meter":
+            return {"ENERGY": {"Power": None, "Voltage": 230}}
         return super().sensors(self.always_metered)
 
 
@@ -322,7 +327,7 @@ class Esphome(Http, fencetool.VirtualHttp):
     dialect = "esphome"
     second = "b"
     tells_mac = {"version": "2026.6"}
-    no_faults = ("welded", "dead_meter")
+    no_faults = ("welded", "dead_meter", "garbled_meter")
     version = "2026.10"  # knows switches by name; 2026.6 by object id too, 2024 by that alone
     assumed = False      # its switches are assumed_state
     another = ('"(name|id)": "[^"]*"', r'"\1": "switch-other"')
@@ -383,7 +388,7 @@ class Switch(Http, fencetool.VirtualSwitch):
                   "status_off_regex": '^{"outlet":1,"state":"OFF"}$'}
     two = ()
     tells_mac = None
-    no_faults = ("welded", "dead_meter")
+    no_faults = ("welded", "dead_meter", "garbled_meter")
     harmless = Http.harmless - {"elsewhere"}  # the expressions match the whole reply
     readable = Http.readable - {"elsewhere"}
     pages = PLAIN_PAGES
