@@ -332,10 +332,16 @@ def parse_json_object(text):
 
 
 def refuse_doubles(pairs):
-    """Return the members of an object; a name that comes twice with two values is an error."""
-    members = {}
+    """Return the members of an object; a name that comes twice with two values is an error.
+
+    SAFETY: in whatever case: no device that is known tells two things by names that differ in
+    nothing else, and which of RELAY_STATE and relay_state is true, nobody knows.
+    Test: test_names_that_differ_in_case_alone_and_have_two_values_are_an_error
+    """
+    members, known_values = {}, {}
     for name, value in pairs:
-        known = members.setdefault(name, value)
+        members.setdefault(name, value)
+        known = known_values.setdefault(name.lower(), value)
         # Compared as text: 0, false and 0.0 are equal in Python and different answers.
         if known is not value and render_json(known) != render_json(value):
             raise ProtocolError("the reply holds %s twice, with two values" % quote(name))

@@ -1,4 +1,5 @@
 """Conversions between the words of the field and text."""
+import json
 import unittest
 
 import fencetool
@@ -50,6 +51,14 @@ class Conversions(unittest.TestCase):
             with self.subTest(text), self.assertRaises(fencetool.ProtocolError):
                 fencetool.parse_json_object(text)
         self.assertEqual(fencetool.parse_json_object('{"a": 1, "a": 1}'), {"a": 1})
+
+    def test_names_that_differ_in_case_alone_and_have_two_values_are_an_error(self):
+        for text in ('{"relay_state": 0, "RELAY_STATE": 1}', '{"Power": "ON", "POWER": "OFF"}',
+                     '{"a": [{"b": 0, "B": false}]}', '{"a": 0, "A": 0, "a": 1}'):
+            with self.subTest(text), self.assertRaises(fencetool.ProtocolError):
+                fencetool.parse_json_object(text)
+        for text in ('{"a": 1, "A": 1}', '{"POWER": "ON", "b": {"Power": 43}}'):
+            self.assertEqual(fencetool.parse_json_object(text), json.loads(text))
 
     def test_what_is_no_json_object_is_a_protocol_error(self):
         for text in ("", "[]", "null", "1", "{", '{"a": NaN}', '{"a": Infinity}', "[" * 100000):
