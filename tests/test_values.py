@@ -88,7 +88,7 @@ class OutletSelection(unittest.TestCase):
 
     def test_of_several_outlets_exactly_one_must_be_named(self):
         outlets = strip("a", "b", "storage-b")
-        for wanted, number in (("2", 2), ("b", 2), ("01", 2), ("id02", 3), ("ID02", 3)):
+        for wanted, number in (("2", 2), ("b", 2), ("id01", 2), ("id02", 3), ("ID02", 3)):
             with self.subTest(wanted):
                 self.assertEqual(self.number(outlets, wanted, "storage-b"), number)
         for wanted in ("", "4", "0", "c", "storage-a"):
@@ -101,8 +101,20 @@ class OutletSelection(unittest.TestCase):
             self.number(strip("a", "b"), "2", "2")
 
     def test_two_outlets_of_one_name_are_never_guessed(self):
+        for label in ("", "same", "other"):
+            with self.subTest(label), self.assertRaises(Refused) as caught:
+                self.number(strip("same", "same", "b"), "same", label)
+            self.assertIn("'same' names 2 outlets", str(caught.exception))
+
+    def test_a_number_with_a_zero_in_front_names_no_outlet(self):
+        for wanted, number in (("01", "1"), ("00", "0"), ("002", "2"), ("09", "9")):
+            for outlets in (strip("a", "b", "c"), strip("a")):
+                with self.subTest(wanted), self.assertRaises(Refused) as caught:
+                    self.number(outlets, wanted)
+                self.assertIn("(which would be %s)" % number, str(caught.exception))
+        self.assertEqual(self.number([Outlet("01", "a", (), PowerState.ON)], "01"), "01")
         with self.assertRaises(Refused):
-            self.number(strip("same", "same"), "same")
+            self.number(strip("01", "b"), "01")
 
     def test_an_alias_that_is_the_number_of_another_outlet_is_never_guessed(self):
         with self.assertRaises(Refused):
