@@ -129,6 +129,13 @@ class Kasa(Faulty, fencetool.VirtualKasa):
     no_faults = ("portal",)  # it has no web server
     short_ids = False  # of a strip: two digits alone
     old_meter = False  # hardware 1 tells watts, later ones milliwatts
+    slots_from = None  # of a strip: the slot_id of its first outlet; None: it tells none
+    rewritten = ()     # pairs of bytes: what is replaced in the JSON of every answer, and by what
+    answers_a_connection = 0  # it closes a connection behind so many; 0: never
+
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
+        self.answered = {}  # how many answers have gone over each connection
 
     def start(self, host="127.0.0.1", port=0):
         super().start(host, port)
@@ -157,6 +164,15 @@ class Kasa(Faulty, fencetool.VirtualKasa):
         if self.fault == "oversize":
             answer = struct.pack(">I", OVERSIZE_BYTES) + answer[4:]
         super().send_answer(handle, answer)
+        self.answered[handle] = self.answered.get(handle, 0) + 1
+        if self.answered[handle] == self.answers_a_connection:
+            raise ConnectionError("enough")
+
+    def answer(self, message):
+        plain = fencetool.decrypt_kasa(super().answer(message))
+        for old, new in self.rewritten:
+            plain = plain.replace(old, new)
+        return fencetool.encrypt_kasa(plain)
 
     def _call(self, module, method, arguments, chosen):
         if (module, method) in KASA_ANSWERS:
@@ -181,6 +197,8 @@ class Kasa(Faulty, fencetool.VirtualKasa):
         if self.fault == "dead_meter":
             return dict(fencetool.KASA_REFUSAL)
         reply = super()._emeter_get_realtime(arguments, chosen)
+        if self.slots_from is not None and not reply["err_code"]:
+            reply["slot_id"] = self.slots_from + self._chosen_outlet(chosen).number - 1
         if self.fault == "garbled_meter":
             return dict(reply, power_mw=str(reply["power_mw"]))
         if not self.old_meter or reply["err_code"]:
