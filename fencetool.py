@@ -2245,7 +2245,7 @@ def read_until_silent(response, stream, silence_s):
 # What follows a reply that is no answer; README tells it under "What is asked again". A login that
 # is refused (401) ends the action at once. So does a StrangeReply that comes twice: a device, or a
 # proxy before it, says "not found" for a moment while it starts, and a wrong address does so for
-# ever.
+# ever. From a page that has given a good answer in this action it is no more than a doubt.
 ASKED_LATER = (408, 429, 503)  # without a login, after a pause: a Shelly whose nonces are used up
 LATER_SECONDS = 2.0
 FOLLOWS = {3: StrangeReply, 4: StrangeReply, 5: ProtocolError}  # by the first digit of the status
@@ -2299,13 +2299,14 @@ def describe_body(text):
 
 
 def is_page(text):
-    return bool(re.match(r"(?i)\s*(<!--.*?-->\s*)*<(!doctype|html|head|body)\b", text))
+    return text.lstrip()[:1] == "<"
 
 
 def is_framed(headers):
     """Return whether the headers say where the body ends; an event stream has no end."""
+    is_chunked = headers.get("Transfer-Encoding", "").lower() == "chunked"
     is_stream = headers.get("Content-Type", "").startswith("text/event-stream")
-    return is_stream or "Content-Length" in headers or "Transfer-Encoding" in headers
+    return is_chunked or is_stream or "Content-Length" in headers
 
 
 def is_whole_by_itself(text):
@@ -2339,6 +2340,14 @@ def find_url_secrets(url):
     return re.findall(r"(?i)[?&+][\w-]*(?:pass|pw|token|key|secret|auth)[\w-]*=([^&+]+)", url)
 
 
+def render_origin(settings):
+    """Return the beginning of a device's URLs: scheme, host, and a port that is not usual."""
+    scheme, usual = ("https", HTTPS_PORT) if uses_tls(settings) else ("http", HTTP_PORT)
+    host = "[%s]" % settings.ip.split("%")[0] if ":" in settings.ip else settings.ip
+    port = "" if settings.ipport == usual else ":%d" % settings.ipport
+    return "%s://%s%s" % (scheme, host, port)
+
+
 class HttpDevice(Device):
     """What all devices with a web server have in common: the login, one connection a request.
 
@@ -2350,13 +2359,14 @@ class HttpDevice(Device):
     default_username = ""
     sends_login_unasked = False  # to a family that never asks for one
     answers_in_pages = False     # a page (HTML) can be its answer
-    closed_hint = ""             # what to do when it closes the connection without an answer
+    closed_hint = "does this port want TLS (ssl), or has it no such path?"
 
     def __init__(self, system, settings):
         super().__init__(system, settings)
         self.address = settings.ip
         self.username = settings.username or self.default_username
         self.login = Login(self.username, settings.password, self.sends_login_unasked)
+        self.good_pages = set()  # that have given a good answer
         self.paths = {name: parse_value(name, lambda url: parse_device_url(url, settings),
                                         getattr(settings, name)) for name in URL_PARAMS}
         for path in self.paths.values():
@@ -2402,21 +2412,27 @@ class HttpDevice(Device):
         try:
             return self._ask_with_patience(method, path, parse, deadline, silence_s)
         except FenceError as error:
-            is_closed = getattr(error, "was_closed", False)
-            hint = " (%s)" % self.closed_hint if is_closed and self.closed_hint else ""
+            is_reset = isinstance(error.__cause__, ConnectionResetError)
+            is_closed = is_reset or getattr(error, "was_closed", False)
+            hint = " (%s)" % self.closed_hint if is_closed else ""
             raise type(error)("%s %s: %s%s" % (method, path, error, hint)) from error
 
     def _ask_with_patience(self, method, path, parse, deadline, silence_s):
+        page = path.partition("?")[0]
         strange_replies = 0
         while True:
             try:
                 reply = self._ask(method, path, deadline, silence_s)
                 if reply.status not in ASKED_LATER:
-                    return self._parse(reply, parse)
+                    answer = self._parse(reply, parse)
+                    self.good_pages.add(page)
+                    return answer
                 pause = find_pause(reply.headers, deadline.left())
                 failure = ProtocolError("the device is busy, and was until the time was up: HTTP "
                                         "status %d %s" % (reply.status, describe_body(reply.body)))
             except StrangeReply as error:
+                if page in self.good_pages:
+                    raise ProtocolError(str(error)) from error
                 strange_replies += 1
                 pause, failure = LATER_SECONDS, error
             if strange_replies > 1 or deadline.left() <= pause + SHORTEST_EXCHANGE_SECONDS:
@@ -2451,7 +2467,7 @@ class HttpDevice(Device):
         return path
 
     def _send(self, method, path, deadline, silence_s):
-        origin = self._origin()
+        origin = render_origin(self.settings)
         login = self.login.build(method, self.path_with_login(path))
         # No Origin: ESPHome refuses foreign ones. The Referer is for Tasmota's SetOption128 0.
         headers = {"Referer": origin + "/", "User-Agent": "fencetool/" + __version__}
@@ -2465,14 +2481,6 @@ class HttpDevice(Device):
                                   origin + self.path_with_login(path), headers, limit, silence_s)
         self.system.message("%s -> %d %s" % (self.describe(), reply.status, reply.body))
         return reply
-
-    def _origin(self):
-        """Return the beginning of the device's URLs: scheme, host, and a port that is not usual."""
-        settings = self.settings
-        scheme, usual = ("https", HTTPS_PORT) if uses_tls(settings) else ("http", HTTP_PORT)
-        host = "[%s]" % settings.ip.split("%")[0] if ":" in settings.ip else settings.ip
-        port = "" if settings.ipport == usual else ":%d" % settings.ipport
-        return "%s://%s%s" % (scheme, host, port)
 
     def _connect(self, deadline):
         # SAFETY: a name is looked up once an action; the proof must come from the device that was
