@@ -2298,6 +2298,13 @@ def describe_body(text):
     return quote(words) if words else ""
 
 
+def refuse_page(reply):
+    """Raise StrangeReply for a page, of a device that never answers with one."""
+    if reply.status == 200 and is_page(reply.body):
+        raise StrangeReply("a web page came instead of an answer: %s (captive portal, set-up mode, "
+                           "or another device?)" % describe_body(reply.body))
+
+
 def is_page(text):
     return text.lstrip()[:1] == "<"
 
@@ -2348,6 +2355,26 @@ def render_origin(settings):
     return "%s://%s%s" % (scheme, host, port)
 
 
+def find_closed_hint(error, closed_hint, is_encrypted):
+    """Return what it may mean that the device ended the connection, "" if it did not."""
+    is_closed = getattr(error, "was_closed", False)
+    is_ended = is_closed or isinstance(error.__cause__, ConnectionResetError)
+    hints = [closed_hint] if is_closed and closed_hint else []
+    if is_ended and not is_encrypted:
+        hints.append("does this port want TLS, ssl=1?")
+    return " (%s)" % "; ".join(hints) if hints else ""
+
+
+def build_http_headers(origin, method, login):
+    # No Origin: ESPHome refuses foreign ones. The Referer is for Tasmota's SetOption128 0.
+    headers = {"Referer": origin + "/", "User-Agent": "fencetool/" + __version__}
+    if method == "OPTIONS":
+        headers["Access-Control-Request-Private-Network"] = "true"
+    if login:
+        headers["Authorization"] = login.encode("utf-8", "surrogateescape")
+    return headers
+
+
 class HttpDevice(Device):
     """What all devices with a web server have in common: the login, one connection a request.
 
@@ -2359,7 +2386,7 @@ class HttpDevice(Device):
     default_username = ""
     sends_login_unasked = False  # to a family that never asks for one
     answers_in_pages = False     # a page (HTML) can be its answer
-    closed_hint = "does this port want TLS (ssl), or has it no such path?"
+    closed_hint = ""             # what it may mean that it answers nothing
 
     def __init__(self, system, settings):
         super().__init__(system, settings)
@@ -2412,9 +2439,7 @@ class HttpDevice(Device):
         try:
             return self._ask_with_patience(method, path, parse, deadline, silence_s)
         except FenceError as error:
-            is_reset = isinstance(error.__cause__, ConnectionResetError)
-            is_closed = is_reset or getattr(error, "was_closed", False)
-            hint = " (%s)" % self.closed_hint if is_closed else ""
+            hint = find_closed_hint(error, self.closed_hint, uses_tls(self.settings))
             raise type(error)("%s %s: %s%s" % (method, path, error, hint)) from error
 
     def _ask_with_patience(self, method, path, parse, deadline, silence_s):
@@ -2424,7 +2449,9 @@ class HttpDevice(Device):
             try:
                 reply = self._ask(method, path, deadline, silence_s)
                 if reply.status not in ASKED_LATER:
-                    answer = self._parse(reply, parse)
+                    if not self.answers_in_pages:
+                        refuse_page(reply)
+                    answer = parse(reply)
                     self.good_pages.add(page)
                     return answer
                 pause = find_pause(reply.headers, deadline.left())
@@ -2441,26 +2468,17 @@ class HttpDevice(Device):
             self.login.forget()
             self.system.sleep(pause)
 
-    def _parse(self, reply, parse):
-        if reply.status == 200 and is_page(reply.body) and not self.answers_in_pages:
-            raise StrangeReply("a web page came instead of an answer: %s (captive portal, set-up "
-                               "mode, or another device?)" % describe_body(reply.body))
-        return parse(reply)
-
     def _ask(self, method, path, deadline, silence_s):
         """Return the HttpReply to one request, after the login that the device asks for."""
-        reply = self._send(method, path, deadline, silence_s)
-        for answers in range(MOST_LOGIN_ANSWERS):
+        for answers in range(MOST_LOGIN_ANSWERS + 1):
+            reply = self._send(method, path, deadline, silence_s)
             if reply.status != 401:
-                break
+                return reply
             asked = reply.headers.get_all("WWW-Authenticate") or []
             if not self.login.take(parse_challenges(asked), is_first=not answers):
                 break
-            reply = self._send(method, path, deadline, silence_s)
-        if reply.status == 401:
-            asked = reply.headers.get_all("WWW-Authenticate") or []
-            raise self.login.refusal(quote(", ".join(asked), 200), describe_body(reply.body))
-        return reply
+        raise self.login.refusal(quote(", ".join(asked), 200) if asked else "nothing",
+                                 describe_body(reply.body))
 
     def path_with_login(self, path):
         """Return the path as it is sent; what is shown and logged is the path without a login."""
@@ -2469,12 +2487,7 @@ class HttpDevice(Device):
     def _send(self, method, path, deadline, silence_s):
         origin = render_origin(self.settings)
         login = self.login.build(method, self.path_with_login(path))
-        # No Origin: ESPHome refuses foreign ones. The Referer is for Tasmota's SetOption128 0.
-        headers = {"Referer": origin + "/", "User-Agent": "fencetool/" + __version__}
-        if method == "OPTIONS":
-            headers["Access-Control-Request-Private-Network"] = "true"
-        if login:
-            headers["Authorization"] = login.encode("utf-8", "surrogateescape")
+        headers = build_http_headers(origin, method, login)
         self.system.message("%s <- %s %s" % (self.describe(), method, path))
         limit = deadline.within(self.settings.shell_timeout)
         reply = send_http_request(lambda: self._connect(limit), method,

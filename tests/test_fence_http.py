@@ -256,7 +256,8 @@ class Tls(HttpTest):
             call(on_stdin, dict(parameters, **support.SHORT_LIMITS))])
         self.assert_failure(refused, "certificate is not trusted", "ssl_insecure=1")
         self.assert_success(accepted)
-        self.assert_failure(plain, "GET /cm?cmnd=Status%2011: ")
+        self.assert_failure(plain, "GET /cm?cmnd=Status%2011: ", "TLS")
+        self.assertNotIn("SetOption128", plain.err)
 
     def test_tls_against_a_plain_server_and_the_default_port(self):
         device = self.start(virtual.Tasmota())
@@ -551,9 +552,10 @@ class Replies(HttpTest):
                             "has no length and ends in the middle of a line")
 
     def test_a_closed_connection_has_the_hint_of_its_family(self):
-        for urls, hint in ((TASMOTA_URLS, "SetOption128 0"), (HTTP_URLS, "want TLS")):
+        for urls, is_tasmota in ((TASMOTA_URLS, True), (HTTP_URLS, False)):
             result = self.status_of(self.answer_raw(b""), urls)
-            self.assert_failure(result, "closed the connection without an answer (", hint)
+            self.assert_failure(result, "closed the connection without an answer (", "want TLS")
+            self.assertEqual("SetOption128 0" in result.err, is_tasmota)
 
     def test_a_closed_port_has_no_hint_of_another_family(self):
         device = self.start(virtual.Switch(fault="refuse"))
