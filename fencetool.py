@@ -1937,7 +1937,8 @@ class OpenedOutlet:
 
 # SECTION: LOGINS ----------------------------------------------------------------------------------
 # How a web server is told who asks, by Basic and by Digest. Sends nothing, knows no family of
-# plugs. The hash of a username (userhash) is left out, as a client may: it hides nothing here.
+# plugs. Names and passwords are UTF-8, whatever charset says; the hash of a username (userhash) is
+# left out, as a client may: it hides nothing here.
 # Source: RFC 7616, RFC 7617, and RFC 2069 for a Digest without qop; read 2026-11. Seen: documents
 # only.
 
@@ -1986,7 +1987,7 @@ def is_answerable(fields):
     ways = fields.get("qop", "")
     if not ways:  # RFC 2069, which has no sessions
         return not fields.get("algorithm", "").upper().endswith("-SESS")
-    return "auth" in re.split("[ ,]+", ways)
+    return "auth" in re.split("[ ,]+", ways.lower())
 
 
 def build_digest_login(fields, username, password, method, path, cnonce, count):
@@ -2216,7 +2217,7 @@ def read_http_body(response, stream, silence_s):
 
 def check_http_framing(headers):
     """Raise ProtocolError unless the headers tell one sane length, or none."""
-    lengths = set(headers.get_all("Content-Length") or ["0"])
+    lengths = {text.strip() for text in headers.get_all("Content-Length") or ["0"]}
     codings = [text.lower() for text in headers.get_all("Transfer-Encoding") or []]
     is_one_length = len(lengths) == 1 and re.fullmatch("[0-9]+", min(lengths))
     if headers.defects or not is_one_length or codings not in ([], ["chunked"], ["identity"]):

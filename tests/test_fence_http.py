@@ -472,6 +472,7 @@ class Replies(HttpTest):
         cases = (
             (b"SSH-2.0-OpenSSH_9.2\r\n", STRICT_URLS, "begins with 'SSH-2.0-OpenSSH_9.2"),
             (b"\x15\x03\x01\x00\x02\x02\x46", STRICT_URLS, "this port speaks TLS"),
+            (fencetool.build_kasa_frame({}), STRICT_URLS, "not complete HTTP, it begins with"),
             (b"HTTP/1.1 400 Bad\r\n\r\nThe plain HTTP request was sent to HTTPS port\r\n",
              STRICT_URLS, "status 400: 'The plain HTTP request was sent to HTTPS port'"),
             (b"HTTP/1.1 404 No\r\n\r\n{\"code\":-103}", STRICT_URLS, "404: '{\"code\":-103}'"),
@@ -542,7 +543,7 @@ class Replies(HttpTest):
                 b"HTTP/1.1 200 OK\r\nContent-Length: %s\r\n\r\n" % length + body)),
                 "claims a length of")
         self.assert_success(self.status_of(self.answer_raw(
-            b"HTTP/1.1 200 OK\r\nContent-Length: %s26\r\n\r\n" % (b"0" * 50) + body)), 2)
+            b"HTTP/1.1 200 OK\r\nContent-Length: %s26 \r\n\r\n" % (b"0" * 50) + body)), 2)
 
     def test_a_page_without_a_length_that_was_cut_is_no_status(self):
         head, page = b"HTTP/1.0 200 OK\r\n\r\n", b"<html>P60=0,P61=1</html>"
