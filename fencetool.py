@@ -13,7 +13,7 @@ a false success corrupts data, which nobody can.
 
 Parts and sections; each uses only those above it (tests/test_layout.py proves it):
   1 WORDS    CONSTANTS, ERRORS, TEXT, PROOF, DIALECTS, PARAMETERS
-  2 MACHINE  LOG, FILES AND PROGRAMS, NETWORK, HTTP
+  2 MACHINE  LOG, FILES AND PROGRAMS, NETWORK, DEVICE, LOGINS, HTTP
   3 DEVICES  KASA, TASMOTA, ESPHOME, PAGES, INSTALLED AGENT
   4 FENCING  PROBES, FENCING, CHECKING, AGENTS
   ---------- the waterline: a fence agent's run needs nothing below it but for fence_check -n NODE
@@ -22,8 +22,9 @@ Parts and sections; each uses only those above it (tests/test_layout.py proves i
 
 To add a parameter, go to PARAMETERS: one row; agents take it by their rows in AGENTS.
 To add a family of plugs, go to DIALECTS: one row; then a room of its own in part 3, named in the
-map above (begin with the class that fits from HTTP, and with a room like TASMOTA), its virtual
-device in tests/virtual.py, and its rows in README. tests/test_contract.py then runs over it.
+map above (begin with the class that fits from DEVICE or HTTP, and with a room like TASMOTA), its
+virtual device in tests/virtual.py, and its rows in README. tests/test_contract.py then runs over
+it.
 To add a command, go to COMMANDS: one cmd_ function and its row.
 
 Exit codes of an agent: 0 done and confirmed (status: ON), 2 only for a status of OFF (fence_check:
@@ -145,6 +146,11 @@ class ProtocolError(FenceError):
 
 class Refused(FenceError):
     """The device answered clearly: no, or as another device, model or service would."""
+
+
+class StrangeReply(Refused):
+    """As another device or service answers, or this one while it starts: believed when it comes
+    twice."""
 
 
 class NotConfirmed(FenceError):
@@ -1952,6 +1958,9 @@ class Connection:
             if isinstance(error, ValueError) or "CERTIFICATE" in str(getattr(error, "reason", "")):
                 raise Refused("the certificate is not trusted: %s (ssl_insecure=1 accepts any)"
                               % quote(str(error))) from error
+            if getattr(error, "reason", "") in NO_TLS_REASONS:
+                raise StrangeReply("no TLS: this port answers without it (is ssl right for it?)"
+                                   ) from error
             raise os_failure("no TLS", error, deadline, "does this port speak TLS?") from error
 
     def receive_some(self, count, deadline):
@@ -2002,9 +2011,9 @@ def os_failure(what, error, deadline, hint=""):
     return Unreachable("%s: %s%s" % (what, reason, " (%s)" % hint if hint else ""))
 
 
+NO_TLS_REASONS = ("WRONG_VERSION_NUMBER", "UNKNOWN_PROTOCOL")  # OpenSSL's words
 CONNECT_HINTS = {
-    errno.ECONNREFUSED: "is it this device's address and port? Newer plug firmware closes the port "
-                        "when third-party control is off; a hung plug needs its own power cut",
+    errno.ECONNREFUSED: "is it this device's address and port? a hung plug needs its own power cut",
     None: "is the plug powered, is a firewall between?",  # a time limit of ours
     errno.EHOSTUNREACH: "is the plug powered and in its Wi-Fi?",
     errno.ENETUNREACH: "this machine has no route to that network"}
@@ -2051,8 +2060,11 @@ class Network:
                               "address as ip)" % quote(host)) from answer[0]
         return answer[0]
 
-    def connect(self, host, port, family, deadline):
-        """Return a Connection to the first address of host that accepts one."""
+    def connect(self, host, port, family, deadline, refused_hint=""):
+        """Return a Connection to the first address of host that accepts one.
+
+        refused_hint: what else a closed port may mean here.
+        """
         failure = None
         for one_family, address in self.resolve(host, port, family, deadline):
             handle = None
@@ -2065,8 +2077,10 @@ class Network:
             except OSError as error:
                 if handle:
                     handle.close()
-                failure = failure or os_failure("no connection", error, deadline,
-                                                CONNECT_HINTS.get(error.errno))
+                hint = CONNECT_HINTS.get(error.errno)
+                if refused_hint and error.errno == errno.ECONNREFUSED:
+                    hint = "%s; %s" % (hint, refused_hint)
+                failure = failure or os_failure("no connection", error, deadline, hint)
                 failure.__cause__ = error
         raise failure
 
@@ -2124,9 +2138,8 @@ class System(Log, FilesAndPrograms, Network):
     """This machine, as one run of the program sees it."""
 
 
-# SECTION: HTTP ------------------------------------------------------------------------------------
-# What all devices have in common; then one exchange over urllib, its logins, and what all devices
-# with a web server have in common. Knows no family of plugs.
+# SECTION: DEVICE ----------------------------------------------------------------------------------
+# What all devices have in common, and which class speaks to which. Knows no family of plugs.
 
 ROOMS = {}  # {name of a dialect: the class that speaks it}; each room of part 3 enters its own
 
@@ -2214,6 +2227,158 @@ class OpenedOutlet:
         self.device.close()
 
 
+# SECTION: LOGINS ----------------------------------------------------------------------------------
+# How a web server is told who asks, by Basic and by Digest. Sends nothing, knows no family of
+# plugs. Names and passwords are UTF-8, whatever charset says; the hash of a username (userhash) is
+# left out, as a client may: it hides nothing here.
+# Source: RFC 7616, RFC 7617, and RFC 2069 for a Digest without qop; read 2026-11. Seen: documents
+# only.
+
+DIGEST_ALGORITHMS = ("SHA-256", "SHA-256-SESS", "MD5", "MD5-SESS")  # the strongest first
+MAX_CHALLENGE_CHARACTERS = 4000
+
+# scheme: in lower case. fields: {name in lower case: value}.
+Challenge = namedtuple("Challenge", "scheme fields")
+
+
+def build_basic_login(username, password):
+    import base64
+    text = "%s:%s" % (username, password)
+    return "Basic " + base64.b64encode(text.encode("utf-8", "surrogateescape")).decode()
+
+
+def parse_challenges(values):
+    """Return the Challenges in WWW-Authenticate headers; one header may hold several."""
+    found = []
+    for value in values:
+        # The bytes that came are what is hashed; most are UTF-8, and http.client reads latin-1.
+        text = value.encode("latin-1", "replace").decode("utf-8", "surrogateescape")
+        items = re.findall(r'(?:[^,"]|"(?:[^"\\]|\\.)*")+', text[:MAX_CHALLENGE_CHARACTERS])
+        for item in items:
+            scheme, name, quoted, plain = re.match(
+                r'\s*(?:([^\s="]+)(?:\s+(?!=)|$))?(?:([\w-]+)\s*=\s*'
+                r'(?:"((?:[^"\\]|\\.)*)"|([^\s"]*)))?', item).groups("")
+            if scheme:
+                found.append(Challenge(scheme.lower(), {}))
+            if found and name:
+                found[-1].fields.setdefault(
+                    name.lower(), re.sub(r"\\(.)", r"\1", quoted) or plain)
+    return found
+
+
+def choose_digest(challenges):
+    """Return the fields of the strongest Digest that can be answered, or None."""
+    found = {}
+    for scheme, fields in challenges:
+        if scheme == "digest" and is_answerable(fields):
+            found.setdefault(fields.get("algorithm", "MD5").upper(), fields)
+    return next((found[name] for name in DIGEST_ALGORITHMS if name in found), None)
+
+
+def is_answerable(fields):
+    ways = fields.get("qop", "")
+    if not ways:  # RFC 2069, which has no sessions
+        return not fields.get("algorithm", "").upper().endswith("-SESS")
+    return "auth" in re.split("[ ,]+", ways.lower())
+
+
+def build_digest_login(fields, username, password, method, path, cnonce, count):
+    """Return the Authorization header that answers a Digest challenge for the count-th request."""
+    import hashlib
+    name, session, _ = fields.get("algorithm", "MD5").upper().partition("-SESS")
+    make = {"MD5": hashlib.md5, "SHA-256": hashlib.sha256}[name]
+
+    def digest(*parts):
+        return make(":".join(parts).encode("utf-8", "surrogateescape")).hexdigest()
+
+    realm, nonce, nc = fields.get("realm", ""), fields.get("nonce", ""), "%08x" % count
+    secret = digest(username, realm, password)
+    secret = digest(secret, nonce, cnonce) if session else secret
+    proof = (nonce, nc, cnonce, "auth") if fields.get("qop") else (nonce,)
+    shown = [("username", username), ("realm", realm), ("nonce", nonce), ("uri", path),
+             ("response", digest(secret, *(proof + (digest(method, path),))))]
+    shown += [(name, fields[name]) for name in ("opaque",) if name in fields]
+    shown += [("cnonce", cnonce)] if fields.get("qop") else []
+    texts = ['%s="%s"' % (name, re.sub(r'(["\\])', r"\\\1", text)) for name, text in shown]
+    texts += ["algorithm=" + fields["algorithm"]] if "algorithm" in fields else []
+    texts += ["qop=auth", "nc=" + nc] if fields.get("qop") else []
+    return "Digest " + ", ".join(texts)
+
+
+class Login:
+    """Who asks, told as the device wants it, for all requests of one action.
+
+    One challenge serves the whole action, its nonce with a count that rises: a Shelly keeps 32
+    nonces for an hour, and answers 429 when they are all given away. The password goes out as Basic
+    only where it is asked for so, or where the family of plugs never asks.
+    """
+
+    def __init__(self, username, password, is_sent_unasked):
+        self.username = username
+        self.password = password
+        self.is_sent_unasked = is_sent_unasked
+        self.tried = []
+        self.forget()
+
+    def forget(self):
+        """Begin anew, as with the action's first request."""
+        self.is_basic = self.is_sent_unasked
+        self.digest = None  # the fields of the challenge that is answered, with its own cnonce
+        self.cnonce = ""    # one for all counts: a -sess algorithm hashes the first
+        self.count = 0
+
+    def build(self, method, path):
+        """Return the Authorization header of the next request, "" for none."""
+        if not self.password or not (self.digest or self.is_basic):
+            return ""
+        way = "Digest " + self.digest.get("algorithm", "MD5") if self.digest else "Basic"
+        self.tried += [way] if way not in self.tried else []
+        if not self.digest:
+            return build_basic_login(self.username, self.password)
+        self.count += 1  # also when the answer gets lost: the device may have counted
+        try:
+            return build_digest_login(self.digest, self.username, self.password, method, path,
+                                      self.cnonce, self.count)
+        except ValueError as error:  # a machine in FIPS mode has no MD5
+            raise Refused("this machine refuses the hash of the device's login: %s" % error
+                          ) from error
+
+    def take(self, challenges, is_first):
+        """Get ready to answer a 401; return False when there is nothing new to answer.
+
+        is_first: the first 401 to this request. It may mean that the nonce, which was good for the
+        requests before, is no longer; the next 401 means that only with stale=true.
+        """
+        fields = choose_digest(challenges)
+        if not self.password:
+            return False
+        if fields:
+            self.digest, self.cnonce, self.count = fields, os.urandom(8).hex(), 0
+            return is_first or fields.get("stale", "").lower() == "true"
+        # A 401 that names no way is taken for Basic, which most small boards mean.
+        is_asked = "basic" in [scheme for scheme, _ in challenges]
+        is_asked = is_asked or not (challenges or self.digest)
+        is_new = self.digest is not None or not self.is_basic
+        self.digest, self.is_basic = None, True
+        return is_asked and is_new
+
+    def refusal(self, asked, said):
+        """Return the Refused that tells why a 401 is the end. asked, said: of the device, as text.
+        """
+        if not self.password:
+            return Refused("the device asks for a password (set username and password)")
+        if not self.tried:
+            return Refused("the device asks for a login that is not supported: %s; it can be "
+                           "Basic, or Digest with qop auth or none and algorithm %s"
+                           % (asked, ", ".join(sorted(DIGEST_ALGORITHMS))))
+        return Refused("the device refuses the login of user %s (tried: %s; it asks for: %s%s)" % (
+            quote(self.username), " and ".join(self.tried), asked, said and "; it says: " + said))
+
+
+# SECTION: HTTP ------------------------------------------------------------------------------------
+# One exchange over urllib, and what all devices with a web server have in common. Knows no family
+# of plugs.
+
 # status: a number. headers: with get() and get_all(). body: text.
 HttpReply = namedtuple("HttpReply", "status headers body")
 
@@ -2235,14 +2400,26 @@ def send_http_request(connect, method, url, headers, deadline, silence_s=None):
         response = opener.open(request)
         text = read_http_body(response, stream, silence_s)
     except http.client.RemoteDisconnected as error:
-        raise Unreachable("the device closed the connection without an answer (a Tasmota with "
-                          "SetOption128 0 wants its own address as ip)") from error
+        raise Unreachable("the device closed the connection without an answer",
+                          was_closed=True) from error
+    except http.client.BadStatusLine as error:
+        raise explain_first_line(error.line) from error
     except (http.client.HTTPException, ValueError) as error:
         raise ProtocolError("the answer is not complete HTTP: %s" % quote(
             "%s %s" % (type(error).__name__, error))) from error
     finally:
         stream.connection.close()
     return HttpReply(response.status, response.headers, text.decode(errors="backslashreplace"))
+
+
+def explain_first_line(line):
+    """Return the error that says what an answer without a status line is."""
+    if line[:2] == "\x15\x03":  # an alert of TLS
+        return StrangeReply("this port speaks TLS (set ssl=1, or ssl_insecure=1)")
+    text = "the answer is not complete HTTP, it begins with %s" % quote(line)
+    if line[:5] == "HTTP/"[:len(line)]:
+        return ProtocolError(text)
+    return StrangeReply(text + " (is ipport that of a web server?)")
 
 
 def build_opener(stream):
@@ -2277,17 +2454,22 @@ class HttpStream(io.RawIOBase):
         self.connection = None
         self.deadline = deadline
         self.room_bytes = MAX_REPLY_BYTES
+        self.reader = None
+        self.is_over = False
 
     def sendall(self, data):
         self.connection.send(data, self.deadline)
 
     def makefile(self, mode):
-        return io.BufferedReader(self)
+        self.reader = KeptReader(self)
+        return self.reader
 
     def readable(self):
         return True
 
     def readinto(self, buffer):
+        if self.is_over:
+            return 0
         piece = self.connection.receive_some(len(buffer), self.deadline)
         self.room_bytes -= len(piece)
         if self.room_bytes < 0:
@@ -2296,21 +2478,47 @@ class HttpStream(io.RawIOBase):
         buffer[:len(piece)] = piece
         return len(piece)
 
+    def take_rest(self):
+        """Return what has come behind the reply, without waiting for more."""
+        self.is_over = True
+        return self.reader.read()
+
     def close(self):
         """urllib closes before the body is read; who made the connection ends it."""
 
 
+class KeptReader(io.BufferedReader):
+    """What http.client reads from, and closes at the end of a reply, whatever is left in it."""
+
+    def close(self):
+        pass
+
+
 def read_http_body(response, stream, silence_s):
     """Return the bytes of a reply's body; raise unless it is whole and of a sane length."""
-    lengths = set(response.headers.get_all("Content-Length") or ["0"])
-    if response.headers.defects or len(lengths) > 1 or not re.fullmatch("[0-9]+", min(lengths)):
+    check_http_framing(response.headers)
+    if silence_s is not None:
+        return read_until_silent(response, stream, silence_s)
+    body = response.read()  # raises IncompleteRead when less came than the headers say
+    # SAFETY: two answers to one question; a line end too many is no answer.
+    # Test: test_a_second_answer_behind_the_first_is_a_doubt
+    if stream.take_rest().strip():
+        raise ProtocolError("more came than one answer: %d bytes, and then the next" % len(body))
+    return body
+
+
+def check_http_framing(headers):
+    """Raise ProtocolError unless the headers tell one sane length, or none."""
+    lengths = {text.strip() for text in headers.get_all("Content-Length") or ["0"]}
+    codings = [text.lower() for text in headers.get_all("Transfer-Encoding") or []]
+    is_one_length = len(lengths) == 1 and re.fullmatch("[0-9]+", min(lengths))
+    if headers.defects or not is_one_length or codings not in ([], ["chunked"], ["identity"]):
         raise ProtocolError("the headers of the answer contradict themselves")
-    if (response.length or 0) > MAX_REPLY_BYTES:
-        raise ProtocolError("the answer claims a length of %d bytes (is this the right device and "
-                            "port?)" % response.length)
-    if silence_s is None:
-        return response.read()  # raises IncompleteRead when less came than the headers say
-    return read_until_silent(response, stream, silence_s)
+    # As text: Python takes a number of thousands of digits for no number, and so for no length.
+    digits = min(lengths).lstrip("0")
+    if len(digits) > len(str(MAX_REPLY_BYTES)) or int(digits or 0) > MAX_REPLY_BYTES:
+        raise ProtocolError("the answer claims a length of %s bytes (is this the right device and "
+                            "port?)" % (digits if len(digits) < 20 else quote(digits, 20)))
 
 
 def read_until_silent(response, stream, silence_s):
@@ -2327,70 +2535,104 @@ def read_until_silent(response, stream, silence_s):
     return body
 
 
-def parse_http_body(reply, statuses=(200,)):
+# What follows a reply that is no answer; README tells it under "What is asked again". A login that
+# is refused (401) ends the action at once. So does a StrangeReply that comes twice: a device, or a
+# proxy before it, says "not found" for a moment while it starts, and a wrong address does so for
+# ever. From a page that has given a good answer in this action it is no more than a doubt.
+ASKED_LATER = (408, 429, 503)  # without a login, after a pause: a Shelly whose nonces are used up
+LATER_SECONDS = 2.0
+FOLLOWS = {3: StrangeReply, 4: StrangeReply, 5: ProtocolError}  # by the first digit of the status
+MOST_LOGIN_ANSWERS = 2  # to one request
+
+
+def parse_http_body(reply):
     """Return the text of an HttpReply; raise unless it can be the device's own answer."""
     if 300 <= reply.status < 400:
-        raise Refused("the device redirects to %s, which is not followed (are address, port and "
-                      "ssl right?)" % quote(reply.headers.get("Location", "")))
-    if reply.status not in statuses:
-        failure = ProtocolError if reply.status >= 500 else Refused
-        raise failure("the device answers with HTTP status %d" % reply.status)
+        raise StrangeReply("the device redirects to %s, which is not followed (are address, port "
+                           "and ssl right?)" % quote(reply.headers.get("Location", "")))
+    check_http_status(reply, (200,))
     if reply.headers.get("Content-Encoding", "identity").lower() != "identity":
-        raise ProtocolError("the reply is compressed, which was not asked for (a captive portal?)")
+        raise StrangeReply("the reply is compressed, which was not asked for (a captive portal?)")
     if re.search(r"(?i)<input[^>]{1,200}type\s?=\s?['\"]?password", reply.body):
-        raise Refused("a page that asks for a password came instead of an answer (captive portal, "
-                      "set-up mode or sign-in page)")
+        raise StrangeReply("a page that asks for a password came instead of an answer (captive "
+                           "portal, set-up mode or sign-in page)")
+    if not (is_framed(reply.headers) or is_whole_by_itself(reply.body)):
+        raise ProtocolError("the reply has no length and ends in the middle of a line, so nobody "
+                            "can tell whether it was cut off: %s" % describe_body(reply.body))
     return reply.body
 
 
-# Logins. Source: RFC 7616 and RFC 7617; read 2026-10. Seen: documents only.
+def check_command_reply(reply, statuses=(200,)):
+    """Raise unless the reply acknowledges a command; what it did is for the status to say.
 
-DIGEST_ALGORITHMS = ("SHA-256", "MD5")  # the strongest first
-
-
-def build_basic_login(username, password):
-    import base64
-    text = "%s:%s" % (username, password)
-    return "Basic " + base64.b64encode(text.encode("utf-8", "surrogateescape")).decode()
-
-
-def parse_digest_challenge(values):
-    """Return the fields of the strongest answerable Digest in WWW-Authenticate headers, or None."""
-    found = {}
-    for value in values:
-        scheme = re.search(r"(?i)(?:^|,)\s*digest\s", value)
-        fields = parse_login_fields(value[scheme.end():]) if scheme else {}
-        if "auth" in re.split("[ ,]+", fields.get("qop", "")):
-            found.setdefault(fields.get("algorithm", "MD5").upper(), fields)
-    return next((found[name] for name in DIGEST_ALGORITHMS if name in found), None)
+    Small boards answer a command with their page, or a redirect to it, when they have obeyed.
+    """
+    if 300 <= reply.status < 400:
+        raise ProtocolError("the device answers the command with a redirect to %s, which is not "
+                            "followed" % quote(reply.headers.get("Location", "")))
+    check_http_status(reply, statuses)
 
 
-def parse_login_fields(text):
-    """Return {name in lower case: value} of the fields of one challenge."""
-    fields = {}
-    pattern = r'([\w-]+)=(?:"((?:[^"\\]|\\.)*)"|([^\s,"]+))'
-    for name, quoted, plain in re.findall(pattern, text[:2000]):
-        fields.setdefault(name.lower(), re.sub(r"\\(.)", r"\1", quoted) or plain)
-    return fields
+def check_http_status(reply, statuses):
+    if reply.status not in statuses:
+        said = describe_body(reply.body)
+        failure = FOLLOWS.get(reply.status // 100, StrangeReply)
+        raise failure("the device answers with HTTP status %d%s" % (
+            reply.status, said and ": " + said))
 
 
-def build_digest_login(fields, username, password, method, path, cnonce):
-    """Return the Authorization header that answers a Digest challenge for one request."""
-    import hashlib
-    make = {"MD5": hashlib.md5, "SHA-256": hashlib.sha256}[fields.get("algorithm", "MD5").upper()]
+def describe_body(text):
+    """Return the first words of a reply in quotes, of a page its title or its text; "" for none."""
+    words = text[:4000]
+    title = re.search("(?is)<title[^>]*>(.*?)</title", words)
+    if title or is_page(text):
+        words = title.group(1) if title else re.sub("(?is)<style.*?</style>|<[^>]*>", " ", words)
+    words = " ".join(words.split())
+    return quote(words) if words else ""
 
-    def digest(*parts):
-        return make(":".join(parts).encode("utf-8", "surrogateescape")).hexdigest()
 
-    realm, nonce, count = fields.get("realm", ""), fields.get("nonce", ""), "00000001"
-    response = digest(digest(username, realm, password), nonce, count, cnonce, "auth",
-                      digest(method, path))
-    shown = [("username", username), ("realm", realm), ("nonce", nonce), ("uri", path),
-             ("response", response), ("cnonce", cnonce)]
-    shown += [("opaque", fields["opaque"])] if "opaque" in fields else []
-    texts = ['%s="%s"' % (name, re.sub(r'(["\\])', r"\\\1", text)) for name, text in shown]
-    texts += ["algorithm=" + fields["algorithm"]] if "algorithm" in fields else []
-    return "Digest " + ", ".join(texts + ["qop=auth", "nc=" + count])
+def refuse_page(reply):
+    """Raise StrangeReply for a page, of a device that never answers with one."""
+    if reply.status == 200 and is_page(reply.body):
+        raise StrangeReply("a web page came instead of an answer: %s (captive portal, set-up mode, "
+                           "or another device?)" % describe_body(reply.body))
+
+
+def is_page(text):
+    return text.lstrip()[:1] == "<"
+
+
+def is_framed(headers):
+    """Return whether the headers say where the body ends; an event stream has no end."""
+    is_chunked = headers.get("Transfer-Encoding", "").lower() == "chunked"
+    is_stream = headers.get("Content-Type", "").startswith("text/event-stream")
+    return is_chunked or is_stream or "Content-Length" in headers
+
+
+def is_whole_by_itself(text):
+    """Return whether a body that ends with its connection shows that nothing was cut off.
+
+    SAFETY: JSON has to be whole, a page ends its first element, anything else ends its line. What
+    is honest and has no length does so: the pages of HTTP/1.0 boards (Aviosys), OpenBeken's JSON.
+    Test: test_a_page_without_a_length_counts_only_when_it_is_whole_by_itself
+    """
+    shown = text.strip()
+    if shown[:1] in ("{", "["):
+        try:
+            return json.loads(shown) is not None
+        except (ValueError, RecursionError):
+            return False
+    element = re.match(r"(?:<[?!][^>]*>\s*)*<([\w:-]+)", shown)
+    if element and shown.lower().endswith("</%s>" % element.group(1).lower()):
+        return True
+    return not shown or text.endswith("\n")
+
+
+def find_pause(headers, seconds_left):
+    """Return the seconds after which a device that is busy is asked again."""
+    wish = headers.get("Retry-After", "").strip()
+    seconds = float(wish) if re.fullmatch("[0-9]{1,6}", wish) else 0
+    return max(LATER_SECONDS, seconds) if seconds < seconds_left else LATER_SECONDS
 
 
 # Values in a URL's query that are no secrets: hidden, they would be missing in lines of our own.
@@ -2414,6 +2656,34 @@ def find_query_values(url):
             if len(value) >= SHORTEST_HIDDEN_SECRET and value.lower() not in PLAIN_VALUES}
 
 
+def render_origin(settings):
+    """Return the beginning of a device's URLs: scheme, host, and a port that is not usual."""
+    scheme, usual = ("https", HTTPS_PORT) if uses_tls(settings) else ("http", HTTP_PORT)
+    host = "[%s]" % settings.ip.split("%")[0] if ":" in settings.ip else settings.ip
+    port = "" if settings.ipport == usual else ":%d" % settings.ipport
+    return "%s://%s%s" % (scheme, host, port)
+
+
+def find_closed_hint(error, closed_hint, is_encrypted):
+    """Return what it may mean that the device ended the connection, "" if it did not."""
+    is_closed = getattr(error, "was_closed", False)
+    is_ended = is_closed or isinstance(error.__cause__, ConnectionResetError)
+    hints = [closed_hint] if is_closed and closed_hint else []
+    if is_ended and not is_encrypted:
+        hints.append("does this port want TLS, ssl=1?")
+    return " (%s)" % "; ".join(hints) if hints else ""
+
+
+def build_http_headers(origin, method, login):
+    # No Origin: ESPHome refuses foreign ones. The Referer is for Tasmota's SetOption128 0.
+    headers = {"Referer": origin + "/", "User-Agent": "fencetool/" + __version__}
+    if method == "OPTIONS":
+        headers["Access-Control-Request-Private-Network"] = "true"
+    if login:
+        headers["Authorization"] = login.encode("utf-8", "surrogateescape")
+    return headers
+
+
 class HttpDevice(Device):
     """What all devices with a web server have in common: the login, one connection a request.
 
@@ -2423,19 +2693,20 @@ class HttpDevice(Device):
     """
 
     default_username = ""
+    sends_login_unasked = False  # to a family that never asks for one
+    answers_in_pages = False     # a page (HTML) can be its answer
+    closed_hint = ""             # what it may mean that it answers nothing
 
     def __init__(self, system, settings):
         super().__init__(system, settings)
         self.address = settings.ip
         self.username = settings.username or self.default_username
-        self.login = ""
+        self.login = Login(self.username, settings.password, self.sends_login_unasked)
+        self.good_pages = set()  # that have given a good answer
         self.paths = {name: parse_value(name, lambda url: parse_device_url(url, settings),
                                         getattr(settings, name)) for name in URL_PARAMS}
         for path in self.paths.values():
             system.secrets.update(find_url_secrets(path))
-        if settings.password:
-            # Sent unasked: Tasmota sends no challenge, and it saves the slow devices a request.
-            self.login = build_basic_login(self.username, settings.password)
 
     def take_outlet_from_urls(self, parse):
         """Let the URLs name the outlet, as the caller's plug would; contradictions are refused.
@@ -2466,15 +2737,54 @@ class HttpDevice(Device):
             self.check_mac(self.read_mac(deadline))
 
     def exchange(self, method, path, parse, deadline, silence_s=None):
-        """Return parse(reply) of one request; an error of either tells what was asked."""
+        """Return parse(reply) of one request; an error of either tells what was asked.
+
+        A device that is busy is asked again until the deadline, after a strange reply once.
+        """
         try:
-            reply = self._send(method, path, self.login, deadline, silence_s)
-            if reply.status == 401:
-                reply = self._answer_challenge(reply, method, path, deadline, silence_s)
-            self.system.message("%s -> %d %s" % (self.describe(), reply.status, reply.body))
-            return parse(reply)
+            return self._ask_with_patience(method, path, parse, deadline, silence_s)
         except FenceError as error:
-            raise type(error)("%s %s: %s" % (method, self.shown_path(path), error)) from error
+            hint = find_closed_hint(error, self.closed_hint, uses_tls(self.settings))
+            raise type(error)("%s %s: %s%s" % (
+                method, self.shown_path(path), error, hint)) from error
+
+    def _ask_with_patience(self, method, path, parse, deadline, silence_s):
+        page = path.partition("?")[0]
+        strange_replies = 0
+        while True:
+            try:
+                reply = self._ask(method, path, deadline, silence_s)
+                if reply.status not in ASKED_LATER:
+                    if not self.answers_in_pages:
+                        refuse_page(reply)
+                    answer = parse(reply)
+                    self.good_pages.add(page)
+                    return answer
+                pause = find_pause(reply.headers, deadline.left())
+                failure = ProtocolError("the device is busy, and was until the time was up: HTTP "
+                                        "status %d %s" % (reply.status, describe_body(reply.body)))
+            except StrangeReply as error:
+                if page in self.good_pages:
+                    raise ProtocolError(str(error)) from error
+                strange_replies += 1
+                pause, failure = LATER_SECONDS, error
+            if strange_replies > 1 or deadline.left() <= pause + SHORTEST_EXCHANGE_SECONDS:
+                raise failure
+            self.system.debug("asked again in %s: %s" % (render_seconds(pause), failure))
+            self.login.forget()
+            self.system.sleep(pause)
+
+    def _ask(self, method, path, deadline, silence_s):
+        """Return the HttpReply to one request, after the login that the device asks for."""
+        for answers in range(MOST_LOGIN_ANSWERS + 1):
+            reply = self._send(method, path, deadline, silence_s)
+            if reply.status != 401:
+                return reply
+            asked = reply.headers.get_all("WWW-Authenticate") or []
+            if not self.login.take(parse_challenges(asked), is_first=not answers):
+                break
+        raise self.login.refusal(quote(", ".join(asked), 200) if asked else "nothing",
+                                 describe_body(reply.body))
 
     def path_with_login(self, path):
         """Return the path as it is sent; what is shown and logged is the path without a login."""
@@ -2483,48 +2793,16 @@ class HttpDevice(Device):
     def shown_path(self, path):
         return path
 
-    def _answer_challenge(self, reply, method, path, deadline, silence_s):
-        challenges = reply.headers.get_all("WWW-Authenticate") or []
-        if not self.settings.password:
-            raise Refused("the device asks for a password (set username and password)")
-        fields = parse_digest_challenge(challenges)
-        if fields:
-            login = self._build_digest(fields, method, self.path_with_login(path))
-            reply = self._send(method, path, login, deadline, silence_s)
-        if reply.status == 401:
-            tried = "Basic and Digest" if fields else "Basic"
-            raise Refused("the device refuses the login of user %s (tried: %s; it says: %s)"
-                          % (quote(self.username), tried, quote(", ".join(challenges))))
-        return reply
-
-    def _build_digest(self, fields, method, path):
-        try:
-            return build_digest_login(fields, self.username, self.settings.password, method, path,
-                                      os.urandom(8).hex())
-        except ValueError as error:  # a machine in FIPS mode has no MD5
-            raise Refused("this machine refuses the hash of the device's login: %s" % error
-                          ) from error
-
-    def _send(self, method, path, login, deadline, silence_s):
-        origin = self._origin()
-        # No Origin: ESPHome refuses foreign ones. The Referer is for Tasmota's SetOption128 0.
-        headers = {"Referer": origin + "/", "User-Agent": "fencetool/" + __version__}
-        if method == "OPTIONS":
-            headers["Access-Control-Request-Private-Network"] = "true"
-        if login:
-            headers["Authorization"] = login.encode("utf-8", "surrogateescape")
+    def _send(self, method, path, deadline, silence_s):
+        origin = render_origin(self.settings)
+        login = self.login.build(method, self.path_with_login(path))
+        headers = build_http_headers(origin, method, login)
         self.system.message("%s <- %s %s" % (self.describe(), method, self.shown_path(path)))
         limit = deadline.within(self.settings.shell_timeout)
-        return send_http_request(lambda: self._connect(limit), method,
-                                 origin + self.path_with_login(path), headers, limit, silence_s)
-
-    def _origin(self):
-        """Return the beginning of the device's URLs: scheme, host, and a port that is not usual."""
-        settings = self.settings
-        scheme, usual = ("https", HTTPS_PORT) if uses_tls(settings) else ("http", HTTP_PORT)
-        host = "[%s]" % settings.ip.split("%")[0] if ":" in settings.ip else settings.ip
-        port = "" if settings.ipport == usual else ":%d" % settings.ipport
-        return "%s://%s%s" % (scheme, host, port)
+        reply = send_http_request(lambda: self._connect(limit), method,
+                                  origin + self.path_with_login(path), headers, limit, silence_s)
+        self.system.message("%s -> %d %s" % (self.describe(), reply.status, reply.body))
+        return reply
 
     def _connect(self, deadline):
         # SAFETY: a name is looked up once an action; the proof must come from the device that was
@@ -2575,6 +2853,7 @@ class HttpOutlet(OpenedOutlet):
 # tplink-smartplug; read 2026-10. Seen: documents only.
 
 KASA_FIRST_KEY = 171
+KASA_CLOSED_HINT = "newer firmware closes the port when third-party control is off"
 
 KasaInfo = namedtuple("KasaInfo", "mac device_id outlets is_strip has_meter")
 
@@ -2871,7 +3150,7 @@ class KasaDevice(Device):
             if not self.connection:
                 self.connection = self.system.connect(
                     self.settings.ip, self.settings.ipport, self.settings.family,
-                    deadline.within(self.settings.login_timeout))
+                    deadline.within(self.settings.login_timeout), KASA_CLOSED_HINT)
                 self.answers = 0
             limit = deadline.within(self.settings.shell_timeout)
             self._check_silence()
@@ -3081,6 +3360,8 @@ class TasmotaDevice(HttpDevice):
 
     name = "tasmota"
     default_username = "admin"
+    sends_login_unasked = True  # Tasmota sends no challenge; OpenBeken takes the same
+    closed_hint = "with SetOption128 0 it wants its own address as ip"
 
     def __init__(self, system, settings):
         super().__init__(system, settings)
@@ -3313,7 +3594,7 @@ class EsphomeSwitch(HttpOutlet):
     def send_command(self, wanted, deadline):
         # Answered before it is done; the body is empty.
         self.device.exchange("POST", "%s/turn_%s" % (self.path, wanted.value.lower()),
-                             parse_http_body, deadline)
+                             check_command_reply, deadline)
 
 
 # SECTION: PAGES -----------------------------------------------------------------------------------
@@ -3335,6 +3616,7 @@ class UrlDevice(HttpDevice):
     """A device by its URLs alone; they say what is switched, and none tells a MAC address."""
 
     name = "url"
+    answers_in_pages = True
 
     def __init__(self, system, settings):
         super().__init__(system, settings)
@@ -3384,7 +3666,7 @@ class UrlOutlet(HttpOutlet):
         if not self.device.paths[name]:
             raise UsageError("no %s was given, so the device cannot be switched that way" % name)
         method = "POST" if self.device.settings.http_method == "POST" else "GET"
-        self.device.exchange(method, self.device.paths[name], lambda reply: parse_http_body(
+        self.device.exchange(method, self.device.paths[name], lambda reply: check_command_reply(
             reply, (200, 201, 202, 204)), deadline)
 
 
