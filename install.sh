@@ -11,7 +11,12 @@ set -eu
 
 SYSTEM_BIN=/usr/sbin                                  # the only place where Pacemaker looks
 PLUGIN_DIR=/usr/lib/stonith/plugins/external          # cluster-glue's, where it is installed
-COMMANDS='cat chmod cmp cp cut date find grep ln mkdir mktemp mv readlink rm rmdir sed tail tr'
+SYSTEM_PATH=/usr/sbin:/usr/bin:/sbin:/bin
+COMMANDS='cat chmod cksum cmp cp cut date find grep ln ls mkdir mktemp mv readlink rm rmdir sed
+tail tr'
+RELEASED_AGENTS='fence_kasa fence_http fence_check'    # of all versions up to this one
+NEWLINE='
+'
 
 usage() {
     cat <<'END'
@@ -24,19 +29,22 @@ also its plugin external/kasa.
   --from WHERE    what to install: a directory that holds fencetool.py, the file itself, or the
                   http(s) URL of either (a URL that ends in .py or has a ? is the file itself).
                   Default: the directory of install.sh
-  --sha256 HEX    refuse any file that has another hash
+  --sha256 HEX    refuse any file that has another hash. An http:// URL needs it: sha256sum tells it
+                  of a copy known to be right. Without it, https:// is left for nothing but https
   --prefix DIR    the directory for the programs (default: /usr/sbin, where Pacemaker looks);
                   fencetool.py itself then goes into DIR/.fencetool
   --force         replace files that are not fencetool's, and keep a copy of each
   --check         tell what is installed, whether its compiled copy and every link are right, and
                   whether it is the same file as the one at hand; changes nothing
-  --uninstall     remove what is fencetool's, and nothing else
+  --uninstall     remove what install.sh made, and nothing else
   --dry-run       run every check and tell what would be done; changes nothing
   --help          this text
 
 DESTDIR=DIR in the environment puts everything under DIR, links as they must be without it.
 The Python to be used is the one in the first line of fencetool.py: /usr/bin/python3.
 wget, curl or python3 fetches a URL, whichever is there.
+Root neither runs nor replaces anything in a place that another user can change, and takes such
+directories out of PATH; what to install, --from tells, is root's own choice.
 Exit code: 0 good, 1 bad, 2 usage error.
 
 examples:
@@ -111,6 +119,9 @@ check_options() {
     if [ -n "$sha256" ] && ! printf '%s\n' "$sha256" | grep -Eqx '[0-9a-f]{64}'; then
         usage_error "--sha256 needs 64 hexadecimal digits, not '$sha256'"
     fi
+    case $from in
+        http://*) [ -n "$sha256" ] || die_unproven ;;
+    esac
     check_absolute --prefix "$prefix"
     destdir=${DESTDIR:-}
     [ -z "$destdir" ] || check_absolute DESTDIR "$destdir"
@@ -120,6 +131,11 @@ check_options() {
     plugin_dir=$destdir$PLUGIN_DIR
     program=$bin_dir/fencetool
     place_library
+}
+
+die_unproven() {
+    die "over http nothing proves who sent $from: give --sha256 (sha256sum tells it of a copy" \
+        "known to be right), or an https URL"
 }
 
 # The launcher finds the library by the way to it from its own place, so that what was put below
@@ -137,8 +153,7 @@ place_library() {
 
 check_absolute() {
     case $2 in
-        *'
-'*) usage_error "$1 must not contain a newline" ;;
+        *"$NEWLINE"*) usage_error "$1 must not contain a newline" ;;
         /?*) ;;
         *) usage_error "$1 must be an absolute path below /, not '$2'" ;;
     esac
@@ -147,6 +162,68 @@ check_absolute() {
 check_commands() {
     for command in $COMMANDS; do
         command -v "$command" >/dev/null || die "$command is missing: install it first"
+    done
+}
+
+# --- what other users can change ---------------------------------------------------------------
+
+# Root must run nothing that another user can change, and a directory that he can change leads root
+# anywhere. Nobody else is at risk from his own files: for him nothing of this is checked.
+# Sets caller, and PATH to what root can trust of it.
+choose_path() {
+    given_path=${PATH:-$SYSTEM_PATH}:
+    PATH=$SYSTEM_PATH
+    caller=$(id -u)
+    trusted_path=
+    while [ -n "$given_path" ]; do
+        directory=${given_path%%:*}
+        given_path=${given_path#*:}
+        if [ "$caller" -ne 0 ] || { [ -d "$directory" ] && is_roots "$directory"; }; then
+            trusted_path=$trusted_path:$directory
+        fi
+    done
+    PATH=${trusted_path#:}
+}
+
+# is_roots PATH: it and each directory and link on the way to it can be changed by root only. In a
+# sticky directory such as /tmp, others cannot touch what is root's. What is not there is nobody's.
+# Sets foreign to what others can change.
+is_roots() {
+    [ "$caller" -eq 0 ] || return 0
+    foreign=$1
+    case $1 in
+        /*) ;;
+        *) return 1 ;;
+    esac
+    part=$1
+    set -- /
+    while [ -n "$part" ]; do
+        [ ! -e "$part" ] || set -- "$@" "$part"
+        part=${part%/*}
+    done
+    others=$(find "$@" -prune \( ! -user 0 -o ! -type l \( -perm -020 -o -perm -002 \) \
+        ! \( -type d -perm -1000 \) \)) || return 1
+    if [ -n "$others" ]; then
+        foreign=${others%%"$NEWLINE"*}
+        return 1
+    fi
+    for part in "$@"; do
+        [ ! -L "$part" ] || is_roots "$(link_target "$part")" || return 1
+    done
+}
+
+link_target() {
+    target=$(readlink "$1")
+    case $target in
+        /*) printf '%s\n' "$target" ;;
+        *) printf '%s/%s\n' "${1%/*}" "$target" ;;
+    esac
+}
+
+check_roots() {
+    for path in "$@"; do
+        is_roots "$path" || die "others than root can change $foreign: root runs and replaces" \
+            "nothing there; mend its owner and mode (chown root, chmod go-w)"
     done
 }
 
@@ -195,50 +272,48 @@ file_url() {
 
 fetch() {
     source=$1
+    # Nothing but the certificates on the whole way says whose file it is, unless its hash is known.
+    if [ -n "$sha256" ]; then
+        protocols=http,https hint=
+    else
+        protocols=https hint=' (without --sha256, over nothing but https)'
+    fi
     tried=
     for tool in curl wget python3; do
         command -v "$tool" >/dev/null || continue
-        if [ "$tool" = wget ] && is_unproven_wget; then
-            tried="$tried (busybox wget checks no certificates: give --sha256, or install curl)"
-            continue
-        fi
-        if fetch_with "$tool" </dev/null 2>"$work/stderr"; then
-            [ -n "$sha256" ] || warn_unproven
+        if [ "$tool" = wget ] && [ "$protocols" = https ] && ! is_gnu_wget; then
+            tried="$tried (not every wget checks certificates: give --sha256, or install curl)"
+        elif fetch_with "$tool" </dev/null 2>"$work/stderr"; then
             return 0
+        else
+            tried="$tried ($tool: $(reason))"
         fi
-        tried="$tried ($tool: $(reason))"
     done
     [ -n "$tried" ] || die "cannot fetch $source: install wget, curl or python3"
-    die "cannot fetch $source:$tried"
-}
-
-# Over https nothing but the certificate says whose file it is, unless the hash was given.
-is_unproven_wget() {
-    case $source in http://*) return 1 ;; esac
-    [ -z "$sha256" ] && ! is_gnu_wget
+    die "cannot fetch $source$hint:$tried"
 }
 
 is_gnu_wget() {
-    wget --version 2>/dev/null </dev/null | grep -q '^GNU Wget'
+    wget --version 2>/dev/null </dev/null | grep -q '^GNU Wget 1'
 }
 
-warn_unproven() {
-    case $source in
-        http://*) note "note: nothing proves who sent $source; --sha256 would" ;;
-    esac
-}
-
+# -q: no ~/.curlrc, which may say that certificates are not to be checked.
 fetch_with() {
     case $1 in
-        curl) curl -fsSL --connect-timeout 20 --max-time 300 -o "$new" "$source" ;;
+        curl)
+            curl -q -fsSL --proto "=$protocols" --proto-redir "=$protocols" \
+                --connect-timeout 20 --max-time 300 -o "$new" "$source" ;;
         wget) fetch_with_wget ;;
         python3) fetch_with_python ;;
     esac
 }
 
-# The one of busybox 1.35 crashes when it is given -T.
+# GNU wget follows a redirect from https to http even with --https-only (1.21), so it gets none to
+# follow. The one of busybox 1.35 crashes when it is given -T.
 fetch_with_wget() {
-    if is_gnu_wget; then
+    if [ "$protocols" = https ]; then
+        wget --check-certificate --max-redirect=0 -T 20 -O "$new" "$source"
+    elif is_gnu_wget; then
         wget -T 20 -O "$new" "$source"
     else
         wget -O "$new" "$source"
@@ -249,14 +324,22 @@ fetch_with_wget() {
 fetch_with_python() {
     python3 -IS -c '
 import sys, urllib.request
+url, path, protocols = sys.argv[1:]
+
+class Redirects(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, request, reply, code, message, headers, target):
+        if target.split(":")[0].lower() not in protocols.split(","):
+            sys.exit("it redirects to " + ascii(target))
+        return super().redirect_request(request, reply, code, message, headers, target)
+
 try:
-    with urllib.request.urlopen(sys.argv[1], timeout=20) as reply:
+    with urllib.request.build_opener(Redirects).open(url, timeout=20) as reply:
         body = reply.read()
-    with open(sys.argv[2], "wb") as target:
+    with open(path, "wb") as target:
         target.write(body)
 except Exception as error:
     sys.exit(str(error) or type(error).__name__)
-' "$source" "$new"
+' "$source" "$new" "$protocols"
 }
 
 check_hash() {
@@ -281,7 +364,7 @@ print(hashlib.sha256(sys.stdin.buffer.read()).hexdigest())' <"$1"
 check_file() {
     is_fencetool "$1" || die "$2 is not fencetool.py: is the place right?"
     ! is_launcher "$1" || die "$2 only starts fencetool.py: name the place of that file"
-    python=$(sed -n '1s/^#! *\(\/[^[:space:]]*\).*$/\1/p' "$1")
+    python=$(python_of "$1")
     check_python "$2"
     ask "$python" -IS "$1" --version || die "$2 --version failed: $(reason)"
     case $answer in
@@ -290,6 +373,10 @@ check_file() {
     esac
     ask "$python" -IS "$1" agents || die "$2 agents failed: $(reason)"
     take_agents "$answer" || die "$2 does not name its agents: it is damaged, fetch it again"
+}
+
+python_of() {
+    sed -n '1s/^#! *\(\/[^[:space:]]*\).*$/\1/p' "$1"
 }
 
 # The names become paths: one with a slash in it could make a link anywhere.
@@ -309,23 +396,23 @@ take_agents() {
 }
 
 # The first line of its description is what tells every fencetool.py, and every launcher of one,
-# from other files. In 0.1.0 it is the fifth line.
+# from other files: on the second line, in versions 0.1.0 on the fifth or sixth.
 is_fencetool() {
-    begins_with '"""fencetool: ' "$1"
+    has_description '"""fencetool: ' "$1"
 }
 
 is_launcher() {
-    begins_with '"""fencetool: the launcher' "$1"
+    has_description '"""fencetool: the launcher' "$1"
 }
 
-begins_with() {
+has_description() {
     [ -f "$2" ] && [ -r "$2" ] || return 1
     lines=0
-    while [ "$lines" -lt 10 ] && read -r line; do
-        case $line in
-            "$1"*) return 0 ;;
-        esac
+    while [ "$lines" -lt 6 ] && IFS= read -r line; do
         lines=$((lines + 1))
+        case $lines:$line in
+            [256]:"$1"*) return 0 ;;
+        esac
     done <"$2"
     return 1
 }
@@ -338,6 +425,7 @@ check_python() {
     esac
     [ -x "$python" ] ||
         die "$python is missing: install Python 3.6 or newer with the system's package manager"
+    check_roots "$python"
     "$python" -ES -c 'import sys; sys.exit(sys.version_info < (3, 6))' </dev/null 2>/dev/null ||
         die "$python is $("$python" -V </dev/null 2>&1 || :), fencetool needs Python 3.6 or newer"
 }
@@ -347,8 +435,9 @@ ask() {
     answer=$("$@" </dev/null 2>"$work/stderr")
 }
 
+# The last line, but for curl, which has advice below it.
 reason() {
-    said=$(sed '/^[[:space:]]*$/d' "$work/stderr" | tail -n 1)
+    said=$(grep '^curl: (' "$work/stderr" || sed '/^[[:space:]]*$/d' "$work/stderr" | tail -n 1)
     printf '%s\n' "${said:-it did not tell why}"
 }
 
@@ -449,7 +538,7 @@ version = "%d.%d" % sys.version_info[:2]
 try:
     with open(path, "rb") as copy:
         data = copy.read()
-        mode = os.fstat(copy.fileno()).st_mode
+        status = os.fstat(copy.fileno())
 except FileNotFoundError:
     sys.exit("there is none for Python " + version)
 except OSError as error:
@@ -458,8 +547,10 @@ if data[:4] != importlib.util.MAGIC_NUMBER:
     sys.exit("it is damaged, or of another Python than this " + version)
 if zlib.crc32(data[:-4]) != int.from_bytes(data[-4:], "little"):
     sys.exit("it is damaged, or not made by install.sh")
-if mode & 0o777 != 0o644:
+if status.st_mode & 0o777 != 0o644:
     sys.exit("it has not the mode 644")
+if os.getuid() == 0 and status.st_uid != 0:
+    sys.exit("others than root can change it")
 Loader("fencetool", sys.argv[1]).get_code("fencetool")
 print(version)' "$file"
 }
@@ -470,27 +561,50 @@ is_there() {
     [ -e "$1" ] || [ -L "$1" ]
 }
 
+# What install.sh makes, and nothing else: each thing at its own place, a link only under the name
+# of an agent that fencetool has or had.
 is_own() {
-    if [ -L "$1" ]; then
-        is_own_link "$1"
-    else
-        [ -f "$1" ] && { is_fencetool "$1" || is_copy "$1"; }
-    fi
-}
-
-is_copy() {
     case $1 in
-        "$copies"/fencetool.*) return 0 ;;
+        *"$NEWLINE"*) return 1 ;;
+        "$program" | "$file") [ ! -L "$1" ] && is_fencetool "$1" ;;
+        "$plugin_dir/kasa") is_link_to "$1" "$prefix/fencetool" ;;
+        "$copies"/fencetool.*.pyc) [ ! -L "$1" ] && [ -f "$1" ] ;;
+        "$bin_dir"/*) is_known "${1##*/}" && is_link_to_program "$1" ;;
+        *) return 1 ;;
+    esac
+}
+
+is_link_to_program() {
+    is_link_to "$1" fencetool || is_link_to "$1" "$prefix/fencetool"
+}
+
+is_known() {
+    case " $known " in
+        *" $1 "*) return 0 ;;
     esac
     return 1
 }
 
-is_own_link() {
-    [ -L "$1" ] || return 1
-    case $(readlink "$1") in
-        fencetool | "$prefix/fencetool") return 0 ;;
-    esac
-    return 1
+# Sets known. The installed file tells its agents, in 0.1.0 the program does; a run that was killed
+# has noted what the file told that it may have replaced.
+find_known() {
+    known="$RELEASED_AGENTS $agents"
+    for path in "$file" "$program"; do
+        told=$(tell_agents "$path") || told=
+        known="$known $told"
+    done
+    for path in "$bin_dir"/.fencetool-new.*/agents; do
+        if [ -f "$path" ] && is_roots "$path" && read -r told <"$path"; then
+            known="$known $told"
+        fi
+    done
+}
+
+tell_agents() {
+    is_own "$1" && ! is_launcher "$1" && is_roots "$1" || return 1
+    teller=$(python_of "$1")
+    [ -x "$teller" ] && is_roots "$teller" && ask "$teller" -IS "$1" agents || return 1
+    take_agents "$answer" && printf '%s\n' "$found_agents"
 }
 
 is_link_to() {
@@ -499,7 +613,11 @@ is_link_to() {
 
 # is_same_program PATH WANTED: a regular file of that content that everybody may run.
 is_same_program() {
-    [ ! -L "$1" ] && [ -f "$1" ] && cmp -s "$1" "$2" && [ -n "$(find "$1" -perm 755)" ]
+    [ ! -L "$1" ] && [ -f "$1" ] && cmp -s "$1" "$2" && is_program "$1"
+}
+
+is_program() {
+    [ -n "$(find "$1" -perm 755)" ] && is_roots "$1"
 }
 
 is_library_right() {
@@ -519,7 +637,7 @@ is_agent() {
 
 # Links of an earlier version to agents that this one does not have.
 is_stale() {
-    is_own_link "$1" && ! is_agent "${1##*/}"
+    is_own "$1" && ! is_agent "${1##*/}"
 }
 
 is_all_right() {
@@ -539,7 +657,7 @@ check_targets() {
             die "$path is not a directory: move it away first"
         fi
     done
-    for path in "$file" "$copies"/fencetool.* "$program"; do
+    for path in "$file" "$copies"/fencetool.*.pyc "$program"; do
         check_target "$path"
     done
     for name in $agents; do
@@ -554,6 +672,9 @@ check_target() {
     if ! is_there "$1" || is_own "$1"; then
         return 0
     fi
+    case $1 in
+        *"$NEWLINE"*) die "a file in $copies has a newline in its name: move it away first" ;;
+    esac
     if [ -d "$1" ] && [ ! -L "$1" ]; then
         die "$1 is a directory: move it away first"
     fi
@@ -576,15 +697,17 @@ check_writable() {
 make_stages() {
     make_directory "$bin_dir"
     make_directory "$copies"
-    remove_leftovers
+    clear_leftovers_of "$$"     # of a dead run that had our number
     stage=$bin_dir/.fencetool-new.$$
     mkdir "$stage" || die "cannot write to $bin_dir: run this as root"
+    printf '%s\n' "$known" >"$stage/agents" || die "cannot write to $bin_dir: is there space?"
     library_stage=$library/.fencetool-new.$$
     mkdir "$library_stage" || die "cannot write to $library: run this as root"
     if [ -d "$plugin_dir" ]; then
         plugin_stage=$plugin_dir/.fencetool-new.$$
         mkdir "$plugin_stage" || die "cannot write to $plugin_dir: run this as root"
     fi
+    remove_leftovers
 }
 
 # With its parents; a run that fails removes those that it made, the newest first.
@@ -593,26 +716,35 @@ make_directory() {
         return 0
     fi
     make_directory "${1%/*}"
-    made="$1
-$made"
+    made=$1$NEWLINE$made
     mkdir "$1" || die "cannot make the directory $1: run this as root"
 }
 
 remove_made() {
-    while read -r path; do
-        if [ -d "$path" ]; then
-            rmdir "$path" || note "left behind: $path"
-        fi
-    done <<END
-$made
-END
+    while [ -n "$made" ]; do
+        path=${made%%"$NEWLINE"*}
+        made=${made#*"$NEWLINE"}
+        [ ! -d "$path" ] || rmdir "$path" || left_behind "$path"
+    done
 }
 
 # A run that was killed could not clean up; a run that is still going on is left alone.
 remove_leftovers() {
+    [ -n "$stage" ] || clear_leftovers_of "$$"
     for leftover in "$bin_dir"/.fencetool-new.* "$library"/.fencetool-new.* \
         "$plugin_dir"/.fencetool-new.*; do
-        if [ -d "$leftover" ] && ! kill -0 "${leftover##*.}" 2>/dev/null; then
+        number=${leftover##*.}
+        case $number in
+            '' | *[!0-9]*) ;;
+            *) kill -0 "$number" 2>/dev/null || clear_leftovers_of "$number" ;;
+        esac
+    done
+}
+
+clear_leftovers_of() {
+    for leftover in "$bin_dir" "$library" "$plugin_dir"; do
+        leftover=$leftover/.fencetool-new.$1
+        if [ -d "$leftover" ] && [ ! -L "$leftover" ]; then
             rm -rf "$leftover" || die "cannot remove $leftover: run this as root"
         fi
     done
@@ -620,10 +752,7 @@ remove_leftovers() {
 
 # replace TARGET NEW: the rename; what was there is noted first, and kept if it is not ours.
 replace() {
-    if is_there "$1" && ! is_own "$1"; then
-        keep_backup "$1"
-    fi
-    remember "$1"
+    keep "$1"
     if [ -d "$1" ]; then
         rm -f "$1"      # a link to a directory, which mv would move into instead of replacing it
     fi
@@ -632,9 +761,16 @@ replace() {
 }
 
 remove() {
-    remember "$1"
+    keep "$1"
     rm -f "$1" || die "cannot remove $1"
     say "removed $1"
+}
+
+keep() {
+    if is_there "$1" && ! is_own "$1"; then
+        keep_backup "$1"
+    fi
+    remember "$1"
 }
 
 # Every regular file /usr/sbin/fence_* is an agent to Pacemaker, and every one in cluster-glue's
@@ -660,53 +796,86 @@ backup_name() {
 copy_as_is() {
     if [ -L "$1" ]; then
         ln -s "$(readlink "$1")" "$2"
-    else
-        ln "$1" "$2" 2>/dev/null || cp -p "$1" "$2"
+    elif ! ln "$1" "$2" 2>/dev/null; then
+        original=$(state_of "$1") && cp -p "$1" "$2" && has_state "$2" "$original"
     fi
 }
 
-# The journal holds one line for each change, the newest first: a number and the path. What was
-# at the path is kept in the stage under that number; if there is nothing, the path was free.
+# Tells mode, owner, group, size and checksum of a file, or what else is there.
+state_of() {
+    if [ -L "$1" ]; then
+        printf 'link to %s\n' "$(readlink "$1")"
+    elif [ -f "$1" ]; then
+        listing=$(ls -ldn "$1") && checksum=$(cksum <"$1") || return 1
+        printf '%s\n' "$listing" | tr -s ' ' | cut -d ' ' -f 1,3-5
+        printf '%s\n' "$checksum"
+    elif [ -e "$1" ]; then
+        printf 'neither file nor link\n'
+    else
+        printf 'nothing\n'
+    fi
+}
+
+has_state() {
+    found_state=$(state_of "$1") && [ "$found_state" = "$2" ]
+}
+
+# The journal holds one line for each change, the newest first: a number, what was at the path, and
+# the path. What was there is kept in the stage under that number.
 remember() {
     changes=$((changes + 1))
+    was=free
     if is_there "$1"; then
+        was=taken
         copy_as_is "$1" "$stage/before.$changes" || die "cannot save $1 in $stage: is there space?"
     fi
-    journal="$changes $1
-$journal"
+    journal="$changes $was $1$NEWLINE$journal"
 }
 
+# SAFETY: nothing here may need space. bash keeps a here-document in a file, and a loop over one
+# that could not be written ends as if all was done; set -e means nothing within a condition.
+# Test: test_full_temporary_directory_in_the_middle_is_taken_back
 undo() {
-    [ -n "$journal" ] || return 0
-    while read -r number path; do
-        if [ -z "$path" ]; then
-            continue
-        elif is_there "$stage/before.$number"; then
-            put_back "$stage/before.$number" "$path" || return 1
-        else
-            rm -f "$path" || return 1
+    undone=yes
+    while [ -n "$journal" ]; do
+        change=${journal%%"$NEWLINE"*}
+        journal=${journal#*"$NEWLINE"}
+        number=${change%% *} change=${change#* }
+        was=${change%% *} path=${change#* }
+        if ! take_back; then
+            note "cannot put back $path"
+            undone=no
         fi
-    done <<END
-$journal
-END
-    journal=
-    note "taken back: all is as it was before"
+    done
+    [ "$undone" = yes ]
 }
 
-# Some mv refuse two names of one file, which is what these are if nothing was changed yet.
-put_back() {
-    mv -f "$1" "$2" 2>/dev/null || cmp -s "$1" "$2"
+take_back() {
+    saved=$stage/before.$number
+    original=nothing
+    if [ "$was" = free ]; then
+        rm -f "$path"
+    else
+        is_there "$saved" && original=$(state_of "$saved") || return 1
+        # What was not changed yet stays: mv would move into a link to a directory.
+        has_state "$path" "$original" || mv -f "$saved" "$path"
+    fi
+    has_state "$path" "$original"
 }
 
 cleanup() {
     trap '' HUP INT PIPE TERM
+    journal_was=$journal left=no
     if undo; then
         clear_away "$stage"
         clear_away "$library_stage"
         clear_away "$plugin_stage"
         remove_made
+        if [ -n "$journal_was" ] && [ "$left" = no ]; then
+            note "taken back: all is as it was before"
+        fi
     else
-        note "could not put everything back: what was there before is in $stage"
+        note "not everything is as it was before: what was there is in $stage"
     fi
     clear_away "$work"
 }
@@ -717,11 +886,16 @@ stop() {
 }
 
 clear_away() {
-    [ -z "$1" ] || rm -rf "$1" || note "left behind: $1"
+    [ -z "$1" ] || rm -rf "$1" || left_behind "$1"
+}
+
+left_behind() {
+    left=yes
+    note "left behind: $1"
 }
 
 prepare() {
-    stage='' library_stage='' plugin_stage='' work='' journal='' made='' changes=0
+    stage='' library_stage='' plugin_stage='' work='' journal='' made='' changes=0 agents=''
     umask 022
     LC_ALL=C
     export LC_ALL
@@ -730,7 +904,9 @@ prepare() {
     trap 'stop 130' INT
     trap 'stop 141' PIPE
     trap 'stop 143' TERM
-    work=$(mktemp -d "${TMPDIR:-/tmp}/fencetool-install.XXXXXX") ||
+    TMPDIR=${TMPDIR:-/tmp}
+    is_roots "$TMPDIR" || TMPDIR=/tmp
+    work=$(mktemp -d "$TMPDIR/fencetool-install.XXXXXX") ||
         die "cannot make a temporary directory: set TMPDIR to one with space"
 }
 
@@ -738,9 +914,10 @@ prepare() {
 
 install() {
     take_source
+    find_known
     check_targets
     if is_all_right; then
-        check_installed
+        check_agents "$bin_dir"
         [ "$dry_run" = yes ] || remove_leftovers
         say "fencetool $version is already installed in $bin_dir: nothing to do"
     elif [ "$dry_run" = yes ]; then
@@ -832,7 +1009,7 @@ put_in_place() {
 # Python takes a copy for good that has the size of the file, and its time in seconds: no copy of
 # the old file may be there when the new one is.
 put_library_in_place() {
-    for path in "$copies"/fencetool.*; do
+    for path in "$copies"/fencetool.*.pyc; do
         ! is_there "$path" || remove "$path"
     done
     replace "$file" "$library_stage/fencetool.py"
@@ -842,6 +1019,7 @@ put_library_in_place() {
 check_installed() {
     check_agents "$bin_dir"
     is_copy_good || die "$file: its compiled copy is not good: $(reason)"
+    is_all_right || die "something in $bin_dir or $library is not what was put there"
 }
 
 check_agents() {
@@ -870,6 +1048,8 @@ check() {
     elif is_launcher "$program" && ! is_own "$file"; then
         bad "$file, which $program starts, is missing or is not fencetool's"
     else
+        check_roots "$program" "$file" "$copies"/fencetool.*.pyc
+        find_known
         report_program
         report_links
         report_source
@@ -924,7 +1104,9 @@ report_launcher() {
 report_links() {
     for name in $agents; do
         report_link "$bin_dir/$name" fencetool
-        answers_metadata "$bin_dir/$name" || bad "$bin_dir/$name -o metadata failed: $(reason)"
+        if is_link_to "$bin_dir/$name" fencetool && ! answers_metadata "$bin_dir/$name"; then
+            bad "$bin_dir/$name -o metadata failed: $(reason)"
+        fi
     done
     for path in "$bin_dir"/fence_*; do
         ! is_stale "$path" || bad "$path is a link to an agent that fencetool $version has not"
@@ -971,7 +1153,9 @@ report_source() {
 # The links go first: an agent that is gone is a plainer answer than a link to nothing.
 uninstall() {
     removed=no
-    for path in "$plugin_dir/kasa" "$bin_dir"/fence_* "$program" "$copies"/fencetool.* "$file"; do
+    find_known
+    for path in "$plugin_dir/kasa" "$bin_dir"/fence_* "$program" "$copies"/fencetool.*.pyc \
+        "$file"; do
         if is_own "$path"; then
             uninstall_path "$path"
         fi
@@ -981,6 +1165,11 @@ uninstall() {
         uninstall_library
     fi
     [ "$removed" = yes ] || say "nothing of fencetool's in $bin_dir: nothing to do"
+    for path in "$bin_dir"/fence_*; do
+        if is_link_to_program "$path" && ! is_own "$path"; then
+            say "left as it is: $path, a link that install.sh did not make"
+        fi
+    done
     for path in "$bin_dir"/.*.saved-*; do
         ! is_there "$path" || say "left as it is: $path, a copy that --force kept"
     done
@@ -1009,9 +1198,11 @@ uninstall_library() {
 }
 
 main() {
+    choose_path
     parse_options "$@"
     check_commands
     check_options
+    check_roots "$bin_dir" "$copies" "$plugin_dir"
     prepare
     case $mode in
         install) install ;;

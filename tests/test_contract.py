@@ -191,8 +191,9 @@ class Identity(ContractTest):
             options = virtual.DEVICES[row.name].tells_mac
             if options is None:
                 continue
-            for name in ("on", "off", "read"):
-                device = self.start_device(row, **options)
+            for name in ("on", "off", "read", "meter"):
+                device = self.start_device(
+                    row, **dict(virtual.DEVICES[row.name].meter or {}, **options))
                 outlet = self.build(row, device, device_mac=device.mac).open(self.deadline)
                 outlet.close()
                 device.mac = "CC:32:E5:00:00:99"

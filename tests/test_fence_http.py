@@ -256,12 +256,18 @@ class Tls(HttpTest):
             call(on_stdin, dict(parameters, **support.SHORT_LIMITS))])
         self.assert_failure(refused, "certificate is not trusted", "ssl_insecure=1")
         self.assert_success(accepted)
-        self.assert_failure(plain)
+        self.assert_failure(plain, "GET /cm?cmnd=Status%2011: ", "TLS")
+        self.assertNotIn("SetOption128", plain.err)
 
     def test_tls_against_a_plain_server_and_the_default_port(self):
         device = self.start(virtual.Tasmota())
         self.assert_failure(on_stdin("fence_http", self.reach(
             device, action="status", ssl="1", **TASMOTA_URLS)), "no TLS")
+        device.converse = lambda handle: handle.recv(4096) and handle.sendall(
+            b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        self.assert_failure(on_stdin("fence_http", dict(self.reach(
+            device, action="status", ssl="1", **TASMOTA_URLS), **support.PATIENT_LIMITS)),
+            "this port answers without it (is ssl right for it?)")
         with_ssl = on_stdin("fence_http", dict(
             TASMOTA_URLS, ip="127.0.0.1", action="status", ssl_insecure="1"))
         self.assertIn("127.0.0.1:443", with_ssl.err)
@@ -336,6 +342,229 @@ class Faults(HttpTest):
         self.assertEqual((code, len(resets)), (fencetool.EXIT_BAD, fencetool.READ_ATTEMPTS))
 
 
+class Logins(HttpTest):
+    """What a device with a Digest login is sent; it refuses a count that it has had before."""
+
+    def run_one(self, device, action="off", **parameters):
+        return on_stdin("fence_http", dict(self.reach(
+            device, action=action, **dict(HTTP_URLS, username="admin", password="s3cret")),
+            **dict(support.PATIENT_LIMITS, **parameters)))
+
+    def start_switch(self, **options):
+        return self.start(virtual.Switch(
+            **dict({"password": "s3cret", "algorithm": "SHA-256"}, **options)))
+
+    def counts_of(self, device):
+        """Return the count that each request held, "" for a request without a login."""
+        return [re.sub(".*nc=", "", fields.get("authorization", ""))
+                for _, _, fields in device.requests]
+
+    def test_one_nonce_serves_a_whole_action_with_a_count_that_rises(self):
+        for action, code, requests in (("off", 0, 4), ("status", 2, 1), ("monitor", 0, 2)):
+            device = self.start_switch()
+            device.outlets[0].relay = action == "off"
+            with self.subTest(action):
+                self.assert_success(self.run_one(device, action), code)
+                self.assertEqual(self.counts_of(device), [""] + [
+                    "%08x" % number for number in range(1, requests + 1)])
+                self.assertEqual(len(device.counts), 1)
+
+    def test_a_password_goes_out_as_basic_only_where_it_is_asked_for_or_never_is(self):
+        for options, first in (({"challenge": 'Basic realm="x"'}, ""), ({"challenge": ""}, "")):
+            device = self.start_switch(algorithm="", **options)
+            self.assert_success(self.run_one(device))
+            sent = [fields.get("authorization", "")[:5] for _, _, fields in device.requests]
+            self.assertEqual(sent, [first] + ["Basic"] * 4)
+        for device in (virtual.Tasmota(password="s3cret"), virtual.OpenBeken(password="s3cret")):
+            self.start(device)
+            self.assert_success(on_stdin("fence_http", self.reach(
+                device, action="status", password="s3cret", **TASMOTA_URLS)))
+            self.assertEqual([fields["authorization"][:5] for _, _, fields in device.requests],
+                             ["Basic"])
+
+    def test_a_right_answer_to_a_stale_nonce_is_given_once_more(self):
+        device = self.start_switch(stale_answers=1)
+        self.assert_success(self.run_one(device))
+        self.assertEqual(len(device.counts), 2)
+        device = self.start_switch(stale_answers=99)
+        self.assert_failure(self.run_one(device), "refuses the login", "stale=true")
+        self.assertEqual(len(device.requests), 1 + fencetool.MOST_LOGIN_ANSWERS)
+
+    def test_a_nonce_that_expires_in_the_middle_of_an_action_is_replaced(self):
+        device = self.start_switch(uses=2)
+        self.assert_success(self.run_one(device))
+        self.assertEqual(self.counts_of(device), ["", "00000001", "00000002", "00000003",
+                                                  "00000001", "00000002"])
+
+    def test_lost_answers_make_no_count_come_twice(self):
+        for options in ({"algorithm": "MD5"}, {"algorithm": "MD5", "qop": ""}):
+            device = self.start_switch(lose_every=3, **options)
+            self.assert_success(self.run_one(device, shell_timeout="500ms"))
+            self.assertFalse(device.outlets[0].powered)
+
+    def test_a_busy_device_is_asked_again_without_a_login(self):
+        for status in (429, 408, 503):
+            device = self.start_switch(busy=[(status, {}, ""), (status, {"Retry-After": "1"}, "")])
+            with self.subTest(status):
+                self.assert_success(self.run_one(device, "status"))
+                self.assertEqual(self.counts_of(device), ["", "", "", "00000001"])
+
+    def test_a_command_to_a_busy_device_is_sent_again(self):
+        device = self.start_switch()
+        device.on_power = lambda *_: None
+        obey = device.respond
+
+        def be_busy_once(method, path, fields):
+            if path == "/off" and not device.busy_before:
+                device.busy_before = True
+                return 429, {}, ""
+            return obey(method, path, fields)
+        device.busy_before, device.respond = False, be_busy_once
+        self.assert_success(self.run_one(device))
+        self.assertEqual(self.counts_of(device), [
+            "", "00000001", "00000002", "", "00000001", "00000002", "00000003"])
+
+    def test_a_device_that_stays_busy_says_so(self):
+        device = self.start_switch(busy=[(429, {}, "Too many requests")] * 99)
+        self.assert_failure(self.run_one(device, **support.SHORT_LIMITS),
+                            "the device is busy", "429 'Too many requests'")
+
+    def test_a_login_that_is_not_supported_is_named(self):
+        for challenge in ('Digest realm="a", nonce="n", qop="auth", algorithm=SHA-512-256',
+                          'Digest realm="a", nonce="n", qop="auth-int"', 'Bearer realm="a"'):
+            device = self.start_switch()
+            device.refuse_login = lambda text=challenge: (401, {"WWW-Authenticate": text}, "")
+            self.assert_failure(self.run_one(device), "not supported: '%s'" % challenge)
+            self.assertEqual(len(device.requests), 1)
+
+    def test_a_refused_login_says_what_was_tried_and_what_is_asked_for(self):
+        for options, words in (
+                ({}, "tried: Digest SHA-256"),
+                ({"algorithm": "MD5-sess"}, "tried: Digest MD5-sess"),
+                ({"algorithm": ""}, "tried: Basic")):
+            device = self.start_switch(**options)
+            self.assert_failure(self.run_one(device, password="wr0ng"), "user 'admin'", words,
+                                "it asks for: '%s" % words.split()[1])
+            self.assertEqual(len(device.requests), 2)
+
+
+class Replies(HttpTest):
+    """Which wrong reply ends an action, and which is asked for again."""
+
+    def answer_raw(self, *texts):
+        """Start a server that answers the connections with these bytes, the last of them for ever;
+        return it, with what came in `requests`."""
+        device = virtual.Switch()
+        waiting = list(texts)
+
+        def converse(handle):
+            device.requests.append(handle.recv(4096))
+            handle.sendall(waiting.pop(0) if len(waiting) > 1 else waiting[0])
+        device.converse = converse
+        return self.start(device)
+
+    def status_of(self, device, urls=STRICT_URLS, **parameters):
+        return on_stdin("fence_http", dict(self.reach(
+            device, action="status", **urls), **dict(support.PATIENT_LIMITS, **parameters)))
+
+    def test_a_wrong_reply_that_comes_twice_ends_the_action(self):
+        page = b"HTTP/1.1 200 OK\r\n\r\n<html><title>Main Menu</title></html>"
+        cases = (
+            (b"SSH-2.0-OpenSSH_9.2\r\n", STRICT_URLS, "begins with 'SSH-2.0-OpenSSH_9.2"),
+            (b"\x15\x03\x01\x00\x02\x02\x46", STRICT_URLS, "this port speaks TLS"),
+            (fencetool.build_kasa_frame({}), STRICT_URLS, "not complete HTTP, it begins with"),
+            (b"HTTP/1.1 400 Bad\r\n\r\nThe plain HTTP request was sent to HTTPS port\r\n",
+             STRICT_URLS, "status 400: 'The plain HTTP request was sent to HTTPS port'"),
+            (b"HTTP/1.1 404 No\r\n\r\n{\"code\":-103}", STRICT_URLS, "404: '{\"code\":-103}'"),
+            (b"HTTP/1.1 403 No\r\n\r\n", STRICT_URLS, "status 403"),
+            (b"HTTP/1.1 405 No\r\n\r\n", STRICT_URLS, "status 405"),
+            (b"HTTP/1.1 302 No\r\nLocation: /login\r\n\r\n", STRICT_URLS, "redirects to '/login'"),
+            (page, TASMOTA_URLS, "a web page came instead of an answer: 'Main Menu'"),
+            (page, ESPHOME_URLS, "a web page came instead of an answer: 'Main Menu'"))
+        devices = [self.answer_raw(answer) for answer, _, _ in cases]
+        results = at_once([functools.partial(self.status_of, device, urls)
+                           for device, (_, urls, _) in zip(devices, cases)], WORKERS)
+        for (_, _, words), device, result in zip(cases, devices, results):
+            with self.subTest(words):
+                self.assert_failure(result, words)
+                self.assertEqual(len(device.requests), 2)
+
+    def test_what_a_starting_device_says_once_ends_nothing(self):
+        good = b'HTTP/1.1 200 OK\r\n\r\n{"outlet":1,"state":"OFF"}'
+        devices = [self.answer_raw(first, good) for first in (
+            b"HTTP/1.1 404 Not Found\r\n\r\n", b"HTTP/1.1 302 Found\r\nLocation: /setup\r\n\r\n",
+            b"HTTP/1.1 500 Oops\r\n\r\n", b"HT", b"\0\0\n",
+            b"HTTP/1.1 200 OK\r\nContent-Length: 90\r\n\r\n{")]
+        for device, result in zip(devices, at_once([functools.partial(
+                self.status_of, device) for device in devices], WORKERS)):
+            self.assert_success(result, 2)
+            self.assertEqual(len(device.requests), 2)
+
+    def test_a_device_that_starts_anew_in_the_middle_of_an_action_is_waited_for(self):
+        strange = ((404, {}, "Not Found"), (200, {}, "<html>starting</html>"),
+                   (302, {"Location": "/setup"}, ""))
+        for device, urls in ((virtual.Switch(), STRICT_URLS), (virtual.Tasmota(), TASMOTA_URLS)):
+            device.busy = []
+            self.start(device)
+            device.on_power = lambda *_, device=device: device.busy.extend(strange)
+            with self.subTest(device.dialect):
+                self.assert_success(on_stdin("fence_http", dict(self.reach(
+                    device, action="off", **urls), **support.PATIENT_LIMITS)))
+                self.assertEqual(device.busy, [])
+
+    def test_a_command_that_is_answered_with_a_redirect_is_judged_by_the_status(self):
+        def redirect(pages, obey, method, path, fields):
+            answer = obey(method, path, fields)
+            return (302, {"Location": "/"}, "") if path == pages.off else answer
+        for fault in ("", "ignore"):
+            device = self.start(virtual.Switch(fault=fault))
+            device.respond = functools.partial(redirect, device.pages, device.respond)
+            result = on_stdin("fence_http", self.reach(device, action="off", **STRICT_URLS))
+            if fault:
+                self.assert_failure(result, "did not acknowledge OFF", "a redirect to '/'")
+            else:
+                self.assert_success(result)
+                self.assertFalse(device.outlets[0].powered)
+
+    def test_a_second_answer_behind_the_first_is_a_doubt(self):
+        body = b'{"outlet":1,"state":"OFF"}'
+        head = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body)
+        chunks = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1a\r\n%s\r\n0\r\n\r\n"
+        self.assert_success(self.status_of(self.answer_raw(head + body + b"\r\n")), 2)
+        self.assert_success(self.status_of(self.answer_raw(chunks % body)), 2)
+        for answer in (head + body + head + body.replace(b"OFF", b"ON!"), head + body + b"x",
+                       chunks % body + head + body):
+            self.assert_failure(self.status_of(self.answer_raw(answer)), "more came than one")
+
+    def test_lengths_of_thousands_of_digits_are_absurd(self):
+        body = b'{"outlet":1,"state":"OFF"}'
+        for length in (b"9" * 5000, b"0" * 5000 + b"65537", b"1" + b"0" * 4299):
+            self.assert_failure(self.status_of(self.answer_raw(
+                b"HTTP/1.1 200 OK\r\nContent-Length: %s\r\n\r\n" % length + body)),
+                "claims a length of")
+        self.assert_success(self.status_of(self.answer_raw(
+            b"HTTP/1.1 200 OK\r\nContent-Length: %s26 \r\n\r\n" % (b"0" * 50) + body)), 2)
+
+    def test_a_page_without_a_length_that_was_cut_is_no_status(self):
+        head, page = b"HTTP/1.0 200 OK\r\n\r\n", b"<html>P60=0,P61=1</html>"
+        urls = dict(HTTP_URLS, status_on_regex="P60=1", status_off_regex="P60=0")
+        self.assert_success(self.status_of(self.answer_raw(head + page), urls), 2)
+        self.assert_failure(self.status_of(self.answer_raw(head + page[:12]), urls),
+                            "has no length and ends in the middle of a line")
+
+    def test_a_closed_connection_has_the_hint_of_its_family(self):
+        for urls, is_tasmota in ((TASMOTA_URLS, True), (HTTP_URLS, False)):
+            result = self.status_of(self.answer_raw(b""), urls)
+            self.assert_failure(result, "closed the connection without an answer (", "want TLS")
+            self.assertEqual("SetOption128 0" in result.err, is_tasmota)
+
+    def test_a_closed_port_has_no_hint_of_another_family(self):
+        device = self.start(virtual.Switch(fault="refuse"))
+        result = on_stdin("fence_http", self.reach(device, action="status", **HTTP_URLS))
+        self.assert_failure(result, "no connection: Connection refused", "address and port")
+        self.assertNotIn("third-party control", result.err)
+
+
 # What a machine in FIPS mode has by its policy (OpenSSL 3).
 FIPS_POLICY = """\
 openssl_conf = all
@@ -366,7 +595,7 @@ class Refuses(HttpTest):
         if has_md5:  # an older OpenSSL, which does not know this policy
             self.assert_success(result)
         else:
-            self.assert_failure(result, "this machine refuses the login's hash")
+            self.assert_failure(result, "this machine refuses the hash of the device's login")
 
     def test_wrong_and_missing_passwords_have_their_own_reason(self):
         cases = (
@@ -377,7 +606,7 @@ class Refuses(HttpTest):
             (virtual.OpenBeken(password="right"), TASMOTA_URLS,
              "asks for a password", "OpenBeken"),
             (virtual.Esphome(["relay"], password="right", algorithm="MD5"), ESPHOME_URLS,
-             "asks for a password", "Basic and Digest"),
+             "asks for a password", "tried: Digest MD5"),
             (virtual.Switch(password="right"), HTTP_URLS, "asks for a password",
              "refuses the login of user 'admin'"))
         for device, urls, missing, wrong in cases:

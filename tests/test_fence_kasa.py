@@ -1,9 +1,12 @@
 """fence_kasa as a process against virtual plugs on real sockets."""
 import functools
+import itertools
+import json
 import os
 import re
 import signal
 import stat
+import struct
 import subprocess
 import sys
 import tempfile
@@ -69,13 +72,35 @@ class Actions(AgentTest):
 
     def test_an_outlet_of_a_strip_is_found_by_number_alias_and_both_forms_of_id(self):
         device = self.start(virtual.Kasa(["a", "b", "storage-b"]))
-        for plug in ("3", "storage-b", "02", device.device_id + "02"):
+        # Not by "02" any more: it ends the id of outlet 3, and looks like outlet 2.
+        for plug, short_ids in itertools.product(
+                ("3", "storage-b", device.device_id + "02"), (False, True)):
+            device.short_ids = short_ids
             device.outlets[2].relay = True
             result = on_stdin("fence_kasa", self.address(device, action="off", plug=plug,
                                                          stonith_status_sleep="200ms"))
             with self.subTest(plug):
                 self.assert_success(result)
                 self.assertEqual([outlet.relay for outlet in device.outlets], [True, True, False])
+
+    def test_the_last_digits_of_an_id_name_no_outlet(self):
+        device = self.start(virtual.Kasa(["a", "b", "c"]))
+        for plug, short_ids in itertools.product(("00", "01", "02"), (False, True)):
+            device.short_ids = short_ids
+            result = on_stdin("fence_kasa", self.address(device, action="off", plug=plug))
+            with self.subTest(plug, short_ids=short_ids):
+                self.assert_failure(result, "'%s' is no number as on the case (which would be %d)"
+                                    % (plug, int(plug)), "its outlets are: 1 ('a'), 2 ('b')")
+        self.assertFalse(switched(device))
+
+    def test_an_alias_in_another_encoding_harms_nothing_but_itself(self):
+        device = self.start(virtual.Kasa(["node"], rewritten=((b"node", b"K\xfcche"),)))
+        for parameters, expected in (
+                ({"action": "status"}, (0, "Status: ON\n")),
+                ({"action": "list"}, (0, "1,K\\udcfcche\n")),
+                ({"action": "off"}, (0, "Success: Powered OFF\n"))):
+            result = on_stdin("fence_kasa", self.address(device, **parameters))
+            self.assertEqual((result.code, result.out), expected, result)
 
     def test_one_connection_serves_all_requests_of_an_action(self):
         device = self.start(virtual.Kasa(metered=True))
@@ -213,9 +238,11 @@ class Faults(AgentTest):
                 self.assertLess(took, MOST_MILLISECONDS)
 
     def test_a_device_that_breaks_the_connection_after_it_obeyed_is_read_on_a_new_one(self):
-        device = self.start(virtual.Kasa(fault="drop"))
+        device = self.start(virtual.Kasa(fault="drop", metered=True))
         self.assert_success(on_stdin("fence_kasa", self.address(device, action="off")))
         self.assertFalse(device.outlets[0].powered)
+        # It answers as often as it is asked for anything else: there is no need for mixed queries.
+        self.assertEqual({len(request) for request in device.requests}, {1})
 
     def test_a_plug_that_switches_late_is_waited_for(self):
         device = self.start(virtual.Kasa(fault="late", metered=True))
@@ -301,14 +328,31 @@ class Reconnecting(AgentTest):
         return on_stdin("fence_kasa", self.address(device, action="off", **more))
 
     def test_a_plug_that_closes_the_connection_after_each_answer_is_fenced(self):
-        device = self.start(virtual.Kasa(metered=True))
-        send = device.send_answer
-        device.send_answer = lambda handle, answer: send(handle, answer) and False
-        self.assert_success(on_stdin("fence_kasa", self.address(device, action="off")))
-        self.assertIn({"emeter": {"get_realtime": {}}}, device.requests)
-        device.fault = "welded"
-        device.outlets[0].powered = True
-        self.assert_failure(on_stdin("fence_kasa", self.address(device, action="off")), "43 W")
+        for options in ({}, {"aliases": ("a", "b")}, {"aliases": ("a", "b"), "short_ids": True}):
+            device = self.start(virtual.Kasa(metered=True, answers_a_connection=1, **options))
+            plug = {"plug": "2"} if options else {}
+            with self.subTest(**options):
+                self.assert_success(on_stdin("fence_kasa", self.address(
+                    device, action="off", **plug)))
+                self.assertFalse(device.outlets[-1].powered)
+                # Nothing but its meter is asked together with something else.
+                mixed = [request for request in device.requests
+                         if len(request.keys() - {"context"}) > 1]
+                self.assertTrue(mixed)
+                for request in mixed:
+                    self.assertEqual(request["emeter"], {"get_realtime": {}})
+                    self.assertEqual(request["system"], {"get_sysinfo": {}})
+                device.fault = "welded"
+                device.outlets[-1].powered = True
+                self.assert_failure(on_stdin("fence_kasa", self.address(
+                    device, action="off", **plug)), "43 W")
+
+    def test_a_plug_that_closes_the_connection_after_some_answers_is_fenced(self):
+        for answers in (2, 3, 4, 5):
+            device = self.start(virtual.Kasa(metered=True, answers_a_connection=answers))
+            with self.subTest(answers):
+                self.assert_success(on_stdin("fence_kasa", self.address(device, action="off")))
+                self.assertEqual({len(request) for request in device.requests}, {1})
 
     def test_a_load_that_was_seen_is_not_forgotten_when_the_meter_falls_silent(self):
         device = self.start(virtual.Kasa(metered=True, fault="welded"))
@@ -360,18 +404,235 @@ class Reconnecting(AgentTest):
                 device.outlets[0].relay = False
         self.assert_failure(self.run_with(device, rename, plug="b"), "has become another outlet")
 
-    def test_an_answer_that_comes_twice_is_not_taken_for_the_next_one(self):
+    def test_two_answers_to_one_question_are_none(self):
         device = self.start(virtual.Kasa())
         send = device.send_answer
         device.send_answer = lambda handle, answer: send(handle, answer + answer)
-        self.assert_failure(on_stdin("fence_kasa", self.address(device, action="off")),
-                            "more than one answer")
+        for action in ("off", "status"):
+            self.assert_failure(on_stdin("fence_kasa", self.address(device, action=action)),
+                                "more than one answer")
 
     def test_a_required_meter_is_asked_before_anything_is_switched(self):
         device = self.start(virtual.Kasa())
         self.assert_failure(on_stdin("fence_kasa", self.address(
             device, action="off", power_meter="require")), "no power meter")
         self.assertFalse(switched(device))
+
+
+class TakenOver(AgentTest):
+    """The address belongs to another device from some connection on, or now and then."""
+
+    def start_in_turn(self, devices):
+        """Start the first of an iterator's devices; each connection goes to the next of them."""
+        devices = iter(devices)
+        first = next(devices)
+        turns = itertools.chain([first], devices)
+        first.converse = lambda handle: virtual.Kasa.converse(next(turns), handle)
+        return self.start(first)
+
+    def another(self, aliases, **options):
+        return virtual.Kasa(aliases, device_id="8006" + "0B" * 18, mac="CC:32:E5:00:00:99",
+                            **options)
+
+    def test_nothing_is_sent_to_what_has_taken_over_the_address(self):
+        for aliases, mac in itertools.product((("plug",), ("a", "b")), (
+                {}, {"device_mac": virtual.Kasa.mac})):
+            one, other = virtual.Kasa(answers_a_connection=1), self.another(aliases)
+            self.start_in_turn(itertools.chain([one], itertools.repeat(other)))
+            result = on_stdin("fence_kasa", self.address(one, action="off", **mac))
+            with self.subTest(aliases, **mac):
+                self.assert_failure(result, "another device")
+                self.assertEqual(other.requests, [{"system": {"get_sysinfo": {}}}])
+
+    def test_the_meter_of_what_has_taken_over_the_address_is_not_even_asked(self):
+        one = virtual.Kasa(metered=True, fault="welded", answers_a_connection=3)
+        other = self.another(("plug",), metered=True)
+        other.outlets[0].powered = False
+        self.start_in_turn(itertools.chain([one], itertools.repeat(other)))
+        self.assert_failure(on_stdin("fence_kasa", self.address(one, action="off")),
+                            "another device")
+        self.assertEqual(other.requests, [{"system": {"get_sysinfo": {}}}])
+
+    def test_a_load_is_not_hidden_by_the_meter_of_a_device_that_answers_in_turn(self):
+        for aliases, plug in ((("plug",), {}), (("a", "b"), {"plug": "2"})):
+            # The last one is that of the least questions, with every reading of a meter from b.
+            for order in ("ab", "aab", "aaab", "aaaab", "aabb", "abb", "aaaaab", "aaaaabab"):
+                options = {"metered": True, "answers_a_connection": 1}
+                one = virtual.Kasa(aliases, fault="welded", **options)
+                other = self.another(aliases, **options)
+                for outlet in other.outlets:
+                    outlet.relay = outlet.powered = False
+                one.outlets[-1].relay = False
+                self.start_in_turn(itertools.cycle({"a": one, "b": other}[who] for who in order))
+                result = on_stdin("fence_kasa", self.address(one, action="off", **plug))
+                with self.subTest(order, **plug):
+                    self.assert_failure(result)
+
+
+class MeterAnswers(AgentTest):
+    """What a meter can say, of an outlet that is off by its relay and draws 43 W."""
+
+    WRONG = (
+        b'"power_mw":"43000"', b'"power":43.0,"power_mw":0', b'"power_mw":43000,"power":0.0',
+        b'"power_mw":43000,"power_mw":0', b'"power_mw":0,"power_mw":43000', b'"power_mw":[43000]',
+        b'"power_mw":true', b'"power_mw":null', b'"power_mw":{"now":0}', b'"power_mw":NaN',
+        b'"power_mw":-Infinity', b'"power_mw":"0","power":0', b'"power_mw":0,"power":"0"',
+        b'"power_mw":0,"POWER_MW":43000', b'"watts":0', b'"power_mw":0,"err_code":-1',
+        b'"power_mw":""', b'"power_mw":43000,"error":')
+    WRONG_CODES = (b'"err_code":-7', b'"err_code":"0"', b'"err_code":null', b'"err_code":-1',
+                   b'"err_code":false', b'"err":0')
+
+    def start_all(self):
+        """Return virtual plugs whose meter answers wrongly, each in its own way."""
+        pairs = [(b'"power_mw":43000', form) for form in self.WRONG]
+        pairs += [(b'"voltage_mv":230000,"err_code":0', b'"voltage_mv":230000,' + form)
+                  for form in self.WRONG_CODES]
+        return [self.start(virtual.Kasa(metered=True, fault="welded", rewritten=(pair,)))
+                for pair in pairs]
+
+    def test_no_answer_that_is_not_understood_is_a_proof_of_off(self):
+        devices = self.start_all()
+        for device, result in zip(devices, at_once([call(on_stdin, self.address(
+                device, action="off")) for device in devices])):
+            with self.subTest(device.rewritten[0][1]):
+                self.assert_failure(result)
+
+    def test_no_answer_that_is_not_understood_is_evidence_of_death(self):
+        devices = self.start_all()
+        for device in devices:
+            device.outlets[0].relay = False
+        for device, result in zip(devices, at_once([functools.partial(on_stdin, "fence_check", {
+                "fence_method": "kasa", "fence_ip": "127.0.0.1", "nodename": "node",
+                "fence_ipport": str(device.address[1]), "target_mgmt_ip": "127.0.0.2",
+                "action": "status", "stonith_status_sleep": "200ms"}) for device in devices])):
+            with self.subTest(device.rewritten[0][1]):
+                self.assertIn("power=unknown", result.out)
+                self.assertNotEqual(result.code, 2)
+
+    def test_both_units_may_tell_the_same(self):
+        device = self.start(virtual.Kasa(metered=True, rewritten=(
+            (b'"power_mw":43000', b'"power_mw":43000,"power":43.0'),
+            (b'"power_mw":0', b'"power_mw":0,"power":0.0'))))
+        self.assert_success(on_stdin("fence_kasa", self.address(device, action="off")))
+        device.fault = "welded"
+        device.outlets[0].powered = True
+        self.assert_failure(on_stdin("fence_kasa", self.address(device, action="off")), "43 W")
+
+    def test_the_meter_of_another_outlet_proves_nothing(self):
+        for slots_from in (0, 1, None):
+            device = self.start(virtual.Kasa(["a", "b", "c"], metered=True, slots_from=slots_from))
+            self.assert_success(on_stdin("fence_kasa", self.address(device, action="off",
+                                                                    plug="3")))
+        device = self.start(virtual.Kasa(["a", "b", "c"], metered=True, slots_from=0))
+        chosen = device._chosen_outlet
+        meter = device._emeter_get_realtime
+        device._emeter_get_realtime = lambda arguments, ids: meter(arguments, [])
+        device.outlets[0].powered = False
+        device.outlets[2].relay = False
+        device.fault = "welded"
+        self.assertIs(chosen([]), device.outlets[0])
+        self.assert_failure(on_stdin("fence_kasa", self.address(device, action="off", plug="3")),
+                            "slot_id '0', and outlet 3 was asked")
+
+
+class Contradictions(AgentTest):
+    def test_a_reading_that_contradicts_itself_is_none(self):
+        cases = (
+            (b'"relay_state":0', b'"relay_state":0,"RELAY_STATE":1'),
+            (b'"relay_state":0', b'"Relay_State":1,"relay_state":0'),
+            (b'"relay_state":0', b'"relay_state":0,"relay_state":1'),
+            (b'"next_action":{"type":-1}}}}', b'"next_action":{"type":-1}}},"err_code":-1}'),
+            (b'"next_action":{"type":-1}}}}', b'"next_action":{"type":-1}},"err_code":-1}}'))
+        devices = [self.start(virtual.Kasa(rewritten=(case,))) for case in cases]
+        for device in devices:
+            device.outlets[0].relay = False
+        for action in ("off", "status"):
+            for (_, wrong), result in zip(cases, at_once([call(on_stdin, self.address(
+                    device, action=action)) for device in devices])):
+                with self.subTest(wrong, action=action):
+                    self.assert_failure(result)
+
+    def test_an_acknowledgement_that_contradicts_itself_is_none(self):
+        for wrong in (b'"set_relay_state":{"err_code":0}},"err_code":-1',
+                      b'"set_relay_state":{"err_code":0},"err_code":-1}',
+                      b'"set_relay_state":{"err_code":0,"ERR_CODE":-1}}'):
+            device = self.start(virtual.Kasa(fault="ignore", rewritten=(
+                (b'"set_relay_state":{"err_code":0}}', wrong),)))
+            with self.subTest(wrong):
+                self.assert_failure(on_stdin("fence_kasa", self.address(device, action="off")),
+                                    "did not acknowledge OFF")
+
+    def test_two_outlets_with_the_nodes_name_are_told_as_such(self):
+        device = self.start(virtual.Kasa(["node", "b", "node"]))
+        for names in ({"plug": "node"}, {"port": "node"}, {"plug": "node", "port": "node"}):
+            for action in ("off", "status", "monitor"):
+                result = on_stdin("fence_kasa", self.address(
+                    device, action=action, nodename="node", **names))
+                with self.subTest(action, **names):
+                    self.assert_failure(result, "plug 'node' names 2 outlets of this device")
+        for names in ({}, {"fence_plug": "node"}):
+            result = on_stdin("fence_check", dict({
+                "fence_method": "kasa", "fence_ip": "127.0.0.1", "nodename": "node",
+                "fence_ipport": str(device.address[1]), "target_mgmt_ip": "127.0.0.2",
+                "action": "monitor"}, **names))
+            self.assert_failure(result, "plug 'node' names 2 outlets of this device")
+        self.assertFalse(switched(device))
+
+
+class AskedAgain(AgentTest):
+    """What ends an action at once, as asking again cannot make it better, and what does not."""
+
+    KASA = {"alias": "x", "deviceId": "8006AA", "mac": "CC:32:E5:00:00:01", "err_code": 0}
+
+    def frame(self, reply):
+        plain = reply if isinstance(reply, bytes) else json.dumps(reply).encode("utf-8")
+        return struct.pack(">I", len(plain)) + fencetool.encrypt_kasa(plain)
+
+    def describe(self, **members):
+        return self.frame({"system": {"get_sysinfo": dict(self.KASA, **members)}})
+
+    def run_with_answers(self, answers):
+        """Run off against a plug whose first answers are these; return (it, the result)."""
+        device = self.start(virtual.Kasa())
+        send, left = device.send_answer, list(answers)
+
+        def send_wrongly_first(handle, answer):
+            if not left:
+                return send(handle, answer)
+            handle.sendall(left.pop(0))
+            raise ConnectionError("done")
+        device.send_answer = send_wrongly_first
+        return device, on_stdin("fence_kasa", self.address(device, action="off"))
+
+    def test_what_cannot_get_better_ends_an_action_at_once(self):
+        for answer, words in (
+                (b"HTTP/1.1 400 Bad Request\r\n\r\n", "claims a length of 1213486160"),
+                (b"SSH-2.0-OpenSSH_9.2\r\n", "claims a length of"),
+                (b"\x15\x03\x01\0\x02\x02\x32", "claims a length of"),
+                (virtual.GARBAGE, "not Kasa's protocol"),
+                (self.frame(b"[]"), "not Kasa's protocol"),
+                (self.describe(mic_type="IOT.SMARTBULB"), "is a bulb"),
+                (self.describe(), "holds neither of relay_state"),
+                (self.describe(relay_state=0, children=[], child_num=0), "holds both of"),
+                (self.frame({"system": {"err_code": -1}}), "refuses get_sysinfo with error -1"),
+                (self.frame({"system": {"get_sysinfo": {"err_code": -2}}}), "with error -2"),
+                (self.frame({"system": {"get_sysinfo": {"err_code": -3}}}), "with error -3")):
+            device, result = self.run_with_answers([answer])
+            with self.subTest(answer):
+                self.assert_failure(result, words)
+                self.assertEqual(len(device.requests), 1)
+
+    def test_what_may_be_better_the_next_time_is_asked_again(self):
+        whole = self.describe(relay_state=1)
+        for answer in (b"", b"\0\0", b"\0\0\0\0", b"\0\0\0\1{", whole[:40],
+                       self.frame(b'{"system":{"get_sy'), self.frame(b"{}"),
+                       self.frame({"system": {"get_sysinfo": {"err_code": -7}}}),
+                       self.frame({"system": {"get_sysinfo": {}}}),
+                       self.describe(relay_state=None), whole + whole):
+            device, result = self.run_with_answers([answer] * 3)
+            with self.subTest(answer):
+                self.assert_success(result)
+                self.assertFalse(device.outlets[0].powered)
 
 
 class BadInput(AgentTest):
@@ -410,6 +671,26 @@ class BadInput(AgentTest):
         self.assert_success(on_stdin("fence_kasa", parameters))
         told = on_stdin("fence_kasa", dict(parameters, verbose="1"))
         self.assertIn("ignored unknown parameters: crm_feature_set, nodeid", told.err)
+
+    def test_the_second_line_of_a_password_is_not_shown_as_an_unknown_name(self):
+        device = self.start(virtual.Kasa())
+        told = on_stdin("fence_kasa", self.address(
+            device, action="status", verbose="1", password="hunter1\nSHVudGVyMg==", nodeid="2"))
+        self.assertIn("ignored unknown parameters: nodeid, and 1 more", told.err)
+        self.assertNotIn("SHVudGVyMg", told.err)
+
+    def test_a_name_that_is_nearly_a_parameter_is_refused(self):
+        device = self.start(virtual.Kasa())
+        good = self.address(device, action="off")
+        for name, meant in (("Device_Mac", "device_mac"), ("\ufeffdevice_mac", "device_mac"),
+                            ("device mac", "device_mac"), ("device\u2010mac", "device_mac"),
+                            ("DEVICE_MAC", "device_mac"), ("devicemac", "device_mac"),
+                            ("device__mac", "device_mac"), ("Passwd_Script", "passwd_script")):
+            with self.subTest(name):
+                self.assert_failure(
+                    on_stdin("fence_kasa", dict(good, **{name: "CC:32:E5:99:99:99"})),
+                    "there is no parameter", "is %s meant?" % meant)
+        self.assertEqual(device.requests, [])
 
     def test_unknown_subcommands_are_usage_errors_with_exit_code_2(self):
         for words in (["nosuch"], ["--nosuch"], []):

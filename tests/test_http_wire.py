@@ -1,4 +1,5 @@
 """The HTTP codecs: logins, Tasmota, ESPHome and status pages; pure."""
+import hashlib
 import json
 import types
 import unittest
@@ -40,14 +41,15 @@ HTTP_URLS = {
 
 
 def reply(status=200, body="", **headers):
-    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    named = {"Content-Length": str(len(body))}
+    named.update({name.replace("_", "-"): value for name, value in headers.items()})
     return fencetool.HttpReply(status, named, body)
 
 
 class Logins(unittest.TestCase):
     def test_digest_responses_are_those_of_the_published_vectors(self):
         for fields, user, password, method, path, cnonce, expected in DIGESTS:
-            header = fencetool.build_digest_login(fields, user, password, method, path, cnonce)
+            header = fencetool.build_digest_login(fields, user, password, method, path, cnonce, 1)
             self.assertIn('response="%s"' % expected, header)
             self.assertIn('uri="%s"' % path, header)
             self.assertIn("qop=auth, nc=00000001", header)
@@ -61,43 +63,115 @@ class Logins(unittest.TestCase):
         md5 = 'Digest realm="a, b", qop="auth,auth-int", nonce="n1", opaque="o"'
         sha = 'Digest realm="a", qop=auth, nonce="n2", algorithm=SHA-256'
         other = 'Digest realm="a", qop="auth", nonce="n3", algorithm=SHA-512-256'
-        parse = fencetool.parse_digest_challenge
+
+        def parse(values):
+            return fencetool.choose_digest(fencetool.parse_challenges(values))
         self.assertEqual(parse([md5])["realm"], "a, b")
         self.assertEqual(parse([md5, sha, other])["nonce"], "n2")
         self.assertEqual(parse(['Basic realm="x", ' + sha])["nonce"], "n2")
         self.assertEqual(parse([sha + ', Basic realm="x"'])["realm"], "a")
+        self.assertEqual(parse([other + ", " + sha])["nonce"], "n2")
+        self.assertEqual(parse([md5 + ", " + sha]), {
+            "realm": "a", "qop": "auth", "nonce": "n2", "algorithm": "SHA-256"})
+        self.assertEqual(parse(['digest realm = "a", nonce="n"'])["nonce"], "n")
         for hopeless in ([], [other], ['Basic realm="digest realm"'],
                          ['Digest realm="a", nonce="n", qop="auth-int"'],
-                         ['Digest realm="a", nonce="n"']):
+                         ['Digest realm="a", nonce="n", algorithm=MD5-sess'], ["Negotiate ab=="]):
             self.assertIsNone(parse(hopeless), hopeless)
 
     def test_quotes_in_a_digest_are_escaped_and_read_back(self):
-        fields = fencetool.parse_digest_challenge([r'Digest realm="a\"b", qop="auth", nonce="n"'])
+        _, fields = fencetool.parse_challenges([r'Digest realm="a\"b", qop="auth", nonce="n"'])[0]
         self.assertEqual(fields["realm"], 'a"b')
         self.assertIn(r'realm="a\"b"', fencetool.build_digest_login(
-            fields, "u", "p", "GET", "/", "c"))
+            fields, "u", "p", "GET", "/", "c", 1))
+
+    def test_a_digest_without_qop_is_answered_as_in_rfc_2069(self):
+        # The example of RFC 2069, 2.4, with the response of its erratum.
+        _, fields = fencetool.parse_challenges([
+            'Digest realm="testrealm@host.com", nonce="dcd98b7102dd2f0e8b11d0f600bfb0c093", '
+            'opaque="5ccc069c403ebaf9f0171e9517f40e41"'])[0]
+        header = fencetool.build_digest_login(
+            fields, "Mufasa", "CircleOfLife", "GET", "/dir/index.html", "c", 7)
+        self.assertIn('response="1949323746fe6a43ef61f9606e7febea"', header)
+        for name in ("qop", "nc=", "cnonce"):
+            self.assertNotIn(name, header)
+
+    def test_a_realm_is_hashed_as_the_bytes_that_came(self):
+        for realm in ("K\u00fcchen-PDU \u00c5".encode(), b"K\xfcche"):
+            _, fields = fencetool.parse_challenges([
+                'Digest realm="%s", nonce="n"' % realm.decode("latin-1")])[0]
+            self.assertEqual(fields["realm"].encode("utf-8", "surrogateescape"), realm)
+            secret, request = (hashlib.md5(text).hexdigest().encode()
+                               for text in (b"u:" + realm + b":p", b"GET:/"))
+            self.assertIn(hashlib.md5(secret + b":n:" + request).hexdigest(),
+                          fencetool.build_digest_login(fields, "u", "p", "GET", "/", "c", 1))
 
     def test_secrets_in_the_query_of_a_url_are_found(self):
         self.assertEqual(fencetool.find_url_secrets(
-            "/cm?user=a&password=s%20t&cmnd=Power&pw=x&token=y"), ["s%20t", "x", "y"])
-        self.assertEqual(fencetool.find_url_secrets("/set.cmd?user=a+pass=b+cmd=getpower"), ["b"])
+            "/cm?user=a&password=s%20t&cmnd=Power&pw=x&token=y"), {"s%20t", "x", "y"})
+        self.assertEqual(fencetool.find_url_secrets("/set.cmd?user=a+pass=b+cmd=getpower"), {"b"})
         self.assertEqual(fencetool.find_url_secrets(
-            "/s?access_token=a&api_key=b&apikey=c&X-Auth=d&cmd=on"), ["a", "b", "c", "d"])
+            "/s?access_token=a&api_key=b&apikey=c&X-Auth=d&cmd=on"), {"a", "b", "c", "d"})
 
 
 class Replies(unittest.TestCase):
     def test_only_a_plain_200_is_an_answer(self):
         self.assertEqual(fencetool.parse_http_body(reply(body="x")), "x")
-        self.assertEqual(fencetool.parse_http_body(reply(204), (200, 204)), "")
         for bad, kind, words in (
                 (reply(302, Location="http://portal/?a"), Refused, "http://portal/?a"),
                 (reply(404), Refused, "404"), (reply(206, "OFF"), Refused, "206"),
                 (reply(204), Refused, "204"), (reply(500), ProtocolError, "500"),
-                (reply(body="OFF", Content_Encoding="gzip"), ProtocolError, "compressed"),
+                (reply(101), Refused, "101"), (reply(700), Refused, "700"),
+                (reply(body="OFF", Content_Encoding="gzip"), Refused, "compressed"),
                 (reply(body="OFF <input name=p type='password'>"), Refused, "captive portal")):
             with self.assertRaises(kind) as caught:
                 fencetool.parse_http_body(bad)
             self.assertIn(words, str(caught.exception))
+
+    def test_a_command_is_acknowledged_by_its_status_alone(self):
+        fencetool.check_command_reply(reply(200, "<input type=password>"))
+        fencetool.check_command_reply(reply(204), (200, 204))
+        for bad, kind, words in (
+                (reply(302, Location="/"), ProtocolError, "a redirect to '/'"),
+                (reply(404, "no"), fencetool.StrangeReply, "404: 'no'"),
+                (reply(201), Refused, "201"), (reply(502), ProtocolError, "502")):
+            with self.assertRaises(kind) as caught:
+                fencetool.check_command_reply(bad)
+            self.assertIn(words, str(caught.exception))
+
+    def test_the_first_words_of_a_body_are_told(self):
+        for body, words in (
+                ('{"code":-103,"message":"No handler"}', """: '{"code":-103,"message":"No ha"""),
+                ("<html><head><title>Not\n Found</title></head>x", "404: 'Not Found'"),
+                ("<!DOCTYPE html><style>a{}</style><h1>No such</h1><p>relay", ": 'No such relay'"),
+                ("x" * 100, ": '%s...'" % ("x" * 80)), ("gateway timed out", "timed-out'"),
+                ("", "404")):
+            with self.assertRaises(Refused) as caught:
+                fencetool.parse_http_body(reply(404, body))
+            self.assertIn(words, str(caught.exception))
+
+    def test_a_page_without_a_length_counts_only_when_it_is_whole_by_itself(self):
+        for body, is_whole in (
+                ('{"outlet":1}', True), (' [{"a": 1}]\r\n', True), ('{"outlet":1,', False),
+                ('{\n"outlet":1,\n', False), ("<html>P60=0,P61=1</html>", True),
+                ("<HTML>P60=0,P61=1", False), ("<html><b>OFF</b>", False),
+                ("<?xml version='1.0'?>\n<response><led0>0</led0></response>", True),
+                ("<!DOCTYPE html>\n<html lang=en>a</html>\r\n", True), ("OFF\r\n", True),
+                ("OFF", False), ("1: ON\n2: OF", False), ("", True)):
+            for headers in ({}, {"Content-Length": "9"}, {"Transfer-Encoding": "chunked"}):
+                with self.subTest(body, **headers):
+                    found = fencetool.HttpReply(200, headers, body)
+                    if is_whole or headers:
+                        self.assertEqual(fencetool.parse_http_body(found), body)
+                    else:
+                        with self.assertRaisesRegex(ProtocolError, "whether it was cut off"):
+                            fencetool.parse_http_body(found)
+
+    def test_a_busy_device_is_asked_again_after_the_time_that_it_wishes(self):
+        for wish, seconds in (("", 2), ("1", 2), ("7", 7), (" 7 ", 7), ("60", 2), ("-5", 2),
+                              ("Wed, 21 Oct 2026 07:28:00 GMT", 2), ("9" * 5000, 2)):
+            headers = {"Retry-After": wish} if wish else {}
+            self.assertEqual(fencetool.find_pause(headers, 45), seconds, wish)
 
     def test_a_status_page_must_match_exactly_one_expression(self):
         def parse(text):

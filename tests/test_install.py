@@ -14,6 +14,7 @@ import re
 import shutil
 import signal
 import socketserver
+import ssl
 import stat
 import subprocess
 import sys
@@ -112,21 +113,31 @@ if [ $((calls + 1)) -eq "$FAULT_AT" ]; then
     case $FAULT in
         kill) kill -KILL 0 ;;
         term) kill -TERM 0 ;;
-        fail) echo "%(tool)s: No space left on device" >&2; exit 1 ;;
+        fill | fail)
+            [ "$FAULT" = fail ] || cat /dev/zero >"$TMPDIR/full" 2>/dev/null
+            echo "%(tool)s: No space left on device" >&2
+            exit 1 ;;
     esac
 fi
 exec "%(real)s" "$@"
 '''
 
 
+# Runs its arguments where TMPDIR is a small file system of their own.
+WITH_SMALL_TMPDIR = 'mount -t tmpfs -o size=64k none "$TMPDIR" && exec "$@"'
+
+
 def setUpModule():
-    global quick_python
+    global quick_python, usual_umask
+    # Root refuses what others can write to, which with another one the tests' directories may be.
+    usual_umask = os.umask(0o022)
     quick_python = os.path.join(tempfile.mkdtemp(dir="/tmp"), "python3")
     os.chmod(os.path.dirname(quick_python), 0o755)
     write_file(quick_python, QUICK_PYTHON, 0o755)
 
 
 def tearDownModule():
+    os.umask(usual_umask)
     shutil.rmtree(os.path.dirname(quick_python))
 
 
@@ -188,7 +199,7 @@ def layout(top):
 
 
 def commands_needed():
-    return re.search("^COMMANDS='(.*)'$", read_file(INSTALL), re.M).group(1).split()
+    return re.search("^COMMANDS='([^']*)'$", read_file(INSTALL), re.M).group(1).split()
 
 
 class Place:
@@ -276,17 +287,18 @@ class Place:
 
 
 @functools.lru_cache(maxsize=None)
-def good_root():
+def good_root(agents=("fence_kasa",)):
     """Return the root of a machine with cluster-glue, where install.sh has just run."""
     place = Place(tempfile.mkdtemp(dir=os.path.dirname(quick_python)), ["/bin/sh"])
     place.add_cluster_glue()
+    place.offer(stand_in(agents=agents))
     path = place.add_frozen_cp() + ":" + SYSTEM_PATH
     result = place.run(path=path)
     assert (result.returncode, result.stderr) == (0, ""), result
     return place.root
 
 
-SHELLS = (["dash"], ["busybox", "sh"])
+SHELLS = (["dash"], ["busybox", "sh"], ["bash", "--posix"])
 
 
 def find_shell(words):
@@ -341,10 +353,10 @@ class InstallTest(unittest.TestCase):
         self.assertEqual(os.listdir(place.tmp), [])
         self.assertEqual([path for path in snapshot(place.root) if ".fencetool-new" in path], [])
 
-    def put_good_installation(self, place):
+    def put_good_installation(self, place, agents=("fence_kasa",)):
         """What a run of install.sh makes, without the time of one: the first one's, copied."""
         shutil.rmtree(place.root)
-        shutil.copytree(good_root(), place.root, symlinks=True)
+        shutil.copytree(good_root(agents), place.root, symlinks=True)
 
     def put_version_0_1_0(self, place, text=None):
         """The whole file where now the launcher is, and all links to that."""
@@ -469,11 +481,24 @@ class Installing(InstallTest):
         self.assertEqual(place.installed_version(), "2.0.0")
 
     @with_each_shell
-    def test_copy_of_fencetool_in_the_place_of_a_link_becomes_a_link(self, place):
+    def test_upgrade_removes_a_link_that_only_an_earlier_release_knew_and_no_other(self, place):
+        self.put_version_0_1_0(place)
+        for name in ("fence_http", "fence_rack"):
+            os.symlink("fencetool", os.path.join(place.bin, name))
+        result = self.install(place)
+        self.assertIn("removed %s/fence_http" % place.bin, result.stdout)
+        self.assertEqual(sorted(os.listdir(place.bin)), ["fence_kasa", "fence_rack", "fencetool"])
+        self.assertNotIn("fence_rack", self.install(place, "--check").stdout)
+        self.assertIn("already installed", self.install(place).stdout)
+
+    @with_each_shell
+    def test_copy_of_fencetool_in_the_place_of_a_link_is_kept_and_becomes_a_link(self, place):
         write_file(place.agent, stand_in("0.9"), 0o755)
-        self.install(place)
+        self.assert_refused_unchanged(place, [], place.agent + " is not fencetool's")
+        self.install(place, "--force")
         self.assertEqual(snapshot(place.bin)["fence_kasa"], ("link", "fencetool"))
-        self.assertEqual(place.backups(), [])
+        kept, = place.backups()
+        self.assertEqual(read_file(os.path.join(place.bin, kept)), stand_in("0.9"))
 
     @with_each_shell
     def test_prefix_is_the_directory_of_the_programs_and_is_made_if_missing(self, place):
@@ -521,7 +546,7 @@ class Installing(InstallTest):
     def test_dry_run_tells_every_change_and_makes_none(self, place):
         place.add_cluster_glue()
         write_file(place.agent, "#!/bin/sh\n", 0o755)
-        os.symlink("fencetool", os.path.join(place.bin, "fence_old"))
+        os.symlink("fencetool", os.path.join(place.bin, "fence_http"))
         before = snapshot(place.root)
         result = self.install(place, "--dry-run", "--force")
         for line in ("would write %s (fencetool 1.0.0)" % place.file,
@@ -529,7 +554,7 @@ class Installing(InstallTest):
                      "would write %s (launcher)" % place.program,
                      "would keep %s as %s/.fence_kasa.saved-" % (place.agent, place.bin),
                      "would write %s (link to fencetool)" % place.agent,
-                     "would remove %s/fence_old" % place.bin,
+                     "would remove %s/fence_http" % place.bin,
                      "would write %s/kasa (link to /usr/sbin/fencetool)" % place.plugins):
             self.assertIn(line, result.stdout)
         self.assertEqual(snapshot(place.root), before)
@@ -712,6 +737,17 @@ class ForeignFiles(InstallTest):
                           for name in place.backups()], ["#!first\n", "#!second\n"])
 
     @with_each_shell
+    def test_force_keeps_a_foreign_compiled_copy_too(self, place):
+        self.put_good_installation(place)
+        copy = place.copy()
+        os.remove(copy)
+        os.symlink("elsewhere", copy)
+        self.assert_refused_unchanged(place, [], copy + " is not fencetool's")
+        self.install(place, "--force")
+        kept, = place.backups()
+        self.assertEqual(os.readlink(os.path.join(place.bin, kept)), "elsewhere")
+
+    @with_each_shell
     def test_directory_is_refused_even_with_force(self, place):
         self.put_good_installation(place)
         copy = place.copy()
@@ -731,25 +767,33 @@ FaultyRun = collections.namedtuple("FaultyRun", "place before result points")
 class Interrupted(InstallTest):
     """A fault at each call of a tool that changes files, one run for each."""
 
+    def new_version(self):
+        """Return one as long as the old file: only its content tells it from that."""
+        return stand_in("2.0.0", extra="pass  # padding")
+
     def prepare(self, place, is_0_1_0):
-        """An old version, a foreign file, an old link: the run needs every kind of step."""
+        """An old version, a foreign file, an old link: the run needs every kind of step.
+
+        That the link is one of install.sh only the old version tells.
+        """
+        agents = "fence_kasa", "fence_old"
         if is_0_1_0:
-            self.put_version_0_1_0(place, stand_in("1.0.0"))
+            self.put_version_0_1_0(place, stand_in("1.0.0", agents))
+            os.symlink("fencetool", os.path.join(place.bin, "fence_old"))
         else:
-            self.put_good_installation(place)
+            self.put_good_installation(place, agents)
         os.remove(place.agent)
         write_file(place.agent, stand_in("1.0.0").replace('"""fencetool:', '"""Foreign:'), 0o755)
-        os.symlink("fencetool", os.path.join(place.bin, "fence_old"))
         os.remove(os.path.join(place.plugins, "kasa"))
-        place.offer(stand_in("2.0.0"))
+        place.offer(self.new_version())
 
-    def at_every_point(self, fault, check, layouts=(False, True)):
+    def at_every_point(self, fault, check, layouts=(False, True), places=None):
         """Call check(place, state before, result) for a run with the fault at each point of it.
 
         The shells take turns: the points are those of the script, the same for all of them. So do
         the layouts (is_0_1_0) where everything is put back: that is the same for both of them.
         """
-        places = self.places_in_turn()
+        places = places or self.places_in_turn()
         for is_0_1_0 in layouts:
             undisturbed = self.run_with_fault(next(places), is_0_1_0, fault, 0)
             self.assertEqual(undisturbed.result.returncode, 0, undisturbed.result.stderr)
@@ -767,8 +811,14 @@ class Interrupted(InstallTest):
         log = os.path.join(place.directory, "log")
         write_file(log, "0\n")
         before = snapshot(place.root)
-        result = place.run("--force", path=place.faulty_path(), start_new_session=True,
-                           env={"FAULT": fault, "FAULT_AT": str(point), "FAULT_LOG": log})
+        argv = place.shell + ["install.sh", "--force"]
+        if fault == "fill":
+            argv = [require_program("unshare"), "-m", "/bin/sh", "-c", WITH_SMALL_TMPDIR,
+                    "sh"] + argv
+        # Here-documents in files, as bash up to 5.0 keeps all of them.
+        result = place.run(argv=argv, path=place.faulty_path(), start_new_session=True,
+                           env={"FAULT": fault, "FAULT_AT": str(point), "FAULT_LOG": log,
+                                "BASH_COMPAT": "50"})
         return FaultyRun(place, before, result, int(read_file(log)))
 
     def test_killed_at_any_point_one_of_the_versions_works_and_the_next_run_ends_right(self):
@@ -779,7 +829,7 @@ class Interrupted(InstallTest):
             for name in os.listdir(place.tmp):
                 shutil.rmtree(os.path.join(place.tmp, name))
             self.install(place, "--force")
-            self.assertEqual(read_file(place.file), stand_in("2.0.0"))
+            self.assertEqual(read_file(place.file), self.new_version())
             self.assert_copy_is_of_the_file(place)
             kept = place.backups()
             self.assertEqual(set(os.listdir(place.bin)), {"fence_kasa", "fencetool"} | set(kept))
@@ -821,6 +871,74 @@ class Interrupted(InstallTest):
 
         self.at_every_point("fail", check, layouts=[True])
 
+    def test_full_temporary_directory_in_the_middle_is_taken_back(self):
+        support.require_namespaces("mount")
+        places = (self.place(find_shell(["bash", "--posix"])) for _ in itertools.count())
+        told = []
+
+        def check(place, before, result):
+            if result.returncode == 0:
+                self.assertEqual(place.installed_version(), "2.0.0")
+                return
+            self.assertEqual(result.returncode, 1, result.stderr)
+            self.assertEqual(snapshot(place.root), before, result.stderr)
+            self.assert_no_leftovers(place)
+            told.append("taken back" in result.stderr)
+
+        self.at_every_point("fill", check, layouts=[False], places=places)
+        self.assertIn(True, told)
+
+    @with_each_shell
+    def test_taken_back_is_said_only_of_what_is_back(self, place):
+        self.put_good_installation(place)
+        place.offer(python_stand_in(
+            "2.0.0", extra="if '.fencetool-new' not in path and words[0] == '-o': sys.exit('oh')"))
+        path = os.path.join(place.directory, "lying")
+        os.mkdir(path)
+        write_file(path + "/mv", '#!/bin/sh\ncase $* in *before.*fencetool.py) exit 0 ;; esac\n'
+                   'exec /bin/mv "$@"\n', 0o755)
+        before = read_file(place.file)
+        result = place.run(path=path + ":" + SYSTEM_PATH)
+        self.assertEqual(result.returncode, 1)
+        self.assertNotIn("taken back", result.stderr)
+        self.assertIn("cannot put back %s\n" % place.file, result.stderr)
+        saved = re.search("what was there is in (.*)\n", result.stderr).group(1)
+        self.assertIn(before, [read_file(os.path.join(saved, name)) for name in os.listdir(saved)
+                               if name.startswith("before.")])
+        self.assertEqual(len(os.listdir(place.copies)), 1)      # all else is back
+
+    def test_old_version_is_put_back_without_a_moment_when_there_is_none(self):
+        # At a kill between a removal and a renaming neither would be there.
+        for place, is_0_1_0 in zip(self.places_in_turn(), (False, True)):
+            self.prepare(place, is_0_1_0)
+            old = "*/sbin/fencetool | */fence_kasa" + (" | *.py" if not is_0_1_0 else "")
+            extra = "if '.fencetool-new' not in path and words[0] == '-o': sys.exit('oh')"
+            place.offer(python_stand_in("2.0.0", extra=extra))
+            path = os.path.join(place.directory, "killing")
+            os.mkdir(path)
+            write_file(path + "/rm", '#!/bin/sh\nfor last; do :; done\n'
+                       'case $last in %s) kill -KILL 0 ;; esac\n' % old +
+                       'exec /bin/rm "$@"\n', 0o755)
+            before = snapshot(place.root)
+            result = place.run("--force", path=path + ":" + SYSTEM_PATH, start_new_session=True)
+            with self.subTest(is_0_1_0=is_0_1_0):
+                self.assertEqual(result.returncode, 1, result.stderr)
+                self.assertEqual(snapshot(place.root), before)
+
+    @with_each_shell
+    def test_nothing_is_moved_into_the_directory_of_a_link_that_is_put_back(self, place):
+        elsewhere = os.path.join(place.directory, "elsewhere")
+        os.mkdir(elsewhere)
+        os.symlink(elsewhere, place.agent)
+        path = os.path.join(place.directory, "failing")
+        os.mkdir(path)
+        write_file(path + "/rm", '#!/bin/sh\ncase $* in */fence_kasa) exit 1 ;; esac\n'
+                   'exec /bin/rm "$@"\n', 0o755)
+        before = snapshot(place.root)
+        result = place.run("--force", path=path + ":" + SYSTEM_PATH)
+        self.assertIn("taken back", result.stderr)
+        self.assertEqual((snapshot(place.root), os.listdir(elsewhere)), (before, []))
+
     @with_each_shell
     def test_half_written_copy_is_noticed_even_when_cp_tells_success(self, place):
         self.install(place)
@@ -859,10 +977,21 @@ class Interrupted(InstallTest):
         for directory, pid in itertools.product((place.bin, place.library),
                                                 (dead.pid, os.getpid())):
             os.mkdir(os.path.join(directory, ".fencetool-new.%d" % pid))
+            os.makedirs(os.path.join(directory, ".fencetool-new.notes"), exist_ok=True)
         self.assertEqual(place.run().returncode, 0)
         for directory in (place.bin, place.library):
-            self.assertEqual([name for name in os.listdir(directory) if "-new" in name],
-                             [".fencetool-new.%d" % os.getpid()])
+            self.assertEqual(sorted(name for name in os.listdir(directory) if "-new" in name),
+                             [".fencetool-new.%d" % os.getpid(), ".fencetool-new.notes"])
+
+    @with_each_shell
+    def test_leftovers_of_a_dead_run_of_the_same_number_are_removed(self, place):
+        # As in a container, where each run may get the same one.
+        for version in ("1.0.0", "1.0.0", "2.0.0"):
+            place.offer(stand_in(version))
+            script = 'mkdir -p "%s/.fencetool-new.$$" && exec "$@"' % place.bin
+            self.assert_good(place, place.run(
+                argv=["/bin/sh", "-c", script, "sh"] + place.shell + ["install.sh"]))
+        self.assertEqual(place.installed_version(), "2.0.0")
 
     @with_each_shell
     def test_script_that_was_cut_off_anywhere_does_nothing(self, place):
@@ -1081,8 +1210,8 @@ class Checking(InstallTest):
             "copy and starts slower: it has not the mode": lambda place: os.chmod(
                 place.copy(), 0o600),
             "fence_kasa is missing": lambda place: os.remove(place.agent),
-            "fence_old is a link": lambda place: os.symlink(
-                "fencetool", os.path.join(place.bin, "fence_old")),
+            "fence_http is a link": lambda place: os.symlink(
+                "fencetool", os.path.join(place.bin, "fence_http")),
             "kasa is missing": lambda place: os.remove(os.path.join(place.plugins, "kasa")),
             "not the same file": lambda place: place.offer(stand_in("2.0.0")),
             "fence_kasa is not a link": lambda place: (
@@ -1098,6 +1227,15 @@ class Checking(InstallTest):
                 self.assert_refused(place, result, "problem(s) found")
                 self.assertRegex(result.stdout, "(?m)^BAD .*" + words)
                 self.assertEqual(snapshot(place.root), before)
+
+    @with_each_shell
+    def test_it_does_not_run_what_is_not_fencetool_s(self, place):
+        self.put_good_installation(place)
+        os.remove(place.agent)
+        trace = os.path.join(place.directory, "trace")
+        write_file(place.agent, "#!/bin/sh\n: >'%s'\n" % trace, 0o755)
+        self.assertEqual(place.run("--check").returncode, 1)
+        self.assertFalse(os.path.exists(trace))
 
     @with_each_shell
     def test_it_compares_with_a_hash_where_no_file_is_at_hand(self, place):
@@ -1117,7 +1255,7 @@ class Uninstalling(InstallTest):
         os.symlink("fence_other", os.path.join(place.bin, "fence_third"))
         write_file(os.path.join(place.plugins, "ipmi"), "#!/bin/sh\n", 0o755)
         self.install(place, "--force")
-        os.symlink("fencetool", os.path.join(place.bin, "fence_old"))
+        os.symlink("fencetool", os.path.join(place.bin, "fence_http"))
         before = snapshot(place.root)
         result = self.install(place, "--uninstall", "--dry-run")
         self.assertEqual(result.stdout.count("would remove"), 6)
@@ -1129,6 +1267,45 @@ class Uninstalling(InstallTest):
         self.assertEqual(os.listdir(place.plugins), ["ipmi"])
         self.assertFalse(os.path.exists(place.library))
         self.assertIn("nothing to do", self.install(place, "--uninstall").stdout)
+
+    @with_each_shell
+    def test_what_an_administrator_made_stays_whatever_is_in_it(self, place):
+        self.put_good_installation(place)
+        good = snapshot(place.root)
+        write_file(place.agent + "_patched", stand_in("1.0.1"), 0o755)
+        write_file(place.agent + "_wrapper", '#!/bin/sh\n# Not\n"""fencetool: a note\n', 0o755)
+        write_file(os.path.join(place.bin, "fence_check"), stand_in(), 0o755)
+        write_file(os.path.join(place.plugins, "patched"), stand_in(), 0o755)
+        write_file(os.path.join(place.copies, "fencetool.notes"), "")
+        os.symlink("fencetool", os.path.join(place.plugins, "fence_http"))
+        os.symlink("fencetool", os.path.join(place.bin, "fence_rack"))
+        made = set(snapshot(place.root)) - set(good)
+        result = self.install(place, "--uninstall")
+        self.assertIn("left as it is: %s/fence_rack, a link" % place.bin, result.stdout)
+        self.assertEqual({path for path, kind in snapshot(place.root).items()
+                          if kind[0] != "directory"}, made)
+
+    @with_each_shell
+    def test_program_that_has_the_description_elsewhere_is_foreign(self, place):
+        for text in ('#!/bin/sh\n# Not\n"""fencetool: a note\n', '"""fencetool: a note\n',
+                     '#!/bin/sh\n  """fencetool: a note\n'):
+            write_file(place.program, text, 0o755)
+            self.assert_refused_unchanged(place, [], place.program + " is not fencetool's")
+            self.install(place, "--uninstall")
+            self.assertEqual(read_file(place.program), text)
+
+    @with_each_shell
+    def test_agents_that_only_the_installed_file_knows_are_removed(self, place):
+        for is_0_1_0 in (False, True):
+            text = stand_in(agents=("fence_kasa", "fence_new"))
+            if is_0_1_0:
+                self.put_version_0_1_0(place, text)
+                os.symlink("fencetool", os.path.join(place.bin, "fence_new"))
+            else:
+                place.offer(text)
+                self.install(place)
+            self.install(place, "--uninstall")
+            self.assertEqual(os.listdir(place.bin), [])
 
     @with_each_shell
     def test_version_0_1_0_is_removed_too(self, place):
@@ -1159,13 +1336,30 @@ class Uninstalling(InstallTest):
 
 
 class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
+    """Serves files (path -> text) and redirects (path -> URL), and notes what it was asked for."""
     daemon_threads = True
+
+    def __init__(self, files, context=None):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.files, self.redirects, self.asked = files, {}, []
+        self.url = "%s://127.0.0.1:%d" % ("https" if context else "http", self.server_address[1])
+        if context:     # each handshake in the thread of its connection
+            self.socket = context.wrap_socket(self.socket, server_side=True,
+                                              do_handshake_on_connect=False)
+
+    def handle_error(self, request, client_address):
+        pass            # the client did not trust us
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
+        self.server.asked.append(self.path)
         body = self.server.files.get(self.path)
-        self.send_response(404 if body is None else 200)
+        if self.path in self.server.redirects:
+            self.send_response(302)
+            self.send_header("Location", self.server.redirects[self.path])
+        else:
+            self.send_response(404 if body is None else 200)
         body = (body or "no such file\n").encode()
         length = len(body) + (1000 if self.path.startswith("/short/") else 0)
         self.send_header("Content-Length", str(length))
@@ -1176,17 +1370,22 @@ class Handler(http.server.BaseHTTPRequestHandler):
         pass
 
 
-class Downloading(InstallTest):
-    def setUp(self):
-        self.server = Server(("127.0.0.1", 0), Handler)
-        self.server.files = {"/fencetool.py": stand_in(), "/raw?name=fencetool": stand_in(),
-                             "/short/fencetool.py": stand_in()}
-        thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.01})
+class DownloadingTest(InstallTest):
+    def start(self, context=None):
+        server = Server({"/fencetool.py": stand_in(), "/raw?name=fencetool": stand_in(),
+                         "/short/fencetool.py": stand_in()}, context)
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
-        self.addCleanup(self.server.server_close)
+        self.addCleanup(server.server_close)
         self.addCleanup(thread.join)
-        self.addCleanup(self.server.shutdown)
-        self.url = "http://127.0.0.1:%d" % self.server.server_address[1]
+        self.addCleanup(server.shutdown)
+        return server
+
+
+class Downloading(DownloadingTest):
+    def setUp(self):
+        self.server = self.start()
+        self.url = self.server.url
 
     def tool_paths(self, place):
         """Return for each downloader a PATH on which it is the only one."""
@@ -1207,10 +1406,16 @@ class Downloading(InstallTest):
     def test_url_may_be_of_the_directory_or_of_the_file(self, place):
         for end in ("", "/", "/fencetool.py", "/raw?name=fencetool"):
             with self.subTest(end=end):
-                result = place.run("--from", self.url + end)
-                self.assertEqual(result.returncode, 0, result.stderr)
-                self.assertIn("nothing proves who sent", result.stderr)
+                self.install(place, "--from", self.url + end, "--sha256", sha256(stand_in()))
                 self.assertEqual(place.installed_version(), "1.0.0")
+                os.remove(place.program)
+
+    @with_each_shell
+    def test_http_without_the_hash_is_refused_before_anything_is_fetched(self, place):
+        for options in ([], ["--check"], ["--dry-run"]):
+            self.assert_refused_unchanged(place, options + ["--from", self.url], "--sha256",
+                                          "nothing proves who sent " + self.url)
+        self.assertEqual(self.server.asked, [])
 
     @with_each_shell
     def test_bad_download_leaves_the_old_version(self, place):
@@ -1219,7 +1424,7 @@ class Downloading(InstallTest):
         for tool, path in self.tool_paths(place).items():
             with self.subTest(tool=tool):
                 self.assert_refused_unchanged(
-                    place, ["--from", self.url + "/none"],
+                    place, ["--from", self.url + "/none", "--sha256", sha256(stand_in())],
                     "cannot fetch %s/none/fencetool.py:" % self.url, "404", path=path)
                 self.assert_refused_unchanged(
                     place, ["--from", self.url, "--sha256", sha256("")], "sha256", path=path)
@@ -1228,14 +1433,15 @@ class Downloading(InstallTest):
     def test_download_that_ends_too_early_is_refused(self, place):
         for tool in ("curl", "python3"):
             path = place.toolbox(tool, *commands_needed())
-            self.assert_refused_unchanged(place, ["--from", self.url + "/short"],
-                                          "cannot fetch", path=path)
+            self.assert_refused_unchanged(
+                place, ["--from", self.url + "/short", "--sha256", sha256(stand_in())],
+                "cannot fetch", path=path)
 
     @with_each_shell
     def test_without_any_downloader_it_names_those_that_would_do(self, place):
-        self.assert_refused_unchanged(place, ["--from", self.url],
-                                      "install wget, curl or python3",
-                                      path=place.toolbox(*commands_needed()))
+        self.assert_refused_unchanged(
+            place, ["--from", self.url, "--sha256", sha256(stand_in())],
+            "install wget, curl or python3", path=place.toolbox(*commands_needed()))
 
     @with_each_shell
     def test_https_with_a_wget_that_checks_no_certificates_needs_the_hash(self, place):
@@ -1244,11 +1450,232 @@ class Downloading(InstallTest):
             path=place.busybox_toolbox("wget", *commands_needed()))
 
 
+@functools.lru_cache(maxsize=None)
+def key_and_certificate():
+    """Return the paths of both; who trusts the certificate trusts a server at 127.0.0.1."""
+    paths = [os.path.join(os.path.dirname(quick_python), name) for name in ("key", "certificate")]
+    subprocess.check_call(
+        [require_program("openssl"), "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2",
+         "-subj", "/CN=tests", "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", paths[0],
+         "-out", paths[1]], stderr=subprocess.DEVNULL)
+    return paths
+
+
+class DownloadingEncrypted(DownloadingTest):
+    def setUp(self):
+        self.key, self.certificate = key_and_certificate()
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(self.certificate, self.key)
+        self.plain, self.server = self.start(), self.start(context)
+        self.server.redirects = {
+            "/here/fencetool.py": "/fencetool.py",
+            "/away/fencetool.py": self.plain.url + "/fencetool.py",
+            "/twice/fencetool.py": "/away/fencetool.py"}
+
+    def with_each_tool(self, test):
+        """Call test(place, tool, options) with the options of a run that has no other tool.
+
+        Each tool gets a shell of its own, and trusts the server.
+        """
+        for place, tool in zip(self.places_in_turn(), ("curl", "wget", "python3")):
+            settings = os.path.join(place.directory, "wgetrc")
+            write_file(settings, "ca_certificate = %s\n" % self.certificate)
+            options = {"path": place.toolbox(tool, "sha256sum", *commands_needed()),
+                       "env": {"CURL_CA_BUNDLE": self.certificate, "WGETRC": settings,
+                               "SSL_CERT_FILE": self.certificate}}
+            with self.subTest(tool=tool, shell=place.shell):
+                test(place, tool, options)
+
+    def test_certificate_is_proof_enough_and_an_unknown_one_is_none(self):
+        def check(place, _, options):
+            self.install(place, "--from", self.server.url, **options)
+            self.install(place, "--uninstall")
+            options["env"] = {}
+            self.assert_refused_unchanged(place, ["--from", self.server.url], "cannot fetch",
+                                          **options)
+
+        self.with_each_tool(check)
+
+    def test_redirect_to_https_is_followed_and_by_wget_only_with_the_hash(self):
+        def check(place, tool, options):
+            url = self.server.url + "/here"
+            if tool == "wget":
+                self.assert_refused_unchanged(place, ["--from", url], "redirections", **options)
+            else:
+                self.install(place, "--from", url, **options)
+                self.install(place, "--uninstall")
+            self.install(place, "--from", url, "--sha256", sha256(stand_in()), **options)
+
+        self.with_each_tool(check)
+
+    def test_redirect_from_https_to_http_is_refused_without_the_hash(self):
+        def check(place, _, options):
+            for way in ("/away", "/twice"):
+                self.assert_refused_unchanged(
+                    place, ["--from", self.server.url + way],
+                    "without --sha256, over nothing but https", **options)
+            self.assertEqual(self.plain.asked, [])
+
+        self.with_each_tool(check)
+
+    def test_redirect_from_https_to_http_is_followed_with_the_hash(self):
+        def check(place, _, options):
+            del self.plain.asked[:]
+            self.install(place, "--from", self.server.url + "/twice",
+                         "--sha256", sha256(stand_in()), **options)
+            self.assertEqual(self.plain.asked, ["/fencetool.py"])
+
+        self.with_each_tool(check)
+
+    def test_settings_at_home_do_not_turn_the_check_of_certificates_off(self):
+        def check(place, _, options):
+            write_file(os.path.join(place.directory, ".curlrc"), "insecure\n")
+            write_file(os.path.join(place.directory, ".wgetrc"), "check_certificate = off\n")
+            options["env"] = {"HOME": place.directory}
+            self.assert_refused_unchanged(place, ["--from", self.server.url], "certificate",
+                                          **options)
+
+        self.with_each_tool(check)
+
+
+class OtherUsers(InstallTest):
+    """What root must not run, because another user can change it."""
+    OTHER = 65534
+
+    def setUp(self):
+        support.require_root()
+
+    def spy(self, place):
+        """Return the text of a fencetool.py that leaves a trace when it is run, and that path."""
+        trace = os.path.join(place.directory, "trace")
+        return python_stand_in(extra="open(%r, 'w').close()" % trace), trace
+
+    def test_places_that_others_can_change_are_refused_in_every_mode(self):
+        def lead_through_a_link(place):
+            other = os.path.join(place.directory, "other")
+            os.mkdir(other)
+            os.rename(place.bin, os.path.join(other, "sbin"))
+            os.symlink("../../other/sbin", place.bin)
+            os.chown(other, self.OTHER, -1)
+        makers = {
+            "the root": lambda place: os.chown(place.root, self.OTHER, -1),
+            "usr": lambda place: os.chmod(os.path.join(place.root, "usr"), 0o775),
+            "usr/sbin": lambda place: os.chmod(place.bin, 0o757),
+            "lib/fencetool": lambda place: os.chown(place.library, self.OTHER, -1),
+            "__pycache__": lambda place: os.chmod(place.copies, 0o777),
+            "external": lambda place: os.chown(place.plugins, self.OTHER, -1),
+            "other": lead_through_a_link}
+        for place, (name, make) in zip(self.places_in_turn(), makers.items()):
+            self.put_good_installation(place)
+            text, trace = self.spy(place)
+            write_file(place.file, text, 0o755)
+            make(place)
+            for options in ([], ["--check"], ["--dry-run"], ["--uninstall"]):
+                with self.subTest(name=name, options=options):
+                    self.assert_refused_unchanged(place, options, name + ": root")
+                    self.assertFalse(os.path.exists(trace))
+
+    def test_files_that_others_can_change_are_not_run_but_replaced(self):
+        makers = {
+            "file": lambda place: os.chown(place.file, self.OTHER, -1),
+            "file, mode": lambda place: os.chmod(place.file, 0o777),
+            "launcher": lambda place: os.chown(place.program, self.OTHER, -1),
+            "copy": lambda place: os.chown(place.copy(), self.OTHER, -1)}
+        for place, (name, make) in zip(self.places_in_turn(), makers.items()):
+            text, trace = self.spy(place)
+            place.offer(text)
+            self.install(place)
+            os.remove(trace)
+            place.offer(stand_in())
+            with self.subTest(name=name):
+                make(place)
+                self.assert_refused_unchanged(place, ["--check"], "others than root can change")
+                self.assertFalse(os.path.exists(trace))
+                place.offer(text)
+                result = self.install(place)
+                self.assertNotIn("already installed", result.stdout)
+                self.assert_good(place, place.run("--check"))
+
+    @with_each_shell
+    def test_installed_file_that_others_can_change_is_not_asked_for_its_agents(self, place):
+        self.put_good_installation(place)
+        text, trace = self.spy(place)
+        write_file(place.file, text, 0o777)
+        self.install(place, "--uninstall")
+        self.assertFalse(os.path.exists(trace))
+        self.assertEqual(os.listdir(place.bin), [])
+
+    @with_each_shell
+    def test_python_that_others_can_change_is_refused(self, place):
+        other = os.path.join(tempfile.mkdtemp(dir="/tmp"), "python3")
+        self.addCleanup(shutil.rmtree, os.path.dirname(other))
+        shutil.copy(quick_python, other)
+        os.chown(other, self.OTHER, -1)
+        place.offer(stand_in(python=other))
+        self.assert_refused_unchanged(place, [], "others than root can change " + other)
+
+    @with_each_shell
+    def test_programs_in_a_directory_of_another_user_are_not_run(self, place):
+        trace = os.path.join(place.directory, "trace")
+        for mode, owner in ((0o755, self.OTHER), (0o777, 0)):
+            directory = tempfile.mkdtemp(dir=place.directory)
+            for tool in commands_needed() + ["id", "sha256sum", "python3"]:
+                write_file(os.path.join(directory, tool),
+                           "#!/bin/sh\n: >'%s'\nexec /usr/bin/%s \"$@\"\n" % (trace, tool), 0o755)
+            os.chmod(directory, mode)
+            os.chown(directory, owner, -1)
+            path = "%s:%s::." % (directory, SYSTEM_PATH)
+            self.install(place, "--sha256", sha256(stand_in()), path=path)
+            self.install(place, "--check", path=path)
+            self.install(place, "--uninstall", path=path)
+            self.assertFalse(os.path.exists(trace))
+
+    @with_each_shell
+    def test_temporary_directory_of_another_user_is_not_used(self, place):
+        trace = os.path.join(place.directory, "trace")
+        place.offer(python_stand_in(extra="print(path, file=open(%r, 'a'))" % trace))
+        os.chown(place.tmp, self.OTHER, -1)
+        self.install(place)
+        self.assertNotIn(place.tmp, read_file(trace))
+
+    @with_each_shell
+    def test_file_to_install_may_be_anybody_s_and_sticky_directories_do_no_harm(self, place):
+        os.chmod(place.directory, 0o1777)
+        os.chown(place.source, self.OTHER, -1)
+        os.chown(place.offered, self.OTHER, -1)
+        self.install(place)
+        self.assertEqual(os.lstat(place.file).st_uid, 0)
+        self.assert_good(place, place.run("--check"))
+
+    @with_each_shell
+    def test_ordinary_user_installs_checks_and_removes_in_a_directory_of_his_own(self, place):
+        tools = os.path.join(place.directory, "tools")
+        os.mkdir(tools)
+        trace = os.path.join(place.directory, "trace")
+        write_file(os.path.join(tools, "cp"),
+                   "#!/bin/sh\n: >'%s'\nexec /bin/cp \"$@\"\n" % trace, 0o755)
+        for directory, names, files in os.walk(place.directory):
+            for name in [directory] + [os.path.join(directory, name) for name in names + files]:
+                os.chown(name, self.OTHER, self.OTHER)
+        os.chmod(place.bin, 0o777)
+        for options in ([], ["--check"], ["--uninstall"]):
+            self.install(place, *options, preexec_fn=drop_root, path=tools + ":" + SYSTEM_PATH)
+        self.assertEqual(os.listdir(place.bin), [])
+        self.assertTrue(os.path.exists(trace))
+
+
 class TheScript(unittest.TestCase):
     def test_shellcheck_has_nothing_to_say_and_nothing_is_disabled(self):
         result = subprocess.run([require_program("shellcheck"), INSTALL], stdout=subprocess.PIPE)
         self.assertEqual((result.returncode, result.stdout), (0, b""))
         self.assertNotIn("shellcheck disable", read_file(INSTALL))
+
+    def test_released_agents_hold_all_that_this_version_has(self):
+        # A later version that has one of them no more knows its link by this list.
+        listed = re.search("^RELEASED_AGENTS='([^']*)'", read_file(INSTALL), re.M).group(1).split()
+        told = subprocess.check_output([sys.executable, "-IS", FENCETOOL, "agents"],
+                                       universal_newlines=True).split()
+        self.assertEqual(set(told) - set(listed), set())
 
     def test_lines_have_at_most_100_columns(self):
         self.assertEqual([line for line in read_file(INSTALL).split("\n") if len(line) > 100], [])

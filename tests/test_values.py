@@ -1,4 +1,5 @@
 """Conversions between the words of the field and text."""
+import json
 import unittest
 
 import fencetool
@@ -51,6 +52,14 @@ class Conversions(unittest.TestCase):
                 fencetool.parse_json_object(text)
         self.assertEqual(fencetool.parse_json_object('{"a": 1, "a": 1}'), {"a": 1})
 
+    def test_names_that_differ_in_case_alone_and_have_two_values_are_an_error(self):
+        for text in ('{"relay_state": 0, "RELAY_STATE": 1}', '{"Power": "ON", "POWER": "OFF"}',
+                     '{"a": [{"b": 0, "B": false}]}', '{"a": 0, "A": 0, "a": 1}'):
+            with self.subTest(text), self.assertRaises(fencetool.ProtocolError):
+                fencetool.parse_json_object(text)
+        for text in ('{"a": 1, "A": 1}', '{"POWER": "ON", "b": {"Power": 43}}'):
+            self.assertEqual(fencetool.parse_json_object(text), json.loads(text))
+
     def test_what_is_no_json_object_is_a_protocol_error(self):
         for text in ("", "[]", "null", "1", "{", '{"a": NaN}', '{"a": Infinity}', "[" * 100000):
             with self.subTest(text[:20]), self.assertRaises(fencetool.ProtocolError):
@@ -79,7 +88,7 @@ class OutletSelection(unittest.TestCase):
 
     def test_of_several_outlets_exactly_one_must_be_named(self):
         outlets = strip("a", "b", "storage-b")
-        for wanted, number in (("2", 2), ("b", 2), ("01", 2), ("id02", 3), ("ID02", 3)):
+        for wanted, number in (("2", 2), ("b", 2), ("id01", 2), ("id02", 3), ("ID02", 3)):
             with self.subTest(wanted):
                 self.assertEqual(self.number(outlets, wanted, "storage-b"), number)
         for wanted in ("", "4", "0", "c", "storage-a"):
@@ -92,8 +101,20 @@ class OutletSelection(unittest.TestCase):
             self.number(strip("a", "b"), "2", "2")
 
     def test_two_outlets_of_one_name_are_never_guessed(self):
+        for label in ("", "same", "other"):
+            with self.subTest(label), self.assertRaises(Refused) as caught:
+                self.number(strip("same", "same", "b"), "same", label)
+            self.assertIn("'same' names 2 outlets", str(caught.exception))
+
+    def test_a_number_with_a_zero_in_front_names_no_outlet(self):
+        for wanted, number in (("01", "1"), ("00", "0"), ("002", "2"), ("09", "9")):
+            for outlets in (strip("a", "b", "c"), strip("a")):
+                with self.subTest(wanted), self.assertRaises(Refused) as caught:
+                    self.number(outlets, wanted)
+                self.assertIn("(which would be %s)" % number, str(caught.exception))
+        self.assertEqual(self.number([Outlet("01", "a", (), PowerState.ON)], "01"), "01")
         with self.assertRaises(Refused):
-            self.number(strip("same", "same"), "same")
+            self.number(strip("01", "b"), "01")
 
     def test_an_alias_that_is_the_number_of_another_outlet_is_never_guessed(self):
         with self.assertRaises(Refused):

@@ -1,4 +1,5 @@
 """Virtual devices with the firmware and the faults that only tests need."""
+import hashlib
 import json
 import re
 import socket
@@ -129,6 +130,13 @@ class Kasa(Faulty, fencetool.VirtualKasa):
     no_faults = ("portal",)  # it has no web server
     short_ids = False  # of a strip: two digits alone
     old_meter = False  # hardware 1 tells watts, later ones milliwatts
+    slots_from = None  # of a strip: the slot_id of its first outlet; None: it tells none
+    rewritten = ()     # pairs of bytes: what is replaced in the JSON of every answer, and by what
+    answers_a_connection = 0  # it closes a connection behind so many; 0: never
+
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
+        self.answered = {}  # how many answers have gone over each connection
 
     def start(self, host="127.0.0.1", port=0):
         super().start(host, port)
@@ -157,6 +165,15 @@ class Kasa(Faulty, fencetool.VirtualKasa):
         if self.fault == "oversize":
             answer = struct.pack(">I", OVERSIZE_BYTES) + answer[4:]
         super().send_answer(handle, answer)
+        self.answered[handle] = self.answered.get(handle, 0) + 1
+        if self.answered[handle] == self.answers_a_connection:
+            raise ConnectionError("enough")
+
+    def answer(self, message):
+        plain = fencetool.decrypt_kasa(super().answer(message))
+        for old, new in self.rewritten:
+            plain = plain.replace(old, new)
+        return fencetool.encrypt_kasa(plain)
 
     def _call(self, module, method, arguments, chosen):
         if (module, method) in KASA_ANSWERS:
@@ -181,6 +198,8 @@ class Kasa(Faulty, fencetool.VirtualKasa):
         if self.fault == "dead_meter":
             return dict(fencetool.KASA_REFUSAL)
         reply = super()._emeter_get_realtime(arguments, chosen)
+        if self.slots_from is not None and not reply["err_code"]:
+            reply["slot_id"] = self.slots_from + self._chosen_outlet(chosen).number - 1
         if self.fault == "garbled_meter":
             return dict(reply, power_mw=str(reply["power_mw"]))
         if not self.old_meter or reply["err_code"]:
@@ -203,26 +222,69 @@ class Http(Faulty):
     harmless = Faulty.harmless | {"elsewhere", "lag"}
     readable = Faulty.readable | harmless
     logins = ({"password": "s3cret"}, {"password": "s3cret", "algorithm": "MD5"},
-              {"password": "s3cret", "algorithm": "SHA-256"})
+              {"password": "s3cret", "algorithm": "SHA-256"},
+              {"password": "s3cret", "algorithm": "MD5-sess", "realm": "K\u00fcchen-PDU \u00c5"},
+              {"password": "s3cret", "algorithm": "MD5", "qop": ""})
     realm = "Login Required"
-    algorithm = ""  # of a Digest login: MD5 or SHA-256
+    algorithm = ""     # of a Digest login: MD5 or SHA-256, also with -sess
+    qop = "auth"       # "" as in RFC 2069
+    uses = 0           # of a nonce, until it has to be a new one; 0: without an end
+    stale_answers = 0  # to so many right answers it says that the nonce is stale
+    busy = ()          # (status, headers, body) of its next answers, as a list
     another = ("", "")  # the expression of an outlet in an answer, and another outlet's name
 
     def __init__(self, *arguments, **options):
         super().__init__(*arguments, **options)
-        if self.algorithm:
-            named = "" if self.algorithm == "MD5" else ", algorithm=" + self.algorithm
-            self.challenge = ('Digest realm="%s", qop="auth", nonce="%032x", opaque="0123abcd"%s'
-                              % (self.realm, 7919, named))
+        self.counts = {}  # of each nonce that was given out, the highest count that came
+        self.stale = ""   # what the next challenge says besides
+
+    def answer(self, method, path, fields):
+        if self.busy:
+            status, headers, body = self.busy.pop(0)
+            return status, headers, body
+        return super().answer(method, path, fields)
 
     def knows_login(self, method, path, fields):
         if not self.algorithm:
             return super().knows_login(method, path, fields)
         given = fields.get("authorization", "")
-        cnonce = given.partition('cnonce="')[2].partition('"')[0]
-        return given == fencetool.build_digest_login(
-            fencetool.parse_digest_challenge([self.challenge]), "admin", self.password, method,
-            path, cnonce)
+        self.stale = ""
+        if not given.startswith("Digest ") or not self.is_right_digest(
+                method, path, dict(re.findall(r'(\w+)="?([^",]*)', given))):
+            return False
+        if self.stale_answers:
+            self.stale_answers -= 1
+            self.stale = ", stale=true"
+        return not self.stale
+
+    def is_right_digest(self, method, path, given):
+        """Return whether this answers a nonce of ours with a count that it has not had before."""
+        def digest(*parts):
+            name = "sha256" if self.algorithm.startswith("SHA") else "md5"
+            return hashlib.new(name, b":".join(parts)).hexdigest().encode()
+        values = {name: text.encode("latin-1") for name, text in given.items()}
+        count, nonce = int(given.get("nc", "1"), 16), given.get("nonce", "")
+        is_replay = bool(self.qop) and count <= self.counts.get(nonce, 0)
+        if nonce not in self.counts or is_replay or (self.uses and count > self.uses):
+            return False
+        self.counts[nonce] = count
+        secret = digest(b"admin", self.realm.encode(), self.password.encode())
+        if self.algorithm.endswith("-sess"):
+            secret = digest(secret, values["nonce"], values["cnonce"])
+        proof = [values[name] for name in ("nonce", "nc", "cnonce", "qop") if name in values]
+        right = digest(secret, *(proof + [digest(method.encode(), path.encode())]))
+        return (values["response"], given["uri"]) == (right, path)
+
+    def refuse_login(self):
+        if not self.algorithm:
+            return super().refuse_login()
+        nonce = "%032x" % (7919 + len(self.counts))
+        self.counts[nonce] = 0
+        fields = ['realm="%s"' % self.realm.encode().decode("latin-1"), 'nonce="%s"' % nonce,
+                  'opaque="0123abcd"']
+        fields += ['qop="%s"' % self.qop] if self.qop else []
+        fields += ["algorithm=" + self.algorithm] if self.algorithm != "MD5" else []
+        return 401, {"WWW-Authenticate": "Digest " + ", ".join(fields) + self.stale}, ""
 
     def respond(self, method, path, fields):
         return self.falsify(super().respond(method, path, fields))
