@@ -299,6 +299,15 @@ def percent_encode(text):
     return encode(text, safe="", errors="surrogateescape")
 
 
+def decode_fully(text):
+    """Return text percent-decoded until nothing is left: a sloppy device does it twice."""
+    from urllib.parse import unquote_plus
+    before = None
+    while before != text:
+        before, text = text, unquote_plus(text)
+    return text
+
+
 def escape_xml(text):
     for character, name in (("&", "amp"), ("<", "lt"), (">", "gt"), ('"', "quot"), ("'", "apos")):
         text = text.replace(character, "&%s;" % name)
@@ -1926,11 +1935,16 @@ class OpenedOutlet:
 HttpReply = namedtuple("HttpReply", "status headers body")
 
 
-def send_http_request(connect, method, url, headers, deadline, silence_s=None):
+# How to listen to an event stream, which does not end by itself. is_enough: of the text that has
+# come, asked at each silence of silence_s. deadline: of the stream alone, the headers have theirs.
+Listening = namedtuple("Listening", "silence_s deadline is_enough")
+SILENCE = ":silence"  # marks one in the text, as a comment between two events
+
+
+def send_http_request(connect, method, url, headers, deadline, listening=None):
     """Send one HTTP request; return its HttpReply, whatever its status.
 
-    connect: returns the Connection. silence_s: of an event stream, which does not end, take what
-    came until it is silent for so long.
+    connect: returns the Connection. listening: the answer is an event stream.
     """
     import http.client
     import urllib.request  # slow, so before the connection: a small device has only one
@@ -1941,7 +1955,7 @@ def send_http_request(connect, method, url, headers, deadline, silence_s=None):
     stream.connection = connect()
     try:
         response = opener.open(request)
-        text = read_http_body(response, stream, silence_s)
+        text = read_http_body(response, stream, listening)
     except http.client.RemoteDisconnected as error:
         raise Unreachable("the device closed the connection without an answer (a Tasmota with "
                           "SetOption128 0 wants its own address as ip)") from error
@@ -2008,7 +2022,7 @@ class HttpStream(io.RawIOBase):
         """urllib closes before the body is read; who made the connection ends it."""
 
 
-def read_http_body(response, stream, silence_s):
+def read_http_body(response, stream, listening):
     """Return the bytes of a reply's body; raise unless it is whole and of a sane length."""
     lengths = set(response.headers.get_all("Content-Length") or ["0"])
     if response.headers.defects or len(lengths) > 1 or not re.fullmatch("[0-9]+", min(lengths)):
@@ -2016,23 +2030,35 @@ def read_http_body(response, stream, silence_s):
     if (response.length or 0) > MAX_REPLY_BYTES:
         raise ProtocolError("the answer claims a length of %d bytes (is this the right device and "
                             "port?)" % response.length)
-    if silence_s is None:
+    if listening is None or response.status != 200:
         return response.read()  # raises IncompleteRead when less came than the headers say
-    return read_until_silent(response, stream, silence_s)
+    return read_event_stream(response, stream, listening)
 
 
-def read_until_silent(response, stream, silence_s):
-    whole = stream.deadline
+def read_event_stream(response, stream, listening):
+    """Return the bytes of an event stream until they are enough, it ends, or the time is up."""
     body, piece = b"", None
-    try:
-        while piece != b"":
-            stream.deadline = whole.within(silence_s)
+    while piece != b"":
+        stream.deadline = listening.deadline.within(listening.silence_s)
+        try:
             piece = response.read1(MAX_REPLY_BYTES)
             body += piece
-    except Unreachable:
-        if not body:
-            raise
+        except Unreachable:
+            is_over = not listening.deadline.left()
+            if is_over and not body:
+                raise
+            if is_over or stream.deadline.left():  # with time left it was no silence, it broke off
+                return body
+            body = mark_silence(body)
+            if listening.is_enough(body.decode(errors="backslashreplace")):
+                return body
     return body
+
+
+def mark_silence(body):
+    """Return the bytes of an event stream with a mark at their end, unless an event goes on."""
+    is_between = body.endswith((b"\n\n", b"\n\r\n"))
+    return body + b"%s\n\n" % SILENCE.encode() if is_between else body
 
 
 def parse_http_body(reply, statuses=(200,)):
@@ -2159,12 +2185,12 @@ class HttpDevice(Device):
         if self.settings.device_mac:
             self.check_mac(self.read_mac(deadline))
 
-    def exchange(self, method, path, parse, deadline, silence_s=None):
+    def exchange(self, method, path, parse, deadline, listening=None):
         """Return parse(reply) of one request; an error of either tells what was asked."""
         try:
-            reply = self._send(method, path, self.login, deadline, silence_s)
+            reply = self._send(method, path, self.login, deadline, listening)
             if reply.status == 401:
-                reply = self._answer_challenge(reply, method, path, deadline, silence_s)
+                reply = self._answer_challenge(reply, method, path, deadline, listening)
             self.system.message("%s -> %d %s" % (self.describe(), reply.status, reply.body))
             return parse(reply)
         except FenceError as error:
@@ -2174,14 +2200,14 @@ class HttpDevice(Device):
         """Return the path as it is sent; what is shown and logged is the path without a login."""
         return path
 
-    def _answer_challenge(self, reply, method, path, deadline, silence_s):
+    def _answer_challenge(self, reply, method, path, deadline, listening):
         challenges = reply.headers.get_all("WWW-Authenticate") or []
         if not self.settings.password:
             raise Refused("the device asks for a password (set username and password)")
         fields = parse_digest_challenge(challenges)
         if fields:
             login = self._build_digest(fields, method, self.path_with_login(path))
-            reply = self._send(method, path, login, deadline, silence_s)
+            reply = self._send(method, path, login, deadline, listening)
         if reply.status == 401:
             tried = "Basic and Digest" if fields else "Basic"
             raise Refused("the device refuses the login of user %s (tried: %s; it says: %s)"
@@ -2196,7 +2222,7 @@ class HttpDevice(Device):
             raise Refused("this machine refuses the hash of the device's login: %s" % error
                           ) from error
 
-    def _send(self, method, path, login, deadline, silence_s):
+    def _send(self, method, path, login, deadline, listening):
         origin = self._origin()
         # No Origin: ESPHome refuses foreign ones. The Referer is for Tasmota's SetOption128 0.
         headers = {"Referer": origin + "/", "User-Agent": "fencetool/" + __version__}
@@ -2207,7 +2233,7 @@ class HttpDevice(Device):
         self.system.message("%s <- %s %s" % (self.describe(), method, path))
         limit = deadline.within(self.settings.shell_timeout)
         return send_http_request(lambda: self._connect(limit), method,
-                                 origin + self.path_with_login(path), headers, limit, silence_s)
+                                 origin + self.path_with_login(path), headers, limit, listening)
 
     def _origin(self):
         """Return the beginning of the device's URLs: scheme, host, and a port that is not usual."""
@@ -2687,16 +2713,32 @@ class TasmotaRelay(HttpOutlet):
 # The switches of ESPHome's web_server. A switch is called by its object id (made from its name) up
 # to 2025.12, by its name from 2026.7, by both between. /events streams the states of all entities;
 # a switch is changed by POST. There is no meter: sensors do not tell to which switch they belong.
-# Source: esphome components/web_server of 2024.11, 2026.6 and 2026.10; read 2026-10. Seen:
-# documents only.
+#
+# The stream does not say where its list ends. A ping comes about every ten seconds, whatever else
+# is sent; behind the list, with silence before and after it, it is the end. Firmware up to 2024
+# loses what its queue cannot take, and then pings as well; what tells its uptime in the pings keeps
+# every entity until it could be sent. Old firmware finds a switch by an id that two names can
+# share, and answers with the first.
+# Source: esphome components/web_server of 2024.11, 2026.6 and 2026.10, esphome/issues 962 and
+# esphome pull request 3310; read 2026-11. Seen: documents only.
 
-EVENTS_SILENCE_SECONDS = 2.0  # after the states of all switches; the next ping may take ten
+EVENTS_SILENCE_SECONDS = 0.5
+EVENTS_SECONDS = 13.0  # a ping that comes too early for one is followed by the next after ten
+QUIET = 4              # silences in a row, after which nothing more of the list is expected
+ESPHOME_ACTIONS = ("turn_on", "turn_off", "toggle")
+
+# What one reply tells of a switch. is_assumed: the relay's state is not known to the device either.
+# is_exact: the reply carries the very name that was asked for, not only an id that fits.
+EsphomeReply = namedtuple("EsphomeReply", "state is_assumed is_exact")
+# What an event stream has told so far. has_ended: it went on after the list of entities. is_whole:
+# the firmware leaves out none.
+EsphomeEvents = namedtuple("EsphomeEvents", "outlets has_ended is_whole")
 
 
 def parse_esphome_url(path):
     """Return (switch, PowerState or None) of a /switch/ URL."""
     from urllib.parse import unquote_plus
-    match = re.fullmatch(r"/switch/([^?]+?)(?:/(turn_on|turn_off|toggle))?(?:\?.*)?", path)
+    match = re.fullmatch(r"/switch/([^?]+?)(?:/(turn_on|turn_off|toggle))?/*(?:\?.*)?", path)
     if not match or match.group(2) == "toggle":
         raise UsageError("it is not /switch/NAME, /switch/NAME/turn_on or /switch/NAME/turn_off "
                          "(for any other URL set device=url)")
@@ -2705,19 +2747,36 @@ def parse_esphome_url(path):
 
 
 def build_esphome_path(switch):
+    """Return the path under which a switch is read.
+
+    SAFETY: firmware of 2024 executes GET /switch/NAME/turn_off, and a name may come to that.
+    Test: test_what_reads_a_switch_can_never_be_a_path_that_switches
+    """
+    steps = [render_identifier(step) for step in decode_fully(switch).split("/")]
+    if set(steps) & set(ESPHOME_ACTIONS):
+        raise UsageError("the switch %s is named like a command (%s), and reading it might switch: "
+                         "rename it" % (quote(switch), ", ".join(ESPHOME_ACTIONS)))
     return "/switch/" + "/".join(map(percent_encode, switch.split("/")))
 
 
 def parse_esphome_switch(text, switch):
-    """Return (PowerState, assumed) of a reply, which must be that of the switch asked for.
+    """Return the EsphomeReply, which must be that of the switch asked for.
 
     SAFETY: old firmware finds a switch by an id that two names can share, and answers with the
     first. Test: test_a_reply_of_another_switch_is_refused
     """
     members = parse_json_object(text)
     if not is_esphome_reply_of(members, switch):
-        raise Refused("another switch answered: %s instead of %s" % (quote(text), quote(switch)))
-    return parse_esphome_state(members), members.get("assumed_state") is True
+        raise Refused("another switch answered: %s instead of %s"
+                      % (quote(str(members.get("name", text))), quote(switch)))
+    if not {"state", "value"} & set(members):
+        raise Refused("the reply tells no state of %s: %s" % (quote(switch), quote(text)))
+    names = [members["name"]] if "name" in members else []
+    names += [members[key].rpartition("/")[2] for key in ("id", "name_id")
+              if str(members.get(key)).startswith("switch/")]
+    wanted = switch.rpartition("/")[2]
+    return EsphomeReply(parse_esphome_state(members), members.get("assumed_state") is True,
+                        names != [] and names.count(wanted) == len(names))
 
 
 def is_esphome_reply_of(members, switch):
@@ -2753,18 +2812,47 @@ def parse_esphome_state(members):
 
 
 def parse_esphome_events(text):
-    """Return the switches that an event stream tells of, as Outlets."""
-    switches = {}
+    """Return the EsphomeEvents of what has come of a stream, with its silences."""
+    known, steps, pings = {}, "", ""  # known: {id: {name: its Outlet, or None}}
     for event in re.split(r"\r?\n\r?\n", text)[:-1]:
-        data = re.search(r"(?m)^data: ?(\{.*\})\r?$", event)
-        is_state = re.search(r"(?m)^event: ?state\r?$", event)
-        members = parse_json_object(data.group(1)) if data and is_state else {}
-        identifier = str(members.get("id", ""))
-        if re.match("switch[-/]", identifier) and identifier not in switches:
-            switches[identifier] = parse_esphome_outlet(identifier, members)
-    if len(switches) == 1:
-        return tuple(outlet._replace(identifiers=("1",)) for outlet in switches.values())
-    return tuple(switches.values())
+        kind = re.search(r"(?m)^event: ?(ping|state)\r?$", event)
+        data = re.search(r"(?m)^data: ?(.*?)\r?$", event)
+        if event == SILENCE:
+            steps += "s"
+        elif kind and kind.group(1) == "ping":
+            steps += "p"
+            pings += data.group(1) if data else ""
+        elif kind and data and add_esphome_entity(known, data.group(1)):
+            steps = ""
+    outlets = [outlet for names in known.values() for outlet in names.values() if outlet]
+    return EsphomeEvents(tuple(outlets), bool(re.search("sp+s", steps)), '"uptime"' in pings)
+
+
+def add_esphome_entity(known, data):
+    """Add what a state event tells to the known entities; return whether it was not known yet."""
+    identifier, name, outlet = parse_esphome_entity(data)
+    names = known.setdefault(identifier, {})
+    if name in names or (names and not name):
+        return False
+    names.pop("", None)  # a change that came before the list had come to it
+    names[name] = outlet
+    return True
+
+
+def parse_esphome_entity(data):
+    """Return (id, name, Outlet or None) of a state event; a change alone comes without the name.
+
+    Only what switches say is read any further: a text sensor may hold half a letter.
+    """
+    other = re.match(r'\{"(?:id|name_id)": ?"((?!switch[-/])[a-z_]+[-/][^"]*)"', data)
+    if other:
+        name = re.search(r'"name": ?"([^"]*)"', data)
+        return other.group(1), name.group(1) if name else "", None
+    members = parse_json_object(data)
+    identifier = str(members.get("id", ""))
+    is_switch = re.match("switch[-/]", identifier)
+    outlet = parse_esphome_outlet(identifier, members) if is_switch else None
+    return identifier, str(members.get("name", "")), outlet
 
 
 def parse_esphome_outlet(identifier, members):
@@ -2772,6 +2860,44 @@ def parse_esphome_outlet(identifier, members):
     name = str(members.get("name", identifier[7:].rpartition("/")[2]))
     prefix = "%s/" % members["device"] if members.get("device") else ""
     return Outlet(prefix + render_identifier(name), prefix + name, (), parse_esphome_state(members))
+
+
+def select_esphome_outlet(events, wanted, label):
+    """Return the Outlet that is meant; raise Refused unless the list proves which one that is.
+
+    SAFETY: an id that two names share is the first one's, and a list that may go on may hold the
+    other. Test: test_two_names_behind_one_id_are_refused_and_named
+    """
+    if not events.outlets:
+        raise Refused("the device serves no switch (internal: true?)" if events.has_ended
+                      else "the device has told of no switch (internal: true?)")
+    doubt = "" if events.has_ended else "its list had not ended when the time was up"
+    if not events.is_whole:
+        doubt = "old firmware, whose pings tell no uptime, leaves out what its queue cannot take"
+    outlets = events.outlets
+    if len(outlets) == 1 and not doubt:
+        outlets = (outlets[0]._replace(identifiers=("1",)),)
+    try:
+        outlet = select_outlet(outlets, wanted, label, doubt)
+    except Refused as error:
+        likely = shorten_identifier(wanted)
+        if likely not in [known.number for known in outlets]:
+            raise
+        raise Refused("%s; is %s meant, which firmware of 2021 makes of that name?"
+                      % (error, quote(likely))) from error
+    same = [known for known in outlets if known.number == outlet.number]
+    if len(same) > 1:
+        raise Refused("%d switches of the device share the id %s, rename one: %s" % (
+            len(same), quote(outlet.number), ", ".join(quote(known.alias) for known in same)))
+    if not events.has_ended:
+        raise Refused("the list of the device has not ended, so another switch may share the id %s "
+                      "(the exact name as plug needs no list)" % quote(outlet.number))
+    return outlet
+
+
+def shorten_identifier(name):
+    """Return the object id that firmware of 2021 makes of a name: it drops letters."""
+    return re.sub("[^a-z0-9_-]", "", name.lower().replace(" ", "_"))
 
 
 @speaks("esphome")
@@ -2783,42 +2909,85 @@ class EsphomeDevice(HttpDevice):
     def __init__(self, system, settings):
         super().__init__(system, settings)
         self.take_outlet_from_urls(parse_esphome_url)
+        if self.wanted:
+            build_esphome_path(self.wanted)
+        self.chosen = None  # the Outlet that the list proved: a lost answer costs no second list
 
     def list_outlets(self, deadline):
         self.check_identity(deadline)
-        return self.exchange("GET", "/events", lambda reply: parse_esphome_events(
-            parse_http_body(reply)), deadline, silence_s=EVENTS_SILENCE_SECONDS)
+        return self._listen(deadline, lambda events: True).outlets
 
     def open(self, deadline):
         self.check_identity(deadline)
-        switch = self._find_switch(self.wanted, deadline) if self.wanted else None
-        if switch:
-            return switch
-        outlet = select_outlet(self.list_outlets(deadline), self.wanted, self.label)
-        switch = self._find_switch(outlet.alias, deadline)
+        if self.wanted and not self.chosen:
+            switch, is_exact = self._find_switch(self.wanted, deadline)
+            if is_exact:
+                return switch
+        if not self.chosen:
+            self.chosen = self._choose(self._listen(deadline, self._is_decided))
+        switch, _ = self._find_switch(self.chosen.alias, deadline)
         if not switch:
             raise Refused("the device lists the switch %s, and answers that it does not know it"
-                          % quote(outlet.alias))
+                          % quote(self.chosen.alias))
         return switch
 
+    def prove_usable(self, deadline):
+        # As any device does it, with one look at the stream, which takes its time.
+        if not self.wanted and not self.chosen:
+            self.check_identity(deadline)
+            events = self._listen(deadline, self._is_decided)
+            if len(events.outlets) > 1:
+                return None
+            self.chosen = self._choose(events)
+        return self.open(deadline)
+
+    def _listen(self, deadline, is_enough_when_quiet):
+        """Return the EsphomeEvents of a stream that has ended, or of one that is quiet."""
+        def is_enough(text):
+            events = parse_esphome_events(text)
+            is_quiet = text.endswith((SILENCE + "\n\n") * QUIET)
+            return events.has_ended or (is_quiet and is_enough_when_quiet(events))
+
+        return self.exchange("GET", "/events", lambda reply: parse_esphome_events(
+            parse_http_body(reply)), deadline, Listening(
+                EVENTS_SILENCE_SECONDS, deadline.within(EVENTS_SECONDS), is_enough))
+
+    def _is_decided(self, events):
+        """Return whether the rest of a list could change nothing any more."""
+        # Where no switch was named, two are as many as more, and what has holes is never whole.
+        is_one_named = self.wanted not in ("", "1", self.label)
+        return not is_one_named and (len(events.outlets) > 1 or not events.is_whole)
+
+    def _choose(self, events):
+        """Return the Outlet that the list proves, where a name alone did not prove which it is."""
+        try:
+            return select_esphome_outlet(events, self.wanted, self.label)
+        except Refused as error:
+            if events.has_ended or self._is_decided(events):
+                raise
+            raise ProtocolError(str(error)) from error  # the next stream may tell more
+
     def _find_switch(self, name, deadline):
-        """Return the EsphomeSwitch, or None when the device knows it neither by name nor by id."""
+        """Return (EsphomeSwitch, whether its reply carries exactly this name).
+
+        The switch is None when the device knows it neither by name nor by id.
+        """
         owner, _, own_name = name.rpartition("/")
         object_id = (owner + "/" if owner else "") + render_identifier(own_name)
         for spelling in (name, object_id) if object_id != name else (name,):
             path = build_esphome_path(spelling)
-            state = self.exchange("GET", path + "?detail=all", lambda reply: (
+            found = self.exchange("GET", path + "?detail=all", lambda reply: (
                 None if reply.status == 404 else self.parse_switch(reply, name)), deadline)
-            if state:
-                return EsphomeSwitch(self, state, name, path)
-        return None
+            if found:
+                return EsphomeSwitch(self, found.state, name, path), found.is_exact
+        return None, False
 
     def parse_switch(self, reply, name):
-        state, assumed = parse_esphome_switch(parse_http_body(reply), name)
-        if assumed:
+        found = parse_esphome_switch(parse_http_body(reply), name)
+        if found.is_assumed:
             self.system.warn("switch %s has an assumed_state: it reports what it was told to do, "
                              "and nobody knows its relay" % quote(name))
-        return state
+        return found
 
     def read_mac(self, deadline):
         return self.exchange("OPTIONS", "/", lambda reply: reply.headers.get(
@@ -2835,7 +3004,7 @@ class EsphomeSwitch(HttpOutlet):
 
     def read_state(self, deadline):
         return self.device.exchange("GET", self.path + "?detail=all", lambda reply: (
-            self.device.parse_switch(reply, self.name)), deadline)
+            self.device.parse_switch(reply, self.name)), deadline).state
 
     def send_command(self, wanted, deadline):
         # Answered before it is done; the body is empty.

@@ -248,8 +248,18 @@ class Esphome(unittest.TestCase):
     def test_an_assumed_state_is_told(self):
         text = '{"id":"switch/R","value":true,"state":"ON","assumed_state":%s}'
         parse = fencetool.parse_esphome_switch
-        self.assertEqual(parse(text % "true", "R"), (PowerState.ON, True))
-        self.assertEqual(parse(text % "false", "R"), (PowerState.ON, False))
+        self.assertEqual(parse(text % "true", "R"), (PowerState.ON, True, True))
+        self.assertEqual(parse(text % "false", "R"), (PowerState.ON, False, True))
+
+    def test_only_the_name_itself_is_exact(self):
+        for wanted, members, is_exact in (
+                ("relay", {"id": "switch-relay"}, False), ("Relay", {"id": "switch/Relay"}, True),
+                ("relay", {"id": "switch-relay", "name": "Relay"}, False),
+                ("relay", {"id": "switch-relay", "name_id": "switch/Relay"}, False),
+                ("relay", {"id": "switch-relay", "name": "relay"}, True),
+                ("Desk/Relay", {"id": "switch-relay", "device": "Desk", "name": "Relay"}, True)):
+            text = json.dumps(dict(members, state="OFF"))
+            self.assertIs(fencetool.parse_esphome_switch(text, wanted).is_exact, is_exact, text)
 
     def test_the_event_stream_lists_each_switch_once(self):
         def event(kind, **data):
@@ -265,9 +275,29 @@ class Esphome(unittest.TestCase):
         for text in (stream, stream.replace("\r\n", "\n")):
             self.assertEqual(
                 [(outlet.number, outlet.alias, outlet.state.value)
-                 for outlet in fencetool.parse_esphome_events(text)],
+                 for outlet in fencetool.parse_esphome_events(text).outlets],
                 [("relay", "Relay", "ON"), ("Desk/fan", "Desk/Fan", "OFF")])
-        self.assertEqual(fencetool.parse_esphome_events(""), ())
+        self.assertEqual(fencetool.parse_esphome_events(""), ((), False, False))
+
+    def test_the_list_has_ended_where_a_ping_stands_between_two_silences(self):
+        parts = {"s": ":silence\n\n", "p": 'event: ping\r\ndata: {"uptime":9}\r\n\r\n',
+                 "e": "event: ping\r\ndata: \r\n\r\n",
+                 "l": "event: log\r\ndata: x\r\n\r\n",
+                 "A": 'event: state\r\ndata: {"id":"switch-a","name":"A","value":true}\r\n\r\n',
+                 "a": 'event: state\r\ndata: {"id":"switch-a","value":false}\r\n\r\n',
+                 "B": 'event: state\r\ndata: {"id":"switch-a","name":"B","value":true}\r\n\r\n',
+                 "T": 'event: state\r\ndata: {"id":"sensor-t","name":"T"}\r\n\r\n'}
+        for order, names, has_ended, is_whole in (
+                ("pA", "A", False, True), ("pAssss", "A", False, True), ("pAps", "A", False, True),
+                ("pAsp", "A", False, True), ("pAsps", "A", True, True), ("Asees", "A", True, False),
+                ("Aslplsl", "A", True, True), ("AspAs", "A", True, True),
+                ("Aspas", "A", True, True),
+                ("AspTs", "A", False, True), ("pAspsBs", "AB", False, True),
+                ("pAspsBsps", "AB", True, True), ("aAsps", "A", True, True),
+                ("psps", "", True, True)):
+            events = fencetool.parse_esphome_events("".join(parts[part] for part in order))
+            self.assertEqual("".join(outlet.alias for outlet in events.outlets), names, order)
+            self.assertEqual(events[1:], (has_ended, is_whole), order)
 
 
 class Parameters(unittest.TestCase):

@@ -325,12 +325,18 @@ class OpenBeken(Tasmota):
 
 class Esphome(Http, fencetool.VirtualHttp):
     dialect = "esphome"
+    parameters = {"plug": "plug"}  # without a name the list has to be waited for
     second = "b"
     tells_mac = {"version": "2026.6"}
     no_faults = ("welded", "dead_meter", "garbled_meter")
     version = "2026.10"  # knows switches by name; 2026.6 by object id too, 2024 by that alone
+    # 2021 tells no names, and drops letters from its ids.
     assumed = False      # its switches are assumed_state
     another = ('"(name|id)": "[^"]*"', r'"\1": "switch-other"')
+    ping_s = 0.7         # from the states to the next ping, and from one to another; 0: never
+    stream = ("ping", "states", "pings")  # what /events holds; a number: that many states
+    pause_s = 0.0        # between two states
+    entities = ()        # the data of states that come before those of the switches
 
     def respond(self, method, path, fields):
         return self.falsify(self.respond_soundly(method, path, fields))
@@ -341,22 +347,69 @@ class Esphome(Http, fencetool.VirtualHttp):
                      and "access-control-request-private-network" in fields)
             return 200, {"Private-Network-Access-ID": self.mac} if tells else {}, ""
         if path == "/events":
-            events = ["event: ping\r\ndata: {}\r\n\r\n"] + [
-                "event: state\r\ndata: %s\r\n\r\n" % json.dumps(self.describe(outlet))
-                for outlet in self.outlets]
-            return 200, {"Content-Type": "text/event-stream"}, "".join(events)
+            return 200, {"Content-Type": "text/event-stream"}, ""
         _, domain, entity, action = (path.partition("?")[0] + "///").split("/")[:4]
         found = [outlet for outlet in self.outlets if unquote(entity) in self.names(outlet)]
-        if domain != "switch" or not found or (action and method != "POST"):
+        is_get_enough = self.version in ("2021", "2024")
+        if domain != "switch" or not found or (action and method != "POST" and not is_get_enough):
             return 404, {}, "Not Found"
-        if method == "POST":
-            self.switch(found[0].number, action == "turn_on")
+        if action:
+            self.switch(found[0].number, {"turn_on": True, "turn_off": False}.get(
+                action, not found[0].relay))
             return 200, {}, ""
         return 200, {"Content-Type": "application/json"}, json.dumps(self.describe(found[0]))
 
+    def render(self, status, headers, body):
+        answer = super().render(status, headers, body)
+        is_stream = "text/event-stream" in headers.values()
+        return re.sub(b"\r\nContent-Length: [0-9]*", b"", answer) if is_stream else answer
+
+    def send_answer(self, handle, answer):
+        super().send_answer(handle, answer)
+        if b"text/event-stream" in answer:
+            self.send_events(handle)
+
+    def send_events(self, handle):
+        """Send what the stream holds, and keep it open until the client has enough."""
+        for part in self.stream:
+            if part == "ping":
+                self.send_event(handle, "ping", self.ping())
+            elif part == "close":
+                return
+            elif part != "pings":
+                self.send_states(handle, len(self.outlets) if part == "states" else part)
+        while not self.stopped.wait(self.ping_s or 0.1):
+            if self.ping_s and "pings" in self.stream:
+                self.send_event(handle, "ping", self.ping())
+            else:
+                handle.sendall(b"")
+                if self.is_gone(handle):
+                    return
+
+    def is_gone(self, handle):
+        try:
+            return handle.recv(1, socket.MSG_DONTWAIT) == b""
+        except BlockingIOError:
+            return False
+
+    def send_states(self, handle, count):
+        for data in self.entities:
+            self.send_event(handle, "state", data)
+        for outlet in self.outlets[:count]:
+            self.send_event(handle, "state", json.dumps(self.describe(outlet)))
+            self.stopped.wait(self.pause_s)
+
+    def send_event(self, handle, kind, data):
+        data = data if isinstance(data, bytes) else data.encode("utf-8")
+        handle.sendall(b"event: %s\r\ndata: %s\r\n\r\n" % (kind.encode(), data))
+
+    def ping(self):
+        return "" if self.version in ("2021", "2024") else '{"uptime":61}'
+
     def names(self, outlet):
         by_id = fencetool.render_identifier(outlet.alias)
-        return {"2024": [by_id], "2026.6": [by_id, outlet.alias]}.get(
+        return {"2021": [re.sub("[^a-z0-9_-]", "", outlet.alias.lower().replace(" ", "_"))],
+                "2024": [by_id], "2026.6": [by_id, outlet.alias]}.get(
             self.version, [outlet.alias])
 
     def describe(self, outlet):
@@ -365,9 +418,11 @@ class Esphome(Http, fencetool.VirtualHttp):
                    "value": word == "ON" if word else 0, "state": word,
                    "assumed_state": self.assumed}
         if self.version != "2026.10":
-            members["id"] = "switch-" + fencetool.render_identifier(outlet.alias)
+            members["id"] = "switch-" + self.names(outlet)[0]
         if self.version == "2026.6":
             members["name_id"] = "switch/" + outlet.alias
+        if self.version == "2021":
+            members = {name: members[name] for name in ("id", "state", "value")}
         return members
 
 
