@@ -332,9 +332,12 @@ def redact(text, secrets):
 def parse_json_object(text):
     """Return the JSON object in text as a dict; raise ProtocolError for anything else."""
     try:
-        reply = json.loads(text, object_pairs_hook=refuse_doubles, parse_constant=refuse_constant)
-    except (ValueError, RecursionError):
-        raise ProtocolError("the reply is not JSON: %s" % quote(text)) from None
+        # NaN and infinities are no JSON, and would pass every comparison with a limit: each becomes
+        # its name, a text, which no reading accepts. Another sensor's NaN spoils nothing else.
+        reply = json.loads(text, object_pairs_hook=refuse_doubles, parse_constant=str)
+    except (ValueError, RecursionError) as error:
+        raise ProtocolError("the reply is not JSON: %s" % show_place(
+            text, getattr(error, "pos", 0))) from None
     if not isinstance(reply, dict):
         raise ProtocolError("the reply is not a JSON object: %s" % quote(text))
     return reply
@@ -351,9 +354,11 @@ def refuse_doubles(pairs):
     return members
 
 
-def refuse_constant(name):
-    """NaN and infinities are no JSON, and would pass every comparison with a limit."""
-    raise ProtocolError("the reply holds %s, which is no number" % name)
+def show_place(text, position):
+    """Return the beginning of a text, and the place in it that is wrong if that is further on."""
+    if position < MAX_SHOWN_CHARACTERS:
+        return quote(text)
+    return "%s (wrong at %s)" % (quote(text), quote(text[position - 20:position + 20]))
 
 
 def render_json(value):
@@ -2573,7 +2578,10 @@ def parse_tasmota_url(path):
 
 def parse_tasmota_reply(text, command):
     """Return the members of a reply; firmware before 8.2 refuses with status 200."""
-    members = parse_json_object(text)
+    if re.match("[A-Z]+[0-9]* = ", text):
+        raise Refused("the device answers as Tasmota up to 5.10 does (%s), which is too old: "
+                      "update it" % quote(text, 20))
+    members = parse_json_object(mend_tasmota_text(text))
     if "WARNING" in members:
         raise Refused("the device refuses the command: %s (are username and password right?)"
                       % quote(str(members["WARNING"])))
@@ -2581,6 +2589,16 @@ def parse_tasmota_reply(text, command):
         raise Refused("the device answers %s to the command %s (does it have that relay?)"
                       % (quote(str(members["Command"])), command))
     return members
+
+
+def mend_tasmota_text(text):
+    """Return text with each backslash doubled that begins no escape of JSON.
+
+    The Wi-Fi's name stands in Status 11 as it is. Pairs are taken from the left, so that no quote
+    changes its meaning: a name that ends in a backslash is not JSON before and not afterwards.
+    """
+    return re.sub(r'\\(["\\/bfnrt]|u[0-9A-Fa-f]{4})?',
+                  lambda match: match.group() if match.group(1) else r"\\", text)
 
 
 def parse_tasmota_power(members, relay):
@@ -2592,40 +2610,68 @@ def parse_tasmota_power(members, relay):
     names = ("POWER", "POWER1") if relay == 1 else ("POWER%d" % relay,)
     words = [members[name] for name in names if name in members]
     if not words:
-        raise ProtocolError("the reply holds no %s (OpenBeken answers for another relay): %s"
-                            % (names[-1], quote(json.dumps(members))))
+        # Another relay's answer stays that; without any, the answer may have been lost on its way.
+        is_another = any(name.startswith("POWER") for name in members)
+        raise (Refused if is_another else ProtocolError)(
+            "the reply holds no %s (OpenBeken answers for another relay): %s"
+            % (names[-1], quote(json.dumps(members))))
     return parse_state_words(words, "%s (is StateText changed, or does the relay blink?)"
                              % names[-1])
 
 
 def parse_tasmota_relays(members):
     """Return the relays in the reply to Status 11 as Outlets."""
+    # An empty reply is what Tasmota says when it has lost its messages; anything else stays.
+    if members and "StatusSTS" not in members:
+        raise Refused("the reply to Status 11 holds no StatusSTS (is this a Tasmota?): %s"
+                      % quote(json.dumps(members)))
     states = require_member(members, "StatusSTS", dict, "the reply to Status 11")
     names = {int(key[5:] or 1): key for key in states if re.fullmatch("POWER([1-9][0-9]?)?", key)}
     if not names:
-        raise ProtocolError("the reply to Status 11 holds no POWER: the device has no relay")
+        raise Refused("the reply to Status 11 holds no POWER: the device has no relay")
     return tuple(Outlet(number, name, (), parse_tasmota_power(states, number))
                  for number, name in sorted(names.items()))
 
 
-def parse_tasmota_energy(members):
-    """Return (watts, volts) of the reply to Status 10, or None when the device has no meter."""
+def parse_tasmota_mac(members, wanted):
+    """Return the MAC in the reply to Status 5: of an ESP32 with a cable that one may be wanted."""
+    network = require_member(members, "StatusNET", dict, "the reply to Status 5")
+    cable = network.get("Ethernet")
+    found = [network.get("Mac"), cable.get("Mac") if isinstance(cable, dict) else None]
+    told = [mac for mac in found if isinstance(mac, str) and re.search("[1-9A-Fa-f]", mac)]
+    fitting = [mac for mac in told if re.sub("[:-]", "", mac).lower() == wanted]
+    return (fitting + told + [""])[0]
+
+
+# SAFETY: what one meter shows of several relays belongs to none of them.
+# Test: test_of_several_relays_only_the_own_entry_of_the_meter_counts
+def parse_tasmota_energy(members, relay, relays):
+    """Return (watts, volts) that the reply to Status 10 tells of one relay of so many.
+
+    Both are None where one meter measures several relays. Without a meter it is None.
+    """
     where = "the reply to Status 10"
     sensors = require_member(members, "StatusSNS", dict, where)
     if "ENERGY" not in sensors:
         return None
     energy = require_member(sensors, "ENERGY", dict, where)
-    return sum_tasmota_phases(energy, "Power"), sum_tasmota_phases(energy, "Voltage")
+    readings = {name: list_tasmota_phases(energy, name) for name in ("Power", "Voltage")}
+    volts = sum(readings["Voltage"])
+    if relays == 1:
+        return limit_watts(sum(readings["Power"])), volts
+    if len(readings["Power"]) == relays:
+        return readings["Power"][relay - 1], volts
+    return None, None
 
 
-def sum_tasmota_phases(energy, name):
-    """Return the sum of a reading, which is one number or a list with one for each phase."""
+def list_tasmota_phases(energy, name):
+    """Return a reading, which is one number or a list with one for each phase or relay."""
     values = energy.get(name)
     values = values if isinstance(values, list) else [values]
-    if not all(is_number(value) for value in values):
+    if not values or not all(is_number(value) for value in values):
         raise ProtocolError("the meter's %s is not a number: %s"
                             % (name, quote(json.dumps(values))))
-    return sum(abs(limit_watts(value)) for value in values)
+    return [abs(limit_watts(value)) for value in values]
 
 
 @speaks("tasmota")
@@ -2645,13 +2691,11 @@ class TasmotaDevice(HttpDevice):
 
     def open(self, deadline):
         relays = self.list_outlets(deadline)
-        return TasmotaRelay(self, select_outlet(relays, self.wanted, self.label),
-                            is_only=len(relays) == 1)
+        return TasmotaRelay(self, select_outlet(relays, self.wanted, self.label), len(relays))
 
     def read_mac(self, deadline):
-        network = self.ask("Status 5", lambda members: require_member(
-            members, "StatusNET", dict, "the reply to Status 5"), deadline)
-        return network.get("Mac")
+        return self.ask("Status 5", lambda members: parse_tasmota_mac(
+            members, self.settings.device_mac), deadline)
 
     def path_with_login(self, path):
         # In the query too: firmware before 9 knows no other way. A header is enough for the rest.
@@ -2669,10 +2713,10 @@ class TasmotaDevice(HttpDevice):
 class TasmotaRelay(HttpOutlet):
     """One relay of a Tasmota device, by its number."""
 
-    def __init__(self, device, outlet, is_only):
+    def __init__(self, device, outlet, relays):
         super().__init__(device, outlet.state)
         self.number = outlet.number
-        self.is_only = is_only
+        self.relays = relays  # how many the device has
         self.meter_setting = ""  # what the device says to SetOption21
 
     def read_state(self, deadline):
@@ -2687,18 +2731,21 @@ class TasmotaRelay(HttpOutlet):
 
     def read_power_meter(self, deadline):
         """Return what the meter says; that there is no load it proves with SetOption21 1 alone."""
-        energy = self.device.ask("Status 10", parse_tasmota_energy, deadline)
+        energy = self.device.ask("Status 10", lambda members: parse_tasmota_energy(
+            members, self.number, self.relays), deadline)
         if energy is None:
             return NO_METER
-        if not self.is_only:
-            return MeterReading(None, "one meter measures several relays")
+        watts, volts = energy
+        return MeterReading(watts, self._find_obstacle(watts, volts, deadline))
+
+    def _find_obstacle(self, watts, volts, deadline):
+        if watts is None:
+            return "one meter measures several relays"
+        if self.relays > 1:
+            return "it does not say which entry of its list is which relay's"
         if not self.meter_setting:
             self.meter_setting = self.device.ask(
                 "SetOption21", lambda members: str(members.get("SetOption21")), deadline)
-        watts, volts = energy
-        return MeterReading(watts, self._find_obstacle(watts, volts))
-
-    def _find_obstacle(self, watts, volts):
         if self.meter_setting != "ON":
             return "it reads nothing while its relay is off (SetOption21 1 changes that)"
         # Without a voltage the chip does not answer, or it sits behind the relay.

@@ -216,3 +216,85 @@ class EsphomeNames(RoomTest):
         device.respond = lambda *request: (200, {}, '{"id":"switch/Relay","name":"Relay"}')
         self.assert_failure(self.call(device, "off", plug="Relay"), "tells no state")
         self.assertEqual(len(device.requests), 1)
+
+
+class Tasmotas(RoomTest):
+    def test_a_load_that_is_shown_after_off_is_a_load_whatever_setoption21_says(self):
+        # Firmware that measures on although it does not say so, and shows a welded relay.
+        for make in (virtual.Tasmota, virtual.OpenBeken):
+            for setting in ({}, {"SetOption21": "OFF"}, {"SetOption21": "ON"}):
+                device = make(metered=True, fault="welded")
+                device.sensors = lambda: {"ENERGY": {"Power": 43, "Voltage": 230}}
+                run = device.run_command
+                device.run_command = lambda command, run=run, setting=setting: (
+                    setting if command == "setoption21" else run(command))
+                self.start(device)
+                with self.subTest(make.__name__, setting=setting):
+                    self.assert_failure(self.call_briefly(device, "off"), "still draws 43 W")
+
+    def test_of_several_relays_the_own_entry_of_the_meter_is_read(self):
+        for powers, plug, words in (
+                ([0, 43], "2", "still draws 43 W"), ([43, 0], "2", ""), ([43, 43, 43], "2", ""),
+                (43, "2", ""), ([0, 0], "1", "")):
+            device = virtual.Tasmota(["a", "b"], metered=True)
+            device.sensors = lambda powers=powers: {"ENERGY": {"Power": powers, "Voltage": 230}}
+            self.start(device)
+            with self.subTest(powers=powers):
+                result = self.call_briefly(device, "off", plug=plug)
+                if words:
+                    self.assert_failure(result, words)
+                else:
+                    self.assert_success(result)
+                self.assert_failure(self.call_briefly(
+                    device, "off", plug=plug, power_meter="require"))
+
+    def test_another_sensor_that_has_no_number_spoils_nothing(self):
+        for power, words in ((0, ""), (43, "still draws 43 W"), (float("nan"), "not a number")):
+            device = virtual.Tasmota(metered=True)
+            device.sensors = lambda power=power: {
+                "ENERGY": {"Power": power, "Voltage": 230}, "BME280": {"Temperature": float("nan")}}
+            self.start(device)
+            with self.subTest(power=power):
+                result = self.call_briefly(device, "off")
+                if words:
+                    self.assert_failure(result, words)
+                else:
+                    self.assert_success(result)
+
+    def test_a_wifi_name_with_backslashes_harms_no_action(self):
+        device = virtual.Tasmota()
+        respond = device.respond
+        device.respond = lambda *request: respond(*request)[:2] + (respond(*request)[2].replace(
+            '"UptimeSec"', r'"Wifi": {"SSId":"C:\Downloads\x"}, "UptimeSec"'),)
+        self.start(device)
+        for action, code in (("monitor", 0), ("off", 0), ("status", 2), ("on", 0)):
+            self.assert_success(self.call(device, action), code)
+
+    def test_the_mac_of_the_cable_lets_the_right_device_through(self):
+        device = virtual.Tasmota()
+        run = device.run_command
+        device.run_command = lambda command: {"StatusNET": {
+            "Mac": "00:00:00:00:00:00", "Ethernet": {"Mac": "CC:32:E5:00:00:AA"}}} \
+            if command == "status 5" else run(command)
+        self.start(device)
+        self.assert_success(self.call(device, "off", device_mac="CC:32:E5:00:00:AA"))
+        self.assert_failure(self.call(device, "off", device_mac="CC:32:E5:00:00:BB"),
+                            "its MAC is CC:32:E5:00:00:AA")
+
+    def test_what_asking_again_cannot_change_ends_the_action_at_once(self):
+        for body, words in (
+                ('STATUS11 = {"StatusSTS":{"POWER":"ON"}}', "Tasmota up to 5.10"),
+                ('{"ison":true,"has_timer":false}', "no StatusSTS"),
+                ('{"StatusSTS":{"Uptime":"0T00:01:00"}}', "has no relay")):
+            device = self.start(virtual.Tasmota())
+            device.respond = lambda *request, body=body: (200, {}, body)
+            with self.subTest(body):
+                self.assert_failure(self.call(device, "off"), words)
+                self.assertEqual(len(device.requests), 1)
+
+    def test_what_passes_while_a_device_starts_is_asked_again(self):
+        device = virtual.Tasmota()
+        respond, early = device.respond, ["", "{}", '{"StatusSTS":{"POWER":"Blink ON"}}']
+        device.respond = lambda *request: (200, {}, early.pop()) if early else respond(*request)
+        self.start(device)
+        self.assert_success(self.call(device, "off"))
