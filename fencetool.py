@@ -3073,6 +3073,34 @@ def parse_status_page(text, on_pattern, off_pattern):
     return found[0]
 
 
+def parse_page(path):
+    """Return (path, set of its query's parts) of a URL as the most lenient web server takes it."""
+    page, _, query = decode_fully(path.partition("#")[0]).partition("?")
+    steps = []
+    for step in page.partition("#")[0].split("/"):
+        if step == "..":
+            del steps[-1:]
+        elif step not in ("", "."):
+            steps.append(step)
+    return steps, set(re.split("[&;]", query.partition("#")[0])) - {""}
+
+
+def check_pages(pages):
+    """Raise UsageError unless what reads, what switches on and what switches off are different.
+
+    pages: {URL parameter: what parse_page returns}.
+    """
+    # SAFETY: a web server that knows no parameters of a page ignores them: reading a switching page
+    # with more of them would switch. Test: test_no_spelling_of_a_switching_url_is_read
+    status_path, status_parts = pages["status_url"]
+    switching = [page for name, page in pages.items() if name != "status_url"]
+    for path, parts in switching:
+        is_read = path == status_path and parts <= status_parts
+        if is_read or switching.count((path, parts)) > 1:
+            raise UsageError("power_on_url, power_off_url and status_url must differ: a URL that "
+                             "toggles, or switches when it is read, proves nothing")
+
+
 @speaks("url")
 class UrlDevice(HttpDevice):
     """A device by its URLs alone; they say what is switched, and none tells a MAC address."""
@@ -3087,10 +3115,7 @@ class UrlDevice(HttpDevice):
         for name in needed:
             if not getattr(settings, name):
                 raise UsageError("no %s given, and device=url needs it" % name)
-        given = [path for path in self.paths.values() if path]
-        if len(set(given)) < len(given):
-            raise UsageError("power_on_url, power_off_url and status_url must differ: a URL that "
-                             "toggles, or switches when it is read, proves nothing")
+        check_pages({name: parse_page(path) for name, path in self.paths.items() if path})
         if self.wanted not in ("", self.label):
             raise UsageError("plug %s: the URLs alone say what is switched" % quote(self.wanted))
 

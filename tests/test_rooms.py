@@ -2,9 +2,10 @@
 import functools
 
 import fencetool
+from fencetool import UsageError
 from tests import support, virtual
 from tests.support import AgentTest, at_once, on_stdin
-from tests.test_http_wire import ESPHOME_URLS
+from tests.test_http_wire import ESPHOME_URLS, HTTP_URLS
 
 WORKERS = 12
 
@@ -298,3 +299,37 @@ class Tasmotas(RoomTest):
         device.respond = lambda *request: (200, {}, early.pop()) if early else respond(*request)
         self.start(device)
         self.assert_success(self.call(device, "off"))
+
+
+class Pages(RoomTest):
+    def test_no_spelling_of_a_switching_url_is_read(self):
+        device = self.start(virtual.Switch())
+        urls = {"power_on_url": "/sw?on", "power_off_url": "/off"}
+        cases = [{"status_url": url} for url in (
+            "/off", "/off?", "/%6Fff", "//off", "/./off", "/x/../off", "/off/", "/%256Fff",
+            "/off?x=1", "/off%3F", "/../off", "/sw?on", "/sw?x&on", "/sw?%6Fn", "/sw/?on")]
+        cases += [{"status_url": "/state", "power_on_url": "/%6Fff"},
+                  {"status_url": "/a?x=1&y=2", "power_on_url": "/a?y=2&x=1"}]
+        for case in cases:
+            for action in ("monitor", "status", "off", "validate-all"):
+                with self.subTest(case), self.assertRaisesRegex(UsageError, "must differ"):
+                    self.build(device, action, **dict(HTTP_URLS, **dict(urls, **case)))
+        self.assertEqual(device.requests, [])
+        self.assert_failure(self.call(device, "monitor", **dict(
+            HTTP_URLS, **dict(urls, status_url="/%6Fff"))), "must differ")
+
+    def build(self, device, action, **parameters):
+        agent = fencetool.AGENTS["fence_http"]
+        settings = fencetool.build_settings(
+            dict(self.address(device), action=action, **parameters), agent.defaults)
+        return fencetool.make_device(agent, settings, fencetool.System("test"))
+
+    def test_urls_of_one_page_that_differ_in_what_they_say_are_taken(self):
+        device = self.start(virtual.Switch())
+        for on, off, status in (
+                ("/relay/0?turn=on", "/relay/0?turn=off", "/relay/0"),
+                ("/c?CMD=SetPower+P60=1", "/c?CMD=SetPower+P60=0", "/c?CMD=GetPower"),
+                ("/rpc/Switch.Set?id=0&on=true", "/rpc/Switch.Set?id=0&on=false",
+                 "/rpc/Switch.GetStatus?id=0"), ("/1", "/0", "/"), ("/on/1", "/off/1", "/1")):
+            self.assertEqual(self.build(device, "off", **dict(
+                HTTP_URLS, power_on_url=on, power_off_url=off, status_url=status)).name, "url")
