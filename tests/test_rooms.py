@@ -1,5 +1,9 @@
 """Tasmota, ESPHome and pages as real devices are: what they lie about, and what they leave out."""
 import functools
+import json
+import os
+import re
+import shlex
 
 import fencetool
 from fencetool import UsageError
@@ -293,6 +297,12 @@ class Tasmotas(RoomTest):
                 self.assert_failure(self.call(device, "off"), words)
                 self.assertEqual(len(device.requests), 1)
 
+    def test_an_answer_for_another_relay_ends_the_action_at_once(self):
+        device = self.start(virtual.OpenBeken(["POWER1", "POWER2"]))
+        device.power = lambda number, word: {"POWER": "OFF"}
+        self.assert_failure(self.call(device, "off", plug="2"), "answers for another relay")
+        self.assertEqual(len(device.requests), 2)
+
     def test_what_passes_while_a_device_starts_is_asked_again(self):
         device = virtual.Tasmota()
         respond, early = device.respond, ["", "{}", '{"StatusSTS":{"POWER":"Blink ON"}}']
@@ -333,3 +343,122 @@ class Pages(RoomTest):
                  "/rpc/Switch.GetStatus?id=0"), ("/1", "/0", "/"), ("/on/1", "/off/1", "/1")):
             self.assertEqual(self.build(device, "off", **dict(
                 HTTP_URLS, power_on_url=on, power_off_url=off, status_url=status)).name, "url")
+
+
+def reorder(members):
+    """Render JSON with the members of each object in the reverse order."""
+    if isinstance(members, list):
+        return "[%s]" % ",".join(map(reorder, members))
+    if isinstance(members, dict):
+        return "{%s}" % ",".join("%s:%s" % (json.dumps(name), reorder(value))
+                                 for name, value in reversed(list(members.items())))
+    return json.dumps(members)
+
+
+# Other blanks and another order are no other answer.
+RENDERINGS = (json.dumps, reorder, functools.partial(json.dumps, indent=1),
+              functools.partial(json.dumps, separators=(" , ", " : ")),
+              functools.partial(json.dumps, separators=(",", ":")))
+NO_STATUS = {
+    "401 Basic": (401, {"WWW-Authenticate": 'Basic realm="x"'}, '"ison":false,"output":false'),
+    "401 Digest": (401, {"WWW-Authenticate": 'Digest realm="x", qop="auth", nonce="1", '
+                         "algorithm=SHA-256"}, ""),
+    "429": (429, {}, "Too many requests"), "503": (503, {}, '{"output":false}'),
+    "a page": (200, {}, '<html>{"ison":false,"has_timer":false,"id":0,"output":false,'
+               '"apower":0.0}</html>'),
+    "a text of JSON": (200, {}, json.dumps({"log": json.dumps(
+        {"id": 0, "ison": False, "has_timer": False, "output": False, "apower": 0.0})})),
+    "an empty answer": (200, {}, ""), "an empty object": (200, {}, "{}"),
+    "an error": (200, {}, '{"code":-103,"message":"Invalid argument"}'),
+    "both": (200, {}, '{"id":0,"ison":false,"has_timer":false,"ison":true,"output":false,'
+             '"output":true,"apower":0.0} P60=0,P60=1'),
+    "another outlet": (200, {}, "<html>UP60=0,P61=0,P600=0,P60=01</html>")}
+
+
+class Recipes(RoomTest):
+    """The examples of the README as they stand, against devices that lie in every way of theirs."""
+
+    def read_recipes(self):
+        """Return {first words of a recipe's title: its parameters}."""
+        with open(os.path.join(support.ROOT, "README.md"), encoding="utf-8") as handle:
+            text = handle.read()
+        found = re.findall(r"\n\n([^\n]+(?:\n[^\n]+)*):\n\n    pcs stonith create \S+ "
+                           r"fence_http ((?:[^\n]*\\\n)*[^\n]*)", text)
+        recipes = {}
+        for title, recipe in found:
+            words = shlex.split(recipe.replace("\\\n", " "))
+            recipes[re.split(" [(]|,", title)[0]] = dict(
+                word.split("=", 1) for word in words
+                if "=" in word and not word.startswith(("pcmk_", "timeout", "interval")))
+        return recipes
+
+    # What each recipe is for: its virtual device, and the lies that it can be told.
+    devices = {
+        "Shelly Gen1 with a meter": (virtual.Shelly1, {}, dict(
+            virtual.SHELLY_LIES, **virtual.SHELLY1_LIES), virtual.METER1_LIES),
+        "Shelly Gen1 without a meter": (virtual.Shelly1, {"metered": False}, dict(
+            virtual.SHELLY_LIES, **virtual.SHELLY1_LIES), {}),
+        "Shelly Gen2 and newer with a meter": (virtual.Shelly2, {}, dict(
+            virtual.SHELLY_LIES, **virtual.SHELLY2_LIES), virtual.METER2_LIES),
+        "Shelly Gen2 and newer without a meter": (virtual.Shelly2, {"metered": False}, dict(
+            virtual.SHELLY_LIES, **virtual.SHELLY2_LIES), {}),
+        "Aviosys IP Power 9258": (virtual.Switch, {"pages": virtual.PDU_PAGES}, {}, {})}
+
+    def setUp(self):
+        self.recipes = self.read_recipes()
+        self.assertEqual(set(self.recipes), set(self.devices))
+
+    def start_device(self, title, **options):
+        make, own, _, _ = self.devices[title]
+        algorithm = "SHA-256" if make is virtual.Shelly2 else ""
+        return self.start(make(password="SECRET", algorithm=algorithm, **dict(own, **options)))
+
+    def run_recipe(self, title, device, action, limits=support.PATIENT_LIMITS):
+        return on_stdin("fence_http", dict(
+            self.recipes[title], ip="127.0.0.1", ipport=str(device.address[1]), action=action,
+            nodename="storage-b", plug="storage-b", **dict(limits, stonith_status_sleep="200ms")))
+
+    def test_every_recipe_switches_its_virtual_device_however_the_reply_is_written(self):
+        def use(title, device):
+            for action, code in (("status", 0), ("monitor", 0), ("off", 0), ("status", 2),
+                                 ("on", 0)):
+                self.assert_success(self.run_recipe(title, device, action), code)
+            self.assertEqual(device.moved, [(1, False), (1, True)])
+        calls = []
+        for title in self.recipes:
+            renderings = RENDERINGS if title.startswith("Shelly") else (None,)
+            for rendering in renderings:
+                device = self.start_device(title)
+                device.render_reply = rendering
+                calls.append(functools.partial(use, title, device))
+        at_once(calls, WORKERS)
+
+    def test_no_lie_of_a_device_is_taken_for_off_by_its_recipe(self):
+        cases = []
+        for title, (make, _, lies, meter_lies) in self.devices.items():
+            cases += [(title, name, {"lie": lie}) for name, lie in lies.items()]
+            cases += [(title, name, {"meter_lie": lie}) for name, lie in meter_lies.items()]
+            cases += [(title, name, {"broken": reply}) for name, reply in NO_STATUS.items()]
+            if not issubclass(make, virtual.Shelly1):
+                cases.append((title, "wrong_type", {"fault": "wrong_type"}))
+            if meter_lies:
+                cases.append((title, "welded", {"fault": "welded"}))
+            cases.append((title, "ignore", {"fault": "ignore"}))
+        limits = dict(support.PATIENT_LIMITS, power_timeout="2")
+        devices = [self.start_device(title, **options) for title, _, options in cases]
+        for action in ("off", "status"):
+            results = at_once([functools.partial(self.run_recipe, title, device, action, limits)
+                               for (title, _, _), device in zip(cases, devices)], WORKERS)
+            for (title, name, _), result in zip(cases, results):
+                with self.subTest(title, lie=name, action=action):
+                    if action == "off":
+                        self.assert_failure(result)
+                    self.assertNotEqual(result.code, fencetool.EXIT_OFF)
+        for (title, name, _), device in zip(cases, devices):
+            self.assertGreater(device.commands + (name == "wrong_type"), 0, (title, name))
+
+    def test_a_recipe_without_a_meter_refuses_a_device_that_has_one(self):
+        title = "Shelly Gen2 and newer without a meter"
+        device = self.start_device(title, metered=True)
+        self.assert_failure(self.run_recipe(title, device, "off", dict(
+            support.PATIENT_LIMITS, power_timeout="2")), "neither")
