@@ -491,6 +491,15 @@ def percent_encode(text):
     return encode(text, safe="", errors="surrogateescape")
 
 
+def decode_fully(text):
+    """Return text percent-decoded until nothing is left: a sloppy device does it twice."""
+    from urllib.parse import unquote_plus
+    before = None
+    while before != text:
+        before, text = text, unquote_plus(text)
+    return text
+
+
 def escape_xml(text):
     for character, name in (("&", "amp"), ("<", "lt"), (">", "gt"), ('"', "quot"), ("'", "apos")):
         text = text.replace(character, "&%s;" % name)
@@ -505,9 +514,12 @@ def hide_timer_words(text):
 def parse_json_object(text):
     """Return the JSON object in text as a dict; raise ProtocolError for anything else."""
     try:
-        reply = json.loads(text, object_pairs_hook=refuse_doubles, parse_constant=refuse_constant)
-    except (ValueError, RecursionError):
-        raise ProtocolError("the reply is not JSON: %s" % quote(text)) from None
+        # NaN and infinities are no JSON, and would pass every comparison with a limit: each becomes
+        # its name, a text, which no reading accepts. Another sensor's NaN spoils nothing else.
+        reply = json.loads(text, object_pairs_hook=refuse_doubles, parse_constant=str)
+    except (ValueError, RecursionError) as error:
+        raise ProtocolError("the reply is not JSON: %s" % show_place(
+            text, getattr(error, "pos", 0))) from None
     if not isinstance(reply, dict):
         raise ProtocolError("the reply is not a JSON object: %s" % quote(text))
     return reply
@@ -530,9 +542,11 @@ def refuse_doubles(pairs):
     return members
 
 
-def refuse_constant(name):
-    """NaN and infinities are no JSON, and would pass every comparison with a limit."""
-    raise ProtocolError("the reply holds %s, which is no number" % name)
+def show_place(text, position):
+    """Return the beginning of a text, and the place in it that is wrong if that is further on."""
+    if position < MAX_SHOWN_CHARACTERS:
+        return quote(text)
+    return "%s (wrong at %s)" % (quote(text), quote(text[position - 20:position + 20]))
 
 
 def render_json(value):
@@ -2720,11 +2734,16 @@ class Login:
 HttpReply = namedtuple("HttpReply", "status headers body")
 
 
-def send_http_request(connect, method, url, headers, deadline, silence_s=None):
+# How to listen to an event stream, which does not end by itself. is_enough: of the text that has
+# come, asked at each silence of silence_s. deadline: of the stream alone, the headers have theirs.
+Listening = namedtuple("Listening", "silence_s deadline is_enough")
+SILENCE = ":silence"  # marks one in the text, as a comment between two events
+
+
+def send_http_request(connect, method, url, headers, deadline, listening=None):
     """Send one HTTP request; return its HttpReply, whatever its status.
 
-    connect: returns the Connection. silence_s: of an event stream, which does not end, take what
-    came until it is silent for so long.
+    connect: returns the Connection. listening: the answer is an event stream.
     """
     import http.client
     import urllib.request  # slow, so before the connection: a small device has only one
@@ -2735,7 +2754,7 @@ def send_http_request(connect, method, url, headers, deadline, silence_s=None):
     stream.connection = connect()
     try:
         response = opener.open(request)
-        text = read_http_body(response, stream, silence_s)
+        text = read_http_body(response, stream, listening)
     except http.client.RemoteDisconnected as error:
         raise Unreachable("the device closed the connection without an answer",
                           was_closed=True) from error
@@ -2831,11 +2850,11 @@ class KeptReader(io.BufferedReader):
         pass
 
 
-def read_http_body(response, stream, silence_s):
+def read_http_body(response, stream, listening):
     """Return the bytes of a reply's body; raise unless it is whole and of a sane length."""
     check_http_framing(response.headers)
-    if silence_s is not None:
-        return read_until_silent(response, stream, silence_s)
+    if listening is not None and response.status == 200:
+        return read_event_stream(response, stream, listening)
     body = response.read()  # raises IncompleteRead when less came than the headers say
     # SAFETY: two answers to one question; a line end too many is no answer.
     # Test: test_a_second_answer_behind_the_first_is_a_doubt
@@ -2858,17 +2877,23 @@ def check_http_framing(headers):
                             "port?)" % (digits if len(digits) < 20 else quote(digits, 20)))
 
 
-def read_until_silent(response, stream, silence_s):
-    whole = stream.deadline
+def read_event_stream(response, stream, listening):
+    """Return the bytes of an event stream until they are enough, it ends, or the time is up."""
     body, piece = b"", None
-    try:
-        while piece != b"":
-            stream.deadline = whole.within(silence_s)
+    while piece != b"":
+        stream.deadline = listening.deadline.within(listening.silence_s)
+        try:
             piece = response.read1(MAX_REPLY_BYTES)
             body += piece
-    except Unreachable:
-        if not body:
-            raise
+        except Unreachable:
+            is_over = not listening.deadline.left()
+            if is_over and not body:
+                raise
+            if is_over or stream.deadline.left():  # with time left it was no silence, it broke off
+                return body
+            body = mark_silence(body)
+            if listening.is_enough(body.decode(errors="backslashreplace")):
+                return body
     return body
 
 
@@ -2880,6 +2905,12 @@ ASKED_LATER = (408, 429, 503)  # without a login, after a pause: a Shelly whose 
 LATER_SECONDS = 2.0
 FOLLOWS = {3: StrangeReply, 4: StrangeReply, 5: ProtocolError}  # by the first digit of the status
 MOST_LOGIN_ANSWERS = 2  # to one request
+
+
+def mark_silence(body):
+    """Return the bytes of an event stream with a mark at their end, unless an event goes on."""
+    is_between = body.endswith((b"\n\n", b"\n\r\n"))
+    return body + b"%s\n\n" % SILENCE.encode() if is_between else body
 
 
 def parse_http_body(reply):
@@ -3073,24 +3104,24 @@ class HttpDevice(Device):
         if self.settings.device_mac:
             self.check_mac(self.read_mac(deadline))
 
-    def exchange(self, method, path, parse, deadline, silence_s=None):
+    def exchange(self, method, path, parse, deadline, listening=None):
         """Return parse(reply) of one request; an error of either tells what was asked.
 
         A device that is busy is asked again until the deadline, after a strange reply once.
         """
         try:
-            return self._ask_with_patience(method, path, parse, deadline, silence_s)
+            return self._ask_with_patience(method, path, parse, deadline, listening)
         except FenceError as error:
             hint = find_closed_hint(error, self.closed_hint, uses_tls(self.settings))
             raise type(error)("%s %s: %s%s" % (
                 method, self.shown_path(path), error, hint)) from error
 
-    def _ask_with_patience(self, method, path, parse, deadline, silence_s):
+    def _ask_with_patience(self, method, path, parse, deadline, listening):
         page = path.partition("?")[0]
         strange_replies = 0
         while True:
             try:
-                reply = self._ask(method, path, deadline, silence_s)
+                reply = self._ask(method, path, deadline, listening)
                 if reply.status not in ASKED_LATER:
                     if not self.answers_in_pages:
                         refuse_page(reply)
@@ -3111,10 +3142,10 @@ class HttpDevice(Device):
             self.login.forget()
             self.system.sleep(pause)
 
-    def _ask(self, method, path, deadline, silence_s):
+    def _ask(self, method, path, deadline, listening):
         """Return the HttpReply to one request, after the login that the device asks for."""
         for answers in range(MOST_LOGIN_ANSWERS + 1):
-            reply = self._send(method, path, deadline, silence_s)
+            reply = self._send(method, path, deadline, listening)
             if reply.status != 401:
                 return reply
             asked = reply.headers.get_all("WWW-Authenticate") or []
@@ -3130,14 +3161,14 @@ class HttpDevice(Device):
     def shown_path(self, path):
         return path
 
-    def _send(self, method, path, deadline, silence_s):
+    def _send(self, method, path, deadline, listening):
         origin = render_origin(self.settings)
         login = self.login.build(method, self.path_with_login(path))
         headers = build_http_headers(origin, method, login)
         self.system.message("%s <- %s %s" % (self.describe(), method, self.shown_path(path)))
         limit = deadline.within(self.settings.shell_timeout)
         reply = send_http_request(lambda: self._connect(limit), method,
-                                  origin + self.path_with_login(path), headers, limit, silence_s)
+                                  origin + self.path_with_login(path), headers, limit, listening)
         self.system.message("%s -> %d %s" % (self.describe(), reply.status, reply.body))
         return reply
 
@@ -3636,7 +3667,10 @@ def parse_tasmota_url(path):
 
 def parse_tasmota_reply(text, command):
     """Return the members of a reply; firmware before 8.2 refuses with status 200."""
-    members = parse_json_object(text)
+    if re.match("[A-Z]+[0-9]* = ", text):
+        raise Refused("the device answers as Tasmota up to 5.10 does (%s), which is too old: "
+                      "update it" % quote(text, 20))
+    members = parse_json_object(mend_tasmota_text(text))
     if "WARNING" in members:
         raise Refused("the device refuses the command: %s (are username and password right?)"
                       % quote(str(members["WARNING"])))
@@ -3644,6 +3678,16 @@ def parse_tasmota_reply(text, command):
         raise Refused("the device answers %s to the command %s (does it have that relay?)"
                       % (quote(str(members["Command"])), command))
     return members
+
+
+def mend_tasmota_text(text):
+    """Return text with each backslash doubled that begins no escape of JSON.
+
+    The Wi-Fi's name stands in Status 11 as it is. Pairs are taken from the left, so that no quote
+    changes its meaning: a name that ends in a backslash is not JSON before and not afterwards.
+    """
+    return re.sub(r'\\(["\\/bfnrt]|u[0-9A-Fa-f]{4})?',
+                  lambda match: match.group() if match.group(1) else r"\\", text)
 
 
 def parse_tasmota_power(members, relay):
@@ -3655,40 +3699,68 @@ def parse_tasmota_power(members, relay):
     names = ("POWER", "POWER1") if relay == 1 else ("POWER%d" % relay,)
     words = [members[name] for name in names if name in members]
     if not words:
-        raise ProtocolError("the reply holds no %s (OpenBeken answers for another relay): %s"
-                            % (names[-1], quote(json.dumps(members))))
+        # Another relay's answer stays that; without any, the answer may have been lost on its way.
+        is_another = any(name.startswith("POWER") for name in members)
+        raise (Refused if is_another else ProtocolError)(
+            "the reply holds no %s (OpenBeken answers for another relay): %s"
+            % (names[-1], quote(json.dumps(members))))
     return parse_state_words(words, "%s (is StateText changed, or does the relay blink?)"
                              % names[-1])
 
 
 def parse_tasmota_relays(members):
     """Return the relays in the reply to Status 11 as Outlets."""
+    # An empty reply is what Tasmota says when it has lost its messages; anything else stays.
+    if members and "StatusSTS" not in members:
+        raise Refused("the reply to Status 11 holds no StatusSTS (is this a Tasmota?): %s"
+                      % quote(json.dumps(members)))
     states = require_member(members, "StatusSTS", dict, "the reply to Status 11")
     names = {int(key[5:] or 1): key for key in states if re.fullmatch("POWER([1-9][0-9]?)?", key)}
     if not names:
-        raise ProtocolError("the reply to Status 11 holds no POWER: the device has no relay")
+        raise Refused("the reply to Status 11 holds no POWER: the device has no relay")
     return tuple(Outlet(number, name, (), parse_tasmota_power(states, number))
                  for number, name in sorted(names.items()))
 
 
-def parse_tasmota_energy(members):
-    """Return (watts, volts) of the reply to Status 10, or None when the device has no meter."""
+def parse_tasmota_mac(members, wanted):
+    """Return the MAC in the reply to Status 5: of an ESP32 with a cable that one may be wanted."""
+    network = require_member(members, "StatusNET", dict, "the reply to Status 5")
+    cable = network.get("Ethernet")
+    found = [network.get("Mac"), cable.get("Mac") if isinstance(cable, dict) else None]
+    told = [mac for mac in found if isinstance(mac, str) and re.search("[1-9A-Fa-f]", mac)]
+    fitting = [mac for mac in told if re.sub("[:-]", "", mac).lower() == wanted]
+    return (fitting + told + [""])[0]
+
+
+# SAFETY: what one meter shows of several relays belongs to none of them.
+# Test: test_of_several_relays_only_the_own_entry_of_the_meter_counts
+def parse_tasmota_energy(members, relay, relays):
+    """Return (watts, volts) that the reply to Status 10 tells of one relay of so many.
+
+    Both are None where one meter measures several relays. Without a meter it is None.
+    """
     where = "the reply to Status 10"
     sensors = require_member(members, "StatusSNS", dict, where)
     if "ENERGY" not in sensors:
         return None
     energy = require_member(sensors, "ENERGY", dict, where)
-    return sum_tasmota_phases(energy, "Power"), sum_tasmota_phases(energy, "Voltage")
+    readings = {name: list_tasmota_phases(energy, name) for name in ("Power", "Voltage")}
+    volts = sum(readings["Voltage"])
+    if relays == 1:
+        return limit_watts(sum(readings["Power"])), volts
+    if len(readings["Power"]) == relays:
+        return readings["Power"][relay - 1], volts
+    return None, None
 
 
-def sum_tasmota_phases(energy, name):
-    """Return the sum of a reading, which is one number or a list with one for each phase."""
+def list_tasmota_phases(energy, name):
+    """Return a reading, which is one number or a list with one for each phase or relay."""
     values = energy.get(name)
     values = values if isinstance(values, list) else [values]
-    if not all(is_number(value) for value in values):
+    if not values or not all(is_number(value) for value in values):
         raise ProtocolError("the meter's %s is not a number: %s"
                             % (name, quote(json.dumps(values))))
-    return sum(abs(limit_watts(value)) for value in values)
+    return [abs(limit_watts(value)) for value in values]
 
 
 @speaks("tasmota")
@@ -3710,13 +3782,11 @@ class TasmotaDevice(HttpDevice):
 
     def open(self, deadline):
         relays = self.list_outlets(deadline)
-        return TasmotaRelay(self, select_outlet(relays, self.wanted, self.label),
-                            is_only=len(relays) == 1)
+        return TasmotaRelay(self, select_outlet(relays, self.wanted, self.label), len(relays))
 
     def read_mac(self, deadline):
-        network = self.ask("Status 5", lambda members: require_member(
-            members, "StatusNET", dict, "the reply to Status 5"), deadline)
-        return network.get("Mac")
+        return self.ask("Status 5", lambda members: parse_tasmota_mac(
+            members, self.settings.device_mac), deadline)
 
     def path_with_login(self, path):
         # In the query too: firmware before 9 knows no other way. A header is enough for the rest.
@@ -3734,10 +3804,10 @@ class TasmotaDevice(HttpDevice):
 class TasmotaRelay(HttpOutlet):
     """One relay of a Tasmota device, by its number."""
 
-    def __init__(self, device, outlet, is_only):
+    def __init__(self, device, outlet, relays):
         super().__init__(device, outlet.state)
         self.number = outlet.number
-        self.is_only = is_only
+        self.relays = relays  # how many the device has
         self.meter_setting = ""  # what the device says to SetOption21
 
     def read_state(self, deadline):
@@ -3752,18 +3822,21 @@ class TasmotaRelay(HttpOutlet):
 
     def read_power_meter(self, deadline):
         """Return what the meter says; that there is no load it proves with SetOption21 1 alone."""
-        energy = self.device.ask("Status 10", parse_tasmota_energy, deadline)
+        energy = self.device.ask("Status 10", lambda members: parse_tasmota_energy(
+            members, self.number, self.relays), deadline)
         if energy is None:
             return NO_METER
-        if not self.is_only:
-            return MeterReading(None, "one meter measures several relays")
+        watts, volts = energy
+        return MeterReading(watts, self._find_obstacle(watts, volts, deadline))
+
+    def _find_obstacle(self, watts, volts, deadline):
+        if watts is None:
+            return "one meter measures several relays"
+        if self.relays > 1:
+            return "it does not say which entry of its list is which relay's"
         if not self.meter_setting:
             self.meter_setting = self.device.ask(
                 "SetOption21", lambda members: str(members.get("SetOption21")), deadline)
-        watts, volts = energy
-        return MeterReading(watts, self._find_obstacle(watts, volts))
-
-    def _find_obstacle(self, watts, volts):
         if self.meter_setting != "ON":
             return "it reads nothing while its relay is off (SetOption21 1 changes that)"
         # Without a voltage the chip does not answer, or it sits behind the relay.
@@ -3778,16 +3851,32 @@ class TasmotaRelay(HttpOutlet):
 # The switches of ESPHome's web_server. A switch is called by its object id (made from its name) up
 # to 2025.12, by its name from 2026.7, by both between. /events streams the states of all entities;
 # a switch is changed by POST. There is no meter: sensors do not tell to which switch they belong.
-# Source: esphome components/web_server of 2024.11, 2026.6 and 2026.10; read 2026-10. Seen:
-# documents only.
+#
+# The stream does not say where its list ends. A ping comes about every ten seconds, whatever else
+# is sent; behind the list, with silence before and after it, it is the end. Firmware up to 2024
+# loses what its queue cannot take, and then pings as well; what tells its uptime in the pings keeps
+# every entity until it could be sent. Old firmware finds a switch by an id that two names can
+# share, and answers with the first.
+# Source: esphome components/web_server of 2024.11, 2026.6 and 2026.10, esphome/issues 962 and
+# esphome pull request 3310; read 2026-11. Seen: documents only.
 
-EVENTS_SILENCE_SECONDS = 2.0  # after the states of all switches; the next ping may take ten
+EVENTS_SILENCE_SECONDS = 0.5
+EVENTS_SECONDS = 13.0  # a ping that comes too early for one is followed by the next after ten
+QUIET = 4              # silences in a row, after which nothing more of the list is expected
+ESPHOME_ACTIONS = ("turn_on", "turn_off", "toggle")
+
+# What one reply tells of a switch. is_assumed: the relay's state is not known to the device either.
+# is_exact: the reply carries the very name that was asked for, not only an id that fits.
+EsphomeReply = namedtuple("EsphomeReply", "state is_assumed is_exact")
+# What an event stream has told so far. has_ended: it went on after the list of entities. is_whole:
+# the firmware leaves out none.
+EsphomeEvents = namedtuple("EsphomeEvents", "outlets has_ended is_whole")
 
 
 def parse_esphome_url(path):
     """Return (switch, PowerState or None) of a /switch/ URL."""
     from urllib.parse import unquote_plus
-    match = re.fullmatch(r"/switch/([^?]+?)(?:/(turn_on|turn_off|toggle))?(?:\?.*)?", path)
+    match = re.fullmatch(r"/switch/([^?]+?)(?:/(turn_on|turn_off|toggle))?/*(?:\?.*)?", path)
     if not match or match.group(2) == "toggle":
         raise UsageError("it is not /switch/NAME, /switch/NAME/turn_on or /switch/NAME/turn_off "
                          "(for any other URL set device=url)")
@@ -3796,19 +3885,36 @@ def parse_esphome_url(path):
 
 
 def build_esphome_path(switch):
+    """Return the path under which a switch is read.
+
+    SAFETY: firmware of 2024 executes GET /switch/NAME/turn_off, and a name may come to that.
+    Test: test_what_reads_a_switch_can_never_be_a_path_that_switches
+    """
+    steps = [render_identifier(step) for step in decode_fully(switch).split("/")]
+    if set(steps) & set(ESPHOME_ACTIONS):
+        raise UsageError("the switch %s is named like a command (%s), and reading it might switch: "
+                         "rename it" % (quote(switch), ", ".join(ESPHOME_ACTIONS)))
     return "/switch/" + "/".join(map(percent_encode, switch.split("/")))
 
 
 def parse_esphome_switch(text, switch):
-    """Return (PowerState, assumed) of a reply, which must be that of the switch asked for.
+    """Return the EsphomeReply, which must be that of the switch asked for.
 
     SAFETY: old firmware finds a switch by an id that two names can share, and answers with the
     first. Test: test_a_reply_of_another_switch_is_refused
     """
     members = parse_json_object(text)
     if not is_esphome_reply_of(members, switch):
-        raise Refused("another switch answered: %s instead of %s" % (quote(text), quote(switch)))
-    return parse_esphome_state(members), members.get("assumed_state") is True
+        raise Refused("another switch answered: %s instead of %s"
+                      % (quote(str(members.get("name", text))), quote(switch)))
+    if not {"state", "value"} & set(members):
+        raise Refused("the reply tells no state of %s: %s" % (quote(switch), quote(text)))
+    names = [members["name"]] if "name" in members else []
+    names += [members[key].rpartition("/")[2] for key in ("id", "name_id")
+              if str(members.get(key)).startswith("switch/")]
+    wanted = switch.rpartition("/")[2]
+    return EsphomeReply(parse_esphome_state(members), members.get("assumed_state") is True,
+                        names != [] and names.count(wanted) == len(names))
 
 
 def is_esphome_reply_of(members, switch):
@@ -3844,18 +3950,47 @@ def parse_esphome_state(members):
 
 
 def parse_esphome_events(text):
-    """Return the switches that an event stream tells of, as Outlets."""
-    switches = {}
+    """Return the EsphomeEvents of what has come of a stream, with its silences."""
+    known, steps, pings = {}, "", ""  # known: {id: {name: its Outlet, or None}}
     for event in re.split(r"\r?\n\r?\n", text)[:-1]:
-        data = re.search(r"(?m)^data: ?(\{.*\})\r?$", event)
-        is_state = re.search(r"(?m)^event: ?state\r?$", event)
-        members = parse_json_object(data.group(1)) if data and is_state else {}
-        identifier = str(members.get("id", ""))
-        if re.match("switch[-/]", identifier) and identifier not in switches:
-            switches[identifier] = parse_esphome_outlet(identifier, members)
-    if len(switches) == 1:
-        return tuple(outlet._replace(identifiers=("1",)) for outlet in switches.values())
-    return tuple(switches.values())
+        kind = re.search(r"(?m)^event: ?(ping|state)\r?$", event)
+        data = re.search(r"(?m)^data: ?(.*?)\r?$", event)
+        if event == SILENCE:
+            steps += "s"
+        elif kind and kind.group(1) == "ping":
+            steps += "p"
+            pings += data.group(1) if data else ""
+        elif kind and data and add_esphome_entity(known, data.group(1)):
+            steps = ""
+    outlets = [outlet for names in known.values() for outlet in names.values() if outlet]
+    return EsphomeEvents(tuple(outlets), bool(re.search("sp+s", steps)), '"uptime"' in pings)
+
+
+def add_esphome_entity(known, data):
+    """Add what a state event tells to the known entities; return whether it was not known yet."""
+    identifier, name, outlet = parse_esphome_entity(data)
+    names = known.setdefault(identifier, {})
+    if name in names or (names and not name):
+        return False
+    names.pop("", None)  # a change that came before the list had come to it
+    names[name] = outlet
+    return True
+
+
+def parse_esphome_entity(data):
+    """Return (id, name, Outlet or None) of a state event; a change alone comes without the name.
+
+    Only what switches say is read any further: a text sensor may hold half a letter.
+    """
+    other = re.match(r'\{"(?:id|name_id)": ?"((?!switch[-/])[a-z_]+[-/][^"]*)"', data)
+    if other:
+        name = re.search(r'"name": ?"([^"]*)"', data)
+        return other.group(1), name.group(1) if name else "", None
+    members = parse_json_object(data)
+    identifier = str(members.get("id", ""))
+    is_switch = re.match("switch[-/]", identifier)
+    outlet = parse_esphome_outlet(identifier, members) if is_switch else None
+    return identifier, str(members.get("name", "")), outlet
 
 
 def parse_esphome_outlet(identifier, members):
@@ -3863,6 +3998,44 @@ def parse_esphome_outlet(identifier, members):
     name = str(members.get("name", identifier[7:].rpartition("/")[2]))
     prefix = "%s/" % members["device"] if members.get("device") else ""
     return Outlet(prefix + render_identifier(name), prefix + name, (), parse_esphome_state(members))
+
+
+def select_esphome_outlet(events, wanted, label):
+    """Return the Outlet that is meant; raise Refused unless the list proves which one that is.
+
+    SAFETY: an id that two names share is the first one's, and a list that may go on may hold the
+    other. Test: test_two_names_behind_one_id_are_refused_and_named
+    """
+    if not events.outlets:
+        raise Refused("the device serves no switch (internal: true?)" if events.has_ended
+                      else "the device has told of no switch (internal: true?)")
+    doubt = "" if events.has_ended else "its list had not ended when the time was up"
+    if not events.is_whole:
+        doubt = "old firmware, whose pings tell no uptime, leaves out what its queue cannot take"
+    outlets = events.outlets
+    if len(outlets) == 1 and not doubt:
+        outlets = (outlets[0]._replace(identifiers=("1",)),)
+    try:
+        outlet = select_outlet(outlets, wanted, label, doubt)
+    except Refused as error:
+        likely = shorten_identifier(wanted)
+        if likely not in [known.number for known in outlets]:
+            raise
+        raise Refused("%s; is %s meant, which firmware of 2021 makes of that name?"
+                      % (error, quote(likely))) from error
+    same = [known for known in outlets if known.number == outlet.number]
+    if len(same) > 1:
+        raise Refused("%d switches of the device share the id %s, rename one: %s" % (
+            len(same), quote(outlet.number), ", ".join(quote(known.alias) for known in same)))
+    if not events.has_ended:
+        raise Refused("the list of the device has not ended, so another switch may share the id %s "
+                      "(the exact name as plug needs no list)" % quote(outlet.number))
+    return outlet
+
+
+def shorten_identifier(name):
+    """Return the object id that firmware of 2021 makes of a name: it drops letters."""
+    return re.sub("[^a-z0-9_-]", "", name.lower().replace(" ", "_"))
 
 
 @speaks("esphome")
@@ -3874,42 +4047,85 @@ class EsphomeDevice(HttpDevice):
     def __init__(self, system, settings):
         super().__init__(system, settings)
         self.take_outlet_from_urls(parse_esphome_url)
+        if self.wanted:
+            build_esphome_path(self.wanted)
+        self.chosen = None  # the Outlet that the list proved: a lost answer costs no second list
 
     def list_outlets(self, deadline):
         self.check_identity(deadline)
-        return self.exchange("GET", "/events", lambda reply: parse_esphome_events(
-            parse_http_body(reply)), deadline, silence_s=EVENTS_SILENCE_SECONDS)
+        return self._listen(deadline, lambda events: True).outlets
 
     def open(self, deadline):
         self.check_identity(deadline)
-        switch = self._find_switch(self.wanted, deadline) if self.wanted else None
-        if switch:
-            return switch
-        outlet = select_outlet(self.list_outlets(deadline), self.wanted, self.label)
-        switch = self._find_switch(outlet.alias, deadline)
+        if self.wanted and not self.chosen:
+            switch, is_exact = self._find_switch(self.wanted, deadline)
+            if is_exact:
+                return switch
+        if not self.chosen:
+            self.chosen = self._choose(self._listen(deadline, self._is_decided))
+        switch, _ = self._find_switch(self.chosen.alias, deadline)
         if not switch:
             raise Refused("the device lists the switch %s, and answers that it does not know it"
-                          % quote(outlet.alias))
+                          % quote(self.chosen.alias))
         return switch
 
+    def prove_usable(self, deadline):
+        # As any device does it, with one look at the stream, which takes its time.
+        if not self.wanted and not self.chosen:
+            self.check_identity(deadline)
+            events = self._listen(deadline, self._is_decided)
+            if len(events.outlets) > 1:
+                return None
+            self.chosen = self._choose(events)
+        return self.open(deadline)
+
+    def _listen(self, deadline, is_enough_when_quiet):
+        """Return the EsphomeEvents of a stream that has ended, or of one that is quiet."""
+        def is_enough(text):
+            events = parse_esphome_events(text)
+            is_quiet = text.endswith((SILENCE + "\n\n") * QUIET)
+            return events.has_ended or (is_quiet and is_enough_when_quiet(events))
+
+        return self.exchange("GET", "/events", lambda reply: parse_esphome_events(
+            parse_http_body(reply)), deadline, Listening(
+                EVENTS_SILENCE_SECONDS, deadline.within(EVENTS_SECONDS), is_enough))
+
+    def _is_decided(self, events):
+        """Return whether the rest of a list could change nothing any more."""
+        # Where no switch was named, two are as many as more, and what has holes is never whole.
+        is_one_named = self.wanted not in ("", "1", self.label)
+        return not is_one_named and (len(events.outlets) > 1 or not events.is_whole)
+
+    def _choose(self, events):
+        """Return the Outlet that the list proves, where a name alone did not prove which it is."""
+        try:
+            return select_esphome_outlet(events, self.wanted, self.label)
+        except Refused as error:
+            if events.has_ended or self._is_decided(events):
+                raise
+            raise ProtocolError(str(error)) from error  # the next stream may tell more
+
     def _find_switch(self, name, deadline):
-        """Return the EsphomeSwitch, or None when the device knows it neither by name nor by id."""
+        """Return (EsphomeSwitch, whether its reply carries exactly this name).
+
+        The switch is None when the device knows it neither by name nor by id.
+        """
         owner, _, own_name = name.rpartition("/")
         object_id = (owner + "/" if owner else "") + render_identifier(own_name)
         for spelling in (name, object_id) if object_id != name else (name,):
             path = build_esphome_path(spelling)
-            state = self.exchange("GET", path + "?detail=all", lambda reply: (
+            found = self.exchange("GET", path + "?detail=all", lambda reply: (
                 None if reply.status == 404 else self.parse_switch(reply, name)), deadline)
-            if state:
-                return EsphomeSwitch(self, state, name, path)
-        return None
+            if found:
+                return EsphomeSwitch(self, found.state, name, path), found.is_exact
+        return None, False
 
     def parse_switch(self, reply, name):
-        state, assumed = parse_esphome_switch(parse_http_body(reply), name)
-        if assumed:
+        found = parse_esphome_switch(parse_http_body(reply), name)
+        if found.is_assumed:
             self.system.warn("switch %s has an assumed_state: it reports what it was told to do, "
                              "and nobody knows its relay" % quote(name))
-        return state
+        return found
 
     def read_mac(self, deadline):
         return self.exchange("OPTIONS", "/", lambda reply: reply.headers.get(
@@ -3926,7 +4142,7 @@ class EsphomeSwitch(HttpOutlet):
 
     def read_state(self, deadline):
         return self.device.exchange("GET", self.path + "?detail=all", lambda reply: (
-            self.device.parse_switch(reply, self.name)), deadline)
+            self.device.parse_switch(reply, self.name)), deadline).state
 
     def send_command(self, wanted, deadline):
         # Answered before it is done; the body is empty.
@@ -3948,6 +4164,34 @@ def parse_status_page(text, on_pattern, off_pattern):
     return found[0]
 
 
+def parse_page(path):
+    """Return (path, set of its query's parts) of a URL as the most lenient web server takes it."""
+    page, _, query = decode_fully(path.partition("#")[0]).partition("?")
+    steps = []
+    for step in page.partition("#")[0].split("/"):
+        if step == "..":
+            del steps[-1:]
+        elif step not in ("", "."):
+            steps.append(step)
+    return steps, set(re.split("[&;]", query.partition("#")[0])) - {""}
+
+
+def check_pages(pages):
+    """Raise UsageError unless what reads, what switches on and what switches off are different.
+
+    pages: {URL parameter: what parse_page returns}.
+    """
+    # SAFETY: a web server that knows no parameters of a page ignores them: reading a switching page
+    # with more of them would switch. Test: test_no_spelling_of_a_switching_url_is_read
+    status_path, status_parts = pages["status_url"]
+    switching = [page for name, page in pages.items() if name != "status_url"]
+    for path, parts in switching:
+        is_read = path == status_path and parts <= status_parts
+        if is_read or switching.count((path, parts)) > 1:
+            raise UsageError("power_on_url, power_off_url and status_url must differ: a URL that "
+                             "toggles, or switches when it is read, proves nothing")
+
+
 @speaks("url")
 class UrlDevice(HttpDevice):
     """A device by its URLs alone; they say what is switched, and none tells a MAC address."""
@@ -3963,11 +4207,8 @@ class UrlDevice(HttpDevice):
         for name in needed:
             if not getattr(settings, name):
                 raise UsageError("no %s given, and device=url needs it" % name)
-        given = [path for path in self.paths.values() if path]
-        if len(set(given)) < len(given):
-            raise UsageError("power_on_url, power_off_url and status_url must differ: a URL that "
-                             "toggles, or switches when it is read, proves nothing")
-        for path in given:
+        check_pages({name: parse_page(path) for name, path in self.paths.items() if path})
+        for path in self.paths.values():
             system.secrets.update(find_query_values(path))
         if self.wanted not in ("", self.label):
             raise UsageError("plug %s: the URLs alone say what is switched" % quote(self.wanted))

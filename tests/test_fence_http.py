@@ -814,35 +814,3 @@ class OneDevice(HttpTest):
         with self.assertRaisesRegex(fencetool.Unreachable, "no complete answer"):
             fencetool.UrlDevice(system, settings).open(system.deadline(9))
         self.assertLess(system.clock() - started, 8)  # of the nine that the action has
-
-
-class Recipes(HttpTest):
-    """The examples of the README, run as they stand against virtual devices."""
-
-    def read_recipes(self):
-        with open(os.path.join(support.ROOT, "README.md"), encoding="utf-8") as handle:
-            text = handle.read()
-        return re.findall(r"pcs stonith create \S+ fence_http (.*?[^\\])\n", text, re.S)
-
-    def test_every_recipe_of_the_readme_switches_its_virtual_device(self):
-        import shlex
-        recipes = self.read_recipes()
-        makes = {pages.off: pages for pages in (
-            fencetool.SHELLY_PAGES, virtual.SHELLY2_PAGES, virtual.PDU_PAGES)}
-        ran = set()
-        for recipe in recipes:
-            words = dict(word.split("=", 1) for word in shlex.split(recipe.replace("\\\n", " "))
-                         if "=" in word and not word.startswith(("pcmk_", "timeout", "interval")))
-            pages = makes.get(words.get("power_off_url"))
-            if not pages:
-                continue
-            ran.add(pages.off)
-            device = self.start(virtual.Switch(
-                pages=pages, password=words.get("password", ""),
-                algorithm="SHA-256" if pages is virtual.SHELLY2_PAGES else ""))
-            words.update(ip="127.0.0.1", ipport=str(device.address[1]),
-                         stonith_status_sleep="200ms")
-            for action, code in (("status", 0), ("off", 0), ("status", 2), ("on", 0)):
-                self.assert_success(on_stdin("fence_http", dict(
-                    words, action=action, nodename="storage-b", plug="storage-b")), code)
-        self.assertEqual(ran, set(makes))

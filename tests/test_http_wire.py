@@ -205,7 +205,7 @@ class Tasmota(unittest.TestCase):
 
     def test_relay_2_is_never_read_from_the_bare_power(self):
         for text in ('{"POWER":"OFF"}', '{"POWER1":"OFF"}', '{"POWER3":"OFF","POWER":"OFF"}'):
-            with self.assertRaisesRegex(ProtocolError, "no POWER2"):
+            with self.assertRaisesRegex(Refused, "no POWER2"):
                 self.parse(text, 2)
 
     def test_replies_that_tell_no_power_state_are_errors(self):
@@ -230,21 +230,65 @@ class Tasmota(unittest.TestCase):
         self.assertEqual(relays({"POWER": "ON", "Wifi": {}}), [(1, "POWER", "ON")])
         self.assertEqual(relays({"POWER2": "OFF", "POWER1": "ON", "POWERx": "ON"}),
                          [(1, "POWER1", "ON"), (2, "POWER2", "OFF")])
-        for wrong in ({}, {"StatusSTS": []}, {"StatusSTS": {"POWERx": "ON"}}):
-            with self.assertRaises(ProtocolError):
+        # What Tasmota says when it has lost a message may come the next time, and the rest not.
+        for wrong, kind in (({}, ProtocolError), ({"StatusSTS": []}, ProtocolError),
+                            ({"StatusSTS": {"POWERx": "ON"}}, Refused), ({"ison": True}, Refused)):
+            with self.assertRaises(kind):
                 fencetool.parse_tasmota_relays(wrong)
 
     def test_the_meter_is_read_as_numbers_only(self):
-        def energy(members):
-            return fencetool.parse_tasmota_energy({"StatusSNS": members})
+        def energy(members, relay=1, relays=1):
+            return fencetool.parse_tasmota_energy({"StatusSNS": members}, relay, relays)
         self.assertIsNone(energy({"Time": "x"}))
         self.assertEqual(energy({"ENERGY": {"Power": 43.5, "Voltage": 230}}), (43.5, 230))
         self.assertEqual(energy({"ENERGY": {"Power": [3, -4], "Voltage": [0, 0]}}), (7, 0))
         for absurd in (10 ** 400, float("inf"), -5e12):
             self.assertEqual(energy({"ENERGY": {"Power": absurd, "Voltage": 230}}), (1e9, 230))
-        for wrong in ("0", None, True, [None], {}):
+        for wrong in ("0", None, True, [None], {}, [], "NaN"):
             with self.assertRaises(ProtocolError, msg=wrong):
                 energy({"ENERGY": {"Power": wrong, "Voltage": 230}})
+
+    def test_of_several_relays_only_the_own_entry_of_the_meter_counts(self):
+        def energy(power, relay=2, relays=2):
+            return fencetool.parse_tasmota_energy(
+                {"StatusSNS": {"ENERGY": {"Power": power, "Voltage": 230}}}, relay, relays)
+        self.assertEqual(energy([43, 0]), (0, 230))
+        self.assertEqual(energy([0, -43]), (43, 230))
+        for power in (0, 43, [0], [0, 0, 0]):
+            self.assertEqual(energy(power), (None, None))
+
+    def test_a_name_with_a_backslash_spoils_no_other_member(self):
+        for name, shown in ((r"C:\Downloads", r"C:\Downloads"), (r"\u00e4\x", "\u00e4\\x"),
+                            (r"a\\b", r"a\b"), (r"a\"b", 'a"b')):
+            members = fencetool.parse_tasmota_reply('{"SSId":"%s","POWER":"OFF"}' % name, "x")
+            self.assertEqual(members, {"SSId": shown, "POWER": "OFF"})
+        # A name that ends in one swallows the quote, and what follows is no JSON.
+        for name in ("C:\\", 'a"b', '","POWER":"OFF'):
+            with self.assertRaises(ProtocolError):
+                fencetool.parse_tasmota_reply('{"POWER":"ON","SSId":"%s","B":"24:A1"}' % name, "x")
+
+    def test_what_is_wrong_in_a_long_reply_is_shown(self):
+        text = '{"A":"%s","SSId":"a"b","POWER":"OFF"}' % ("x" * 100)
+        with self.assertRaisesRegex(ProtocolError, 'wrong at .*"SSId":"a"b"'):
+            fencetool.parse_tasmota_reply(text, "x")
+
+    def test_a_number_that_is_none_is_no_reading_and_spoils_no_other(self):
+        for name in ("NaN", "Infinity", "-Infinity"):
+            members = fencetool.parse_json_object('{"Temperature":%s,"Power":43}' % name)
+            self.assertEqual(members["Power"], 43)
+            self.assertFalse(fencetool.is_number(members["Temperature"]))
+
+    def test_the_mac_of_the_cable_counts_as_that_of_the_radio(self):
+        radio, cable = "AA:BB:CC:00:00:01", "AA:BB:CC:00:00:02"
+
+        def find(wanted, mac=radio, cable=cable):
+            return fencetool.parse_tasmota_mac(
+                {"StatusNET": {"Mac": mac, "Ethernet": {"Mac": cable}}},
+                fencetool.parse_mac(wanted))
+        self.assertEqual((find(radio), find(cable)), (radio, cable))
+        self.assertEqual(find("AA:BB:CC:00:00:09"), radio)
+        zero = "00:00:00:00:00:00"
+        self.assertEqual((find(zero, zero), find(zero, zero, None)), (cable, ""))
 
     def test_urls_name_relay_and_state(self):
         for path, expected in (
@@ -322,8 +366,18 @@ class Esphome(unittest.TestCase):
     def test_an_assumed_state_is_told(self):
         text = '{"id":"switch/R","value":true,"state":"ON","assumed_state":%s}'
         parse = fencetool.parse_esphome_switch
-        self.assertEqual(parse(text % "true", "R"), (PowerState.ON, True))
-        self.assertEqual(parse(text % "false", "R"), (PowerState.ON, False))
+        self.assertEqual(parse(text % "true", "R"), (PowerState.ON, True, True))
+        self.assertEqual(parse(text % "false", "R"), (PowerState.ON, False, True))
+
+    def test_only_the_name_itself_is_exact(self):
+        for wanted, members, is_exact in (
+                ("relay", {"id": "switch-relay"}, False), ("Relay", {"id": "switch/Relay"}, True),
+                ("relay", {"id": "switch-relay", "name": "Relay"}, False),
+                ("relay", {"id": "switch-relay", "name_id": "switch/Relay"}, False),
+                ("relay", {"id": "switch-relay", "name": "relay"}, True),
+                ("Desk/Relay", {"id": "switch-relay", "device": "Desk", "name": "Relay"}, True)):
+            text = json.dumps(dict(members, state="OFF"))
+            self.assertIs(fencetool.parse_esphome_switch(text, wanted).is_exact, is_exact, text)
 
     def test_the_event_stream_lists_each_switch_once(self):
         def event(kind, **data):
@@ -339,9 +393,29 @@ class Esphome(unittest.TestCase):
         for text in (stream, stream.replace("\r\n", "\n")):
             self.assertEqual(
                 [(outlet.number, outlet.alias, outlet.state.value)
-                 for outlet in fencetool.parse_esphome_events(text)],
+                 for outlet in fencetool.parse_esphome_events(text).outlets],
                 [("relay", "Relay", "ON"), ("Desk/fan", "Desk/Fan", "OFF")])
-        self.assertEqual(fencetool.parse_esphome_events(""), ())
+        self.assertEqual(fencetool.parse_esphome_events(""), ((), False, False))
+
+    def test_the_list_has_ended_where_a_ping_stands_between_two_silences(self):
+        parts = {"s": ":silence\n\n", "p": 'event: ping\r\ndata: {"uptime":9}\r\n\r\n',
+                 "e": "event: ping\r\ndata: \r\n\r\n",
+                 "l": "event: log\r\ndata: x\r\n\r\n",
+                 "A": 'event: state\r\ndata: {"id":"switch-a","name":"A","value":true}\r\n\r\n',
+                 "a": 'event: state\r\ndata: {"id":"switch-a","value":false}\r\n\r\n',
+                 "B": 'event: state\r\ndata: {"id":"switch-a","name":"B","value":true}\r\n\r\n',
+                 "T": 'event: state\r\ndata: {"id":"sensor-t","name":"T"}\r\n\r\n'}
+        for order, names, has_ended, is_whole in (
+                ("pA", "A", False, True), ("pAssss", "A", False, True), ("pAps", "A", False, True),
+                ("pAsp", "A", False, True), ("pAsps", "A", True, True), ("Asees", "A", True, False),
+                ("Aslplsl", "A", True, True), ("AspAs", "A", True, True),
+                ("Aspas", "A", True, True),
+                ("AspTs", "A", False, True), ("pAspsBs", "AB", False, True),
+                ("pAspsBsps", "AB", True, True), ("aAsps", "A", True, True),
+                ("psps", "", True, True)):
+            events = fencetool.parse_esphome_events("".join(parts[part] for part in order))
+            self.assertEqual("".join(outlet.alias for outlet in events.outlets), names, order)
+            self.assertEqual(events[1:], (has_ended, is_whole), order)
 
 
 class Parameters(unittest.TestCase):

@@ -133,7 +133,7 @@ class Echoes(AgentTest):
             return lambda: self.assert_hidden(
                 secret, lambda: render(text).encode(encoding, "replace"), words)
         at_once([call(secret, form, encoding) for secret in PASSWORDS for form in forms
-                 for encoding in ("utf-8", "latin-1")[:1 + (form == "as it is")]], workers=4)
+                 for encoding in ("utf-8", "latin-1")[:1 + (form == "as it is")]], workers=16)
 
     def test_what_a_device_echoes_of_a_password_is_shown_nowhere(self):
         def call(secret, encoding):
@@ -143,7 +143,7 @@ class Echoes(AgentTest):
             return lambda: self.assert_hidden(secret, lambda: (
                 b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(page)) + page, "neither")
         at_once([call(secret, encoding) for secret in PASSWORDS
-                 for encoding in ("utf-8", "latin-1")], workers=4)
+                 for encoding in ("utf-8", "latin-1")], workers=16)
 
     def test_what_a_device_echoes_of_a_password_in_the_first_words_of_a_page_is_shown_nowhere(self):
         self.assert_hidden_everywhere(

@@ -387,12 +387,18 @@ class OpenBeken(Tasmota):
 
 class Esphome(Http, fencetool.VirtualHttp):
     dialect = "esphome"
+    parameters = {"plug": "plug"}  # without a name the list has to be waited for
     second = "b"
     tells_mac = {"version": "2026.6"}
     no_faults = ("welded", "dead_meter", "garbled_meter")
     version = "2026.10"  # knows switches by name; 2026.6 by object id too, 2024 by that alone
+    # 2021 tells no names, and drops letters from its ids.
     assumed = False      # its switches are assumed_state
     another = ('"(name|id)": "[^"]*"', r'"\1": "switch-other"')
+    ping_s = 0.7         # from the states to the next ping, and from one to another; 0: never
+    stream = ("ping", "states", "pings")  # what /events holds; a number: that many states
+    pause_s = 0.0        # between two states
+    entities = ()        # the data of states that come before those of the switches
 
     def respond(self, method, path, fields):
         return self.falsify(self.respond_soundly(method, path, fields))
@@ -403,22 +409,69 @@ class Esphome(Http, fencetool.VirtualHttp):
                      and "access-control-request-private-network" in fields)
             return 200, {"Private-Network-Access-ID": self.mac} if tells else {}, ""
         if path == "/events":
-            events = ["event: ping\r\ndata: {}\r\n\r\n"] + [
-                "event: state\r\ndata: %s\r\n\r\n" % json.dumps(self.describe(outlet))
-                for outlet in self.outlets]
-            return 200, {"Content-Type": "text/event-stream"}, "".join(events)
+            return 200, {"Content-Type": "text/event-stream"}, ""
         _, domain, entity, action = (path.partition("?")[0] + "///").split("/")[:4]
         found = [outlet for outlet in self.outlets if unquote(entity) in self.names(outlet)]
-        if domain != "switch" or not found or (action and method != "POST"):
+        is_get_enough = self.version in ("2021", "2024")
+        if domain != "switch" or not found or (action and method != "POST" and not is_get_enough):
             return 404, {}, "Not Found"
-        if method == "POST":
-            self.switch(found[0].number, action == "turn_on")
+        if action:
+            self.switch(found[0].number, {"turn_on": True, "turn_off": False}.get(
+                action, not found[0].relay))
             return 200, {}, ""
         return 200, {"Content-Type": "application/json"}, json.dumps(self.describe(found[0]))
 
+    def render(self, status, headers, body):
+        answer = super().render(status, headers, body)
+        is_stream = "text/event-stream" in headers.values()
+        return re.sub(b"\r\nContent-Length: [0-9]*", b"", answer) if is_stream else answer
+
+    def send_answer(self, handle, answer):
+        super().send_answer(handle, answer)
+        if b"text/event-stream" in answer:
+            self.send_events(handle)
+
+    def send_events(self, handle):
+        """Send what the stream holds, and keep it open until the client has enough."""
+        for part in self.stream:
+            if part == "ping":
+                self.send_event(handle, "ping", self.ping())
+            elif part == "close":
+                return
+            elif part != "pings":
+                self.send_states(handle, len(self.outlets) if part == "states" else part)
+        while not self.stopped.wait(self.ping_s or 0.1):
+            if self.ping_s and "pings" in self.stream:
+                self.send_event(handle, "ping", self.ping())
+            else:
+                handle.sendall(b"")
+                if self.is_gone(handle):
+                    return
+
+    def is_gone(self, handle):
+        try:
+            return handle.recv(1, socket.MSG_DONTWAIT) == b""
+        except BlockingIOError:
+            return False
+
+    def send_states(self, handle, count):
+        for data in self.entities:
+            self.send_event(handle, "state", data)
+        for outlet in self.outlets[:count]:
+            self.send_event(handle, "state", json.dumps(self.describe(outlet)))
+            self.stopped.wait(self.pause_s)
+
+    def send_event(self, handle, kind, data):
+        data = data if isinstance(data, bytes) else data.encode("utf-8")
+        handle.sendall(b"event: %s\r\ndata: %s\r\n\r\n" % (kind.encode(), data))
+
+    def ping(self):
+        return "" if self.version in ("2021", "2024") else '{"uptime":61}'
+
     def names(self, outlet):
         by_id = fencetool.render_identifier(outlet.alias)
-        return {"2024": [by_id], "2026.6": [by_id, outlet.alias]}.get(
+        return {"2021": [re.sub("[^a-z0-9_-]", "", outlet.alias.lower().replace(" ", "_"))],
+                "2024": [by_id], "2026.6": [by_id, outlet.alias]}.get(
             self.version, [outlet.alias])
 
     def describe(self, outlet):
@@ -427,18 +480,17 @@ class Esphome(Http, fencetool.VirtualHttp):
                    "value": word == "ON" if word else 0, "state": word,
                    "assumed_state": self.assumed}
         if self.version != "2026.10":
-            members["id"] = "switch-" + fencetool.render_identifier(outlet.alias)
+            members["id"] = "switch-" + self.names(outlet)[0]
         if self.version == "2026.6":
             members["name_id"] = "switch/" + outlet.alias
+        if self.version == "2021":
+            members = {name: members[name] for name in ("id", "state", "value")}
         return members
 
 
 PLAIN_PAGES = fencetool.VirtualPages(
     on="/on", off="/off", status="/state", page='{"outlet":1,"state":"%s"}',
     words={"ON": "ON", "OFF": "OFF"})
-SHELLY2_PAGES = fencetool.VirtualPages(
-    "/rpc/Switch.Set?id=0&on=true", "/rpc/Switch.Set?id=0&on=false", "/rpc/Switch.GetStatus?id=0",
-    '{"id":0, "source":"http", "output":%s, "apower":0.0}', {"ON": "true", "OFF": "false"})
 PDU_PAGES = fencetool.VirtualPages(
     "/Set.cmd?CMD=SetPower+P60=1", "/Set.cmd?CMD=SetPower+P60=0", "/Set.cmd?CMD=GetPower",
     "<html>P60=%s,P61=0,P62=1,P63=0</html>", {"ON": "1", "OFF": "0"})
@@ -455,11 +507,104 @@ class Switch(Http, fencetool.VirtualSwitch):
     readable = Http.readable - {"elsewhere"}
     pages = PLAIN_PAGES
     another = ('"outlet":1', '"outlet":2')
+    broken = ()  # the whole answer instead of a status, while it is off
 
     def respond(self, method, path, fields):
+        if self.broken and path == self.pages.status and not self.outlets[0].relay:
+            return self.broken
         if self.fault == "wrong_type" and path == self.pages.status:
             return 200, {}, "null"
         return super().respond(method, path, fields)
+
+
+def change(**members):
+    """Return what replaces members of an object; those that become None are left out."""
+    return lambda found: {name: value for name, value in dict(found, **members).items()
+                          if value is not None}
+
+
+SHELLY_LIES = {  # what is said of a relay that is off, by either generation
+    "no member": change(ison=None, output=None),
+    "output null": lambda found: dict(change(ison=None, output=None)(found), ison=0, output=0),
+    "output text": lambda found: dict(found, **{name: "false" for name in ("ison", "output")
+                                                if name in found}),
+    "timer": lambda found: dict(found, **({"has_timer": True} if "ison" in found else {
+        "timer_started_at": 1700000000.1, "timer_duration": 60}))}
+SHELLY1_LIES = {"no timer told": change(has_timer=None),
+                "another generation": lambda found: {"id": 0, "output": False, "apower": 0.0}}
+SHELLY2_LIES = {"wrong id": change(id=1), "id text": change(id="0"), "no id": change(id=None),
+                "another generation": lambda found: {"ison": False, "has_timer": False}}
+METER1_LIES = {"invalid": change(is_valid=False), "validity not told": change(is_valid=None),
+               "no power": change(power=None), "power text": change(power="0.00"),
+               "load": change(power=85.3), "small load": change(power=1.0)}
+METER2_LIES = {"no power": change(apower=None), "power text": change(apower="0.0"),
+               "load": change(apower=85.1), "small load": change(apower=1.0),
+               "fed back": change(apower=-85.1)}
+
+
+class Shelly1(Switch):
+    """A Shelly of the first generation, by its own replies."""
+
+    metered = True
+    lie = None        # what becomes of the relay's members while it is off
+    meter_lie = None  # and of the meter's
+    render_reply = staticmethod(json.dumps)
+    status_pages = ("/relay/0", "/status")
+
+    def respond(self, method, path, fields):
+        if self.broken and path in self.status_pages and not self.outlets[0].relay:
+            return self.broken
+        return self.falsify(self.respond_soundly(*path.partition("?")[::2]))
+
+    def respond_soundly(self, page, query):
+        if page == "/relay/0" and query in ("", "turn=on", "turn=off"):
+            if query:
+                self.switch(1, query == "turn=on")
+            return 200, {}, self.render_reply(self.relay())
+        if page == "/status":
+            return 200, {}, self.render_reply({
+                "wifi_sta": {"connected": True, "ssid": "x"}, "mac": "CC32E5000001",
+                "relays": [self.relay()], "meters": [self.meter()], "uptime": 61})
+        return 404, {}, "Not Found: OFF"
+
+    def deceive(self, members, lie):
+        return lie(members) if lie and not self.outlets[0].relay else members
+
+    def relay(self):
+        return self.deceive({
+            "ison": self.outlets[0].relay, "has_timer": False, "timer_started": 0,
+            "timer_duration": 0, "timer_remaining": 0, "overpower": False, "source": "http"},
+            self.lie)
+
+    def meter(self):
+        watts = fencetool.WATTS if self.outlets[0].powered else 0.0
+        return self.deceive({"power": watts, "is_valid": True, "timestamp": 1700000000,
+                             "counters": [0.0, 0.0, 0.0], "total": 0}, self.meter_lie)
+
+
+class Shelly2(Shelly1):
+    """A Shelly of the second generation or a newer one."""
+
+    status_pages = ("/rpc/Switch.GetStatus?id=0",)
+
+    def respond_soundly(self, page, query):
+        if page == "/rpc/Switch.Set" and query in ("id=0&on=true", "id=0&on=false"):
+            before = self.outlets[0].relay
+            self.switch(1, query.endswith("true"))
+            return 200, {}, self.render_reply({"was_on": before})
+        if page + "?" + query == "/rpc/Switch.GetStatus?id=0":
+            return 200, {}, self.render_reply(self.status())
+        return 404, {}, '{"code":404,"message":"No handler for \\"output\\":false"}'
+
+    def status(self):
+        members = {"id": 0, "source": "init", "output": self.outlets[0].relay,
+                   "temperature": {"tC": 41.2, "tF": 106.2}}
+        if self.metered:
+            watts = fencetool.WATTS if self.outlets[0].powered else 0.0
+            members = self.deceive(dict(members, apower=watts, voltage=230.1, current=0.0, aenergy={
+                "total": 0.0, "by_minute": [0.0, 0.0, 0.0], "minute_ts": 1700000000}),
+                self.meter_lie)
+        return self.deceive(members, self.lie)
 
 
 # One virtual device for each dialect that fencetool.py speaks itself.
