@@ -29,9 +29,10 @@ CLUSTER = "tests.cluster"
 CLASS_LIMIT_S, CLUSTER_LIMIT_S = 600, 3600
 SHOWN_SLOWEST = 10
 # Started first, so that at the end nobody waits for one of them alone; their classes run apart.
-LONGEST = ("tests.test_generators_pcs", "tests.test_contract", "tests.test_fence_http",
-           "tests.test_install", "tests.test_check_networks", "tests.test_metadata",
-           "tests.test_fence_kasa", "tests.test_demo")
+LONGEST = ("tests.test_generators_pcs", "tests.test_install", "tests.test_contract",
+           "tests.test_rooms", "tests.test_secrets", "tests.test_fence_http",
+           "tests.test_check_networks", "tests.test_fence_kasa", "tests.test_metadata",
+           "tests.test_limits", "tests.test_demo")
 # Started next: short, and waiting for something.
 WAITING = ("tests.test_side_by_side", "tests.test_log", "tests.test_generators", "tests.test_check",
            "tests.test_plugin", "tests.test_cluster_file")

@@ -362,8 +362,8 @@ class Faults(ContractTest):
         devices = [(row, self.start_device(row, lose_every=4, **virtual.DEVICES[
             row.name].fault_options)) for row in OWN]
         for (row, device), result in zip(devices, at_once([functools.partial(
-                on_stdin, row.agent, self.reach(row, device, action="off", shell_timeout="300ms",
-                                                power_timeout="8")) for row, device in devices])):
+                on_stdin, row.agent, self.reach(row, device, action="off", shell_timeout="1",
+                                                power_timeout="20")) for row, device in devices])):
             with self.subTest(row.name):
                 self.assert_success(result)
                 self.assertFalse(device.outlets[0].powered)

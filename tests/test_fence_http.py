@@ -296,7 +296,7 @@ class Faults(HttpTest):
             device = self.start(virtual.Esphome(["Relay"], version="2024"))
             device.answers, device.lose_every = 8 - answered, 9
             self.assert_success(on_stdin("fence_http", self.reach(
-                device, action="status", device="esphome", plug="Relay", shell_timeout="500ms")))
+                device, action="status", device="esphome", plug="Relay", shell_timeout="2")))
 
     def test_every_third_lost_answer_fails_nothing(self):
         for device, urls in (
@@ -305,7 +305,7 @@ class Faults(HttpTest):
             device.lose_every = 3
             self.start(device)
             self.assert_success(on_stdin("fence_http", self.reach(
-                device, action="off", shell_timeout="300ms", power_timeout="8", **urls)))
+                device, action="off", shell_timeout="1", power_timeout="20", **urls)))
             self.assertFalse(device.outlets[0].powered)
 
     def test_a_reset_right_behind_the_connection_is_no_defect(self):

@@ -535,7 +535,7 @@ class OtherTargets(PcsTest):
 
 def load_tests(loader, tests, pattern):
     """One Python is enough for what the programs do; the others may leave these tests out."""
-    return unittest.TestSuite() if os.environ.get("FENCETOOL_TEST_PCS") == "no" else tests
+    return unittest.TestSuite() if os.environ.get("FENCETOOL_TEST_PROGRAMS") == "no" else tests
 
 
 if __name__ == "__main__":
