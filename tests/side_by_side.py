@@ -34,8 +34,9 @@ LONGEST = ("tests.test_generators_pcs", "tests.test_install", "tests.test_contra
            "tests.test_check_networks", "tests.test_fence_kasa", "tests.test_metadata",
            "tests.test_limits", "tests.test_demo")
 # Started next: short, and waiting for something.
-WAITING = ("tests.test_side_by_side", "tests.test_log", "tests.test_generators", "tests.test_check",
-           "tests.test_plugin", "tests.test_cluster_file")
+WAITING = ("tests.test_honest_checks", "tests.test_side_by_side", "tests.test_log",
+           "tests.test_generators", "tests.test_check", "tests.test_plugin",
+           "tests.test_cluster_file")
 FINISHED = "finished"
 FOLDER_VARIABLE = "FENCETOOL_TEST_COMPILED"
 # The variable names a compiled script: see support.compiled_script.
