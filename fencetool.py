@@ -709,18 +709,18 @@ def doubt_about_meter(reading, policy):
     if shows_load(reading):
         return ("the relay reports OFF, but the outlet still draws %.0f W (is the relay welded, or "
                 "was another outlet switched?)" % reading.watts)
-    if policy == "require" and not proves_no_load(reading):
-        return "no power meter gave a reading, and power_meter=require wants one: %s" % (
-            reading.obstacle)
-    return ""
+    return doubt_about_required_meter(reading) if policy == "require" else ""
+
+
+def doubt_about_required_meter(reading):
+    """Return why this meter could not prove that there is no load, or "" when it could."""
+    if reading.watts is not None and not reading.obstacle:
+        return ""
+    return "no power meter gave a reading, and power_meter=require wants one: %s" % reading.obstacle
 
 
 def shows_load(reading):
     return reading.watts is not None and abs(reading.watts) > METER_SILENT_WATTS
-
-
-def proves_no_load(reading):
-    return not (reading.obstacle or reading.watts is None or shows_load(reading))
 
 
 def remember_load(load, reading, doubt):
@@ -5030,9 +5030,9 @@ def ask_twice(job, ask, deadline):
 
 def require_meter(outlet, deadline):
     """Raise Refused unless the outlet's meter gives a reading that will prove something."""
-    reading = outlet.read_meter(deadline)
-    if not (shows_load(reading) or proves_no_load(reading)):
-        raise Refused(doubt_about_meter(reading, "require"))
+    doubt = doubt_about_required_meter(outlet.read_meter(deadline))
+    if doubt:
+        raise Refused(doubt)
 
 
 # SECTION: CHECKING --------------------------------------------------------------------------------

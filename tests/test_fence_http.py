@@ -743,6 +743,14 @@ class Refuses(HttpTest):
             self.assert_failure(on_stdin("fence_http", self.reach(
                 device, action="off", power_timeout="2", **TASMOTA_URLS)), "still draws")
 
+    def test_a_required_meter_that_reads_nothing_while_off_is_refused_before_anything_moves(self):
+        device = self.start(virtual.Tasmota(metered=True))
+        for action in ("off", "monitor"):
+            self.assert_failure(on_stdin("fence_http", self.reach(
+                device, action=action, power_meter="require", plug="1", **TASMOTA_URLS)),
+                "power_meter=require")
+        self.assertEqual(device.commands, 0)
+
     def test_the_load_of_before_that_a_gated_meter_shows_once_fails_nothing(self):
         # Right after OFF the firmware may report it, and then 0 W ever again.
         device = self.start(virtual.Tasmota(metered=True))
