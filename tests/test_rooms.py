@@ -11,7 +11,7 @@ from tests import support, virtual
 from tests.support import AgentTest, at_once, on_stdin
 from tests.test_http_wire import ESPHOME_URLS, HTTP_URLS
 
-WORKERS = 12
+WORKERS = 24  # most of each is waiting
 
 
 class RoomTest(AgentTest):
