@@ -104,6 +104,7 @@ SEEN_SECONDS = 60    # a record is not made anew more often
 MOST_SEEN = 1000
 FEWEST_ECHOES, MOST_ECHOES = 3, 100  # one lost packet is no silence, and a look is no flood
 SHORTEST_LOOK_SECONDS = 1.0
+ROUTED_LOOK_SECONDS = 4.0
 ASKING_PART = 2 / 3                 # of a look; in the rest the last questions can be answered
 LAST_QUESTIONS = 3    # to a witness, when the target has been asked for the last time
 NEAR_TURNS = 10       # each so manyth turn asks whether a witness is the router itself
@@ -836,6 +837,7 @@ class Sight:
         self.route = None        # the Route, if there is one and it held for the whole look
         self.obstacle = ""       # the first reason why its silence would mean nothing
         self.uses_arp = False    # it is asked by ARP too, which no IP firewall filters
+        self.asks_neighbour = False  # it is asked by ARP or neighbour discovery too
         # What came back. Each of these alone is life.
         self.echoed = False      # it answered an ICMP echo
         self.rejected = False    # it refused one with an ICMP error of its own
@@ -947,10 +949,10 @@ NEVER_SEEN = "it was never seen alive from this machine"
 
 def doubt_about_record(sight):
     """Return why an address that was never seen alive cannot be dead, or "" when it can."""
-    # SAFETY: a mistyped address, or a node that answers no echo, is silent for ever. One that is
-    # attached is asked by ARP too, and its record is a remark only.
+    # SAFETY: a mistyped address, or a node that answers no echo, is silent for ever. Of one that is
+    # asked by ARP or neighbour discovery too, the record is a remark only.
     # Test: test_a_routed_address_that_was_never_seen_alive_cannot_be_dead
-    if sight.route.gateway and not sight.was_alive:
+    if not sight.asks_neighbour and not sight.was_alive:
         return NEVER_SEEN + ": is it the node's, and does it answer echo? (fence_check -o status " \
                             "while the node is up)"
     return ""
@@ -1822,11 +1824,13 @@ class FilesAndPrograms:
 
     def read_sightings(self):
         """Return {address: when it was last seen alive from here, in seconds of the epoch}."""
+        if not os.path.isfile(SEEN_FILE):
+            return {}
         try:
             found = json.loads(self.read_file(SEEN_FILE).decode("utf-8"))
             return {address: when for address, when in found.items() if is_number(when)}
-        except (UsageError, ValueError, AttributeError):
-            return {}  # it is not there, or damaged: then it begins anew
+        except (UsageError, ValueError, AttributeError, RecursionError):
+            return {}  # it cannot be read, or is damaged: then it begins anew
 
     def write_sightings(self, sightings):
         newest = sorted(sightings.items(), key=lambda item: item[1])[-MOST_SEEN:]
@@ -1943,14 +1947,15 @@ def write_to_child(stdin, data):
 # Linux 6.18.
 
 # The numbers of ICMP in one family. request, reply: types of an echo. errors: the types that quote
-# the packet they are about. silence: the (type, code) of "host unreachable", nobody is there. hops:
-# (level, type) of the option that limits a packet's way.
-IcmpNumbers = namedtuple("IcmpNumbers", "protocol request reply errors silence hops")
+# the packet they are about. silence: the (type, code) of "host unreachable", nobody is there.
+# others: what is listened to besides, a neighbour's advertisement. hops: (level, type) of the
+# option that limits a packet's way.
+IcmpNumbers = namedtuple("IcmpNumbers", "protocol request reply errors silence others hops")
 ICMP = {socket.AF_INET: IcmpNumbers(protocol=socket.IPPROTO_ICMP, request=8, reply=0,
-                                    errors=(3, 11), silence=(3, 1),
+                                    errors=(3, 11), silence=(3, 1), others=(),
                                     hops=(socket.IPPROTO_IP, socket.IP_TTL)),
         socket.AF_INET6: IcmpNumbers(protocol=socket.IPPROTO_ICMPV6, request=128, reply=129,
-                                     errors=(1, 3), silence=(1, 3),
+                                     errors=(1, 3), silence=(1, 3), others=(136,),
                                      hops=(socket.IPPROTO_IPV6, socket.IPV6_HOPLIMIT))}
 
 # What the kernel is asked about routes and links: messages, and attributes of the answers.
@@ -1967,13 +1972,14 @@ LINK_MAC, LINK_NAME, LINK_BELOW, LINK_MASTER, LINK_INFO = 1, 3, 5, 10, 18
 LINK_CHANGES, LINK_ELSEWHERE = 35, 37
 ROUTE_TARGET, ROUTE_INTERFACE, ROUTE_GATEWAY, ROUTE_SOURCE, ROUTE_NEXT_HOPS = 1, 4, 5, 7, 9
 ROUTE_MARK, ROUTE_VIA, ROUTE_PROTOCOL, ROUTE_GROUP = 16, 18, 27, 30
+ROUTE_BITS = "bits"        # of the network that a route is for: not an attribute, but a field
 AS_IN_TABLE = 0x2000       # flag: the route as it was entered, and not the way of one packet
 RULE_MARK = 10
 NEIGHBOUR_BODY = "BxxxiHBB"  # family, index of the link, state, flags, type
 NEIGHBOUR_ADDRESS, NEIGHBOUR_MAC = 1, 2
 # An IPsec policy: selector (target, source, ports, family, bits, protocol), ..., direction.
 POLICY_BODY = "16s16sHHHHHBBBxxxiI64x32xIIB3x"
-POLICY_OUT = 1
+POLICY_OUT, POLICY_PRIORITY, POLICY_TEMPLATE = 1, 12, 5
 BRIDGE_FAMILY, PORT_FACTS, PORT_STATE, PORT_FORWARDS = 7, 12, 1, 3
 BOND_FACTS, BOND_MIIMON, BOND_ARP_INTERVAL = 2, 3, 7
 # Types of route, and why one of them leads to no other machine; "" for the one that does.
@@ -2036,6 +2042,7 @@ def _ask_route(family, target, mark=0, flags=0):
     question += struct.pack("HHBxxx", 5, ROUTE_PROTOCOL, ICMP[family].protocol)
     question += struct.pack("HHI", 8, ROUTE_MARK, mark) if mark else b""
     fields, found = _ask_kernel(GET_ROUTE, ROUTE_BODY, question)
+    found[ROUTE_BITS] = fields[1]
     doubt = ROUTE_TYPES.get(fields[7], "the kernel's route to it is of type %d" % fields[7])
     if doubt:
         raise Unreachable(doubt)
@@ -2074,19 +2081,37 @@ def _find_way(family, target, mark):
 def _find_odd_way(family, target, index, way):
     """Return what makes it uncertain that an echo takes this way and is answered on it, or ""."""
     table = _ask_route(family, target, flags=AS_IN_TABLE)
-    if ROUTE_NEXT_HOPS in table or ROUTE_GROUP in table:
+    # A nexthop object (FRR makes one for every route) that is no group is told with its interface.
+    is_group = ROUTE_GROUP in table and ROUTE_INTERFACE not in table
+    if ROUTE_NEXT_HOPS in table or is_group:
         return "the route to it has several next hops"
     marks = {struct.unpack("I", facts[RULE_MARK])[0] for fields, facts in _list(
         GET_RULE, ROUTE_BODY, family) if RULE_MARK in facts}
     for mark in sorted(marks - {0}):
         if _find_way(family, target, mark) != way:
             return "a rule gives packets with the mark %d another route" % mark
-    if any(_is_policy_for(family, target, fields) for fields, _ in _list(
-            GET_POLICY, POLICY_BODY, family, NETLINK_XFRM)):
+    if _is_under_ipsec(family, target):
         return "an IPsec policy is in force for it"
-    if not way[1] and not _has_own_network(family, index, way[2], target):
+    if not way[1] and not (_is_of_route(family, way[2], table)
+                           or _has_own_network(family, index, way[2], target)):
         return "this machine's own address there is of another network"
     return _find_blocked_port(index)
+
+
+def _is_of_route(family, source, table):
+    """Return whether our own IPv6 address is of the network that a route is for."""
+    # It may be a /128 (DHCPv6, or an address that a cluster moves), and tell no network itself.
+    bits = table[ROUTE_BITS]
+    return family == socket.AF_INET6 and bits > 0 and is_in_network(
+        source, table.get(ROUTE_TARGET, b""), bits)
+
+
+def _is_under_ipsec(family, target):
+    """Return whether the first policy that fits packets to an address transforms them."""
+    # One without a template lets them pass as they are: "bypass".
+    found = [(fields[POLICY_PRIORITY], POLICY_TEMPLATE in facts) for fields, facts in _list(
+        GET_POLICY, POLICY_BODY, family, NETLINK_XFRM) if _is_policy_for(family, target, fields)]
+    return bool(found) and min(found)[1]
 
 
 def _is_policy_for(family, target, fields):
@@ -2101,7 +2126,9 @@ def _find_blocked_port(index):
     for _, facts in _list(GET_LINK, LINK_BODY, BRIDGE_FAMILY):
         master = facts.get(LINK_MASTER)
         state = parse_attributes(facts.get(PORT_FACTS, b"")).get(PORT_STATE)
-        if master and struct.unpack("I", master)[0] == index and state != bytes([PORT_FORWARDS]):
+        # Without a state it is no port of a bridge: network cards tell here of their bond, too.
+        is_blocked = state not in (None, bytes([PORT_FORWARDS]))
+        if is_blocked and master and struct.unpack("I", master)[0] == index:
             name = facts.get(LINK_NAME, b"").rstrip(b"\0").decode("ascii", "backslashreplace")
             return "port %s of this machine's own bridge forwards nothing" % name
     return ""
@@ -2210,6 +2237,7 @@ ETHERTYPE_ARP = 0x0806
 # Source: asm-generic/socket.h, linux/sock_diag.h. The last word is the number of lost packets.
 SO_ATTACH_FILTER, SO_RCVBUFFORCE, SO_MEMINFO, MEMINFO_WORDS = 26, 33, 55, 9
 PACKET_BUFFER_BYTES = 4194304
+SOL_RAW, ICMP_FILTER = 255, 1
 FRAMES = -1               # the "family" of a PacketSocket that hears whatever one machine sends
 ETHERTYPE_ALL = 3
 # Source: linux/filter.h. Instructions of a filter: load a word, a half, jump if equal, return.
@@ -2224,6 +2252,18 @@ def build_mac_filter(mac):
              (LOAD_HALF, 0, 0, FRAME_SOURCE + 4), (JUMP_EQUAL, 0, 1, last),
              (RETURN, 0, 0, 64), (RETURN, 0, 0, 0))
     return b"".join(struct.pack("HBBI", *step) for step in steps)
+
+
+def build_icmp_filter(family):
+    """Return (level, option, value) that let through what can be an answer and nothing else."""
+    # Source: linux/icmp.h, linux/icmpv6.h: a bit that is set blocks a type. What is blocked takes
+    # no room, and is no packet that found none.
+    numbers = ICMP[family]
+    level, count = (SOL_RAW, 1) if family == socket.AF_INET else (socket.IPPROTO_ICMPV6, 8)
+    words = [0xFFFFFFFF] * count
+    for kind in (numbers.reply,) + numbers.errors + numbers.others:
+        words[kind // 32] ^= 1 << kind % 32
+    return level, ICMP_FILTER, struct.pack("%dI" % count, *words)
 
 
 class PacketSocket:
@@ -2452,6 +2492,8 @@ class Network:
             if family == socket.AF_INET6:  # neighbours believe nothing that a router could forward
                 for option in (socket.IPV6_UNICAST_HOPS, socket.IPV6_MULTICAST_HOPS):
                     handle.setsockopt(socket.IPPROTO_IPV6, option, 255)
+            if is_raw:
+                handle.setsockopt(*build_icmp_filter(family))
             return PacketSocket(handle, family, is_raw)
         return None
 
@@ -4561,7 +4603,8 @@ class Asker:
         if not echo or not echo.is_raw:
             sight.add_obstacle("no raw ICMP socket can be opened, so silence proves nothing: "
                                "run it as root")
-        sight.uses_arp = sight.family == socket.AF_INET and self._may_ask_neighbour(sight)
+        sight.asks_neighbour = self._may_ask_neighbour(sight)
+        sight.uses_arp = sight.family == socket.AF_INET and sight.asks_neighbour
         if sight.uses_arp:
             self._open_arp(sight)
 
@@ -4657,15 +4700,18 @@ class Look:
                 sight.add_obstacle(router_errors[sight.address])
         self.listener = Listener(self.sights, self.targets, asker.markers, router_errors)
         self.first_sequence = asker.markers.begin_look()
+        self.seconds = settings.ping_timeout
 
     def run(self):
         """Return {address: Sight}."""
         for sight in self.sights:
             self._find_route(sight)
+        self._choose_length()
         for sight in self._routed():
             self.asker.choose_questions(sight)
             if sight.address in self.targets and self.settings.arp_check:
                 self.asker.listen_to(sight)
+        self._catch_up()
         self._ask_and_listen()
         self._note_drops()
         for sight in self._routed():
@@ -4693,6 +4739,13 @@ class Look:
         except Unreachable as error:
             sight.lose_route(str(error))
 
+    def _choose_length(self):
+        # SAFETY: a router that has lost sight of a node asks for it by ARP, once in a second, and
+        # the question or its answer may get lost.
+        # Test: test_a_look_behind_a_router_is_longer_than_its_search_for_the_node
+        if any(sight.route.gateway for sight in self._routed() if sight.address in self.targets):
+            self.seconds = max(self.seconds, ROUTED_LOOK_SECONDS)
+
     def _check_route(self, sight):
         # SAFETY: a link that was gone for a part of the look has hidden answers.
         # Test: test_a_link_that_flaps_during_the_look_proves_nothing
@@ -4700,6 +4753,17 @@ class Look:
         self._find_route(sight)
         if sight.route != before:
             sight.lose_route("its route or carrier changed while the answers were awaited")
+
+    def _catch_up(self):
+        """Take in what has come since the look before; what found no room then is lost."""
+        handles = self.asker.opened()
+        end = self.system.clock() + self.seconds
+        ready = self.system.wait_readable(handles, 0)
+        while ready and self.system.clock() < end:
+            for handle in ready:
+                self.listener.take(handle.family, *handle.receive())
+            ready = self.system.wait_readable(handles, 0)
+        self.asker.count_drops()
 
     def _note_drops(self):
         # SAFETY: an answer may have been among them.
@@ -4721,7 +4785,7 @@ class Look:
             if turn % NEAR_TURNS == NEAR_TURNS // 2:
                 for witness in self._witnesses():
                     self.asker.ask_near(witness)
-            self._listen(settings.ping_timeout * ASKING_PART / settings.ping_count)
+            self._listen(self.seconds * ASKING_PART / settings.ping_count)
             if all(sight.echoed for sight in self._asked() if sight.address in self.targets):
                 break
         self._ask_witnesses_last()
@@ -4733,8 +4797,9 @@ class Look:
         for sequence in self.listener.last_sequences:
             for witness in self._witnesses():
                 if not witness.answered_last:
+                    self.asker.ask_near(witness)  # before, so that its answer is there before
                     self.asker.ask(witness, sequence)
-            self._listen(self.settings.ping_timeout * (1 - ASKING_PART) / LAST_QUESTIONS)
+            self._listen(self.seconds * (1 - ASKING_PART) / LAST_QUESTIONS)
 
     def _listen(self, seconds):
         """Take in what comes in this time, and all that has piled up by its end."""
@@ -4784,7 +4849,7 @@ def find_device_addresses(system, address):
         sight.route = system.find_route(sight.family, sight.packed)
     except (OSError, Unreachable):  # a name, or an address that only the agent knows how to reach
         return []
-    return [address] if sight.is_attached() else []
+    return [socket.inet_ntop(sight.family, sight.packed)] if sight.is_attached() else []
 
 
 # SECTION: FENCING ---------------------------------------------------------------------------------
@@ -5046,6 +5111,7 @@ class CheckJob(Job):
         self.asker = Asker(system, settings.arp_check)
         self.outlet = None       # the OpenedOutlet, once the first look has found it
         self.router_errors = {}  # {address: what a router said about it}, see Look
+        self.look_began = None   # when the addresses were asked first in the latest look
 
     def close(self):
         super().close()
@@ -5097,6 +5163,7 @@ def observe_power(job):
 def look_at_networks(job):
     """Yield (Target, its Sight, its Witnesses, whether it is one cable) of one look."""
     settings = job.settings
+    job.look_began = job.system.clock()
     devices = find_device_addresses(job.system, settings.ip)
     sights = Look(job.system, settings, job.asker, job.router_errors, devices).run()
     add_doubts_of_way_back([sights[target.address] for target in settings.targets])
@@ -5126,7 +5193,8 @@ def record_life(job, sights):
         try:
             job.system.write_sightings(dict(known, **fresh))
         except FenceError as error:
-            job.system.debug("who is alive was not recorded: %s" % error)
+            job.system.warn("who is alive was not recorded, and behind a router only who was seen "
+                            "alive can be proven dead: %s" % error)
 
 
 def record_evidence(job, evidence):
@@ -5158,7 +5226,9 @@ def run_check_off(job, collect=collect_evidence):
         if verdict.finding is Finding.ALIVE and started >= life_may_end:
             needed_s = silence_after_life(settings)
         if verdict.finding is Finding.DEAD:
-            proven_since = started if proven_since is None else proven_since
+            # A device that is slow to tell adds nothing to the silence.
+            began = started if job.look_began is None else job.look_began
+            proven_since = began if proven_since is None else proven_since
             proven_seconds = job.system.clock() - proven_since
             if proven_seconds >= needed_s:
                 record_evidence(job, evidence)

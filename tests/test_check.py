@@ -317,7 +317,9 @@ class NetworkEvidenceTest(unittest.TestCase):
                                         named(answers(route=behind)))
         self.assertIs(finding, UNKNOWN)
         self.assertIn("never seen alive", reason)
-        finding, _, reason = self.judge(sight(was_alive=False), named(answers()))
+        self.assertIs(self.judge(sight(was_alive=False), named(answers()))[0], UNKNOWN)
+        finding, _, reason = self.judge(sight(was_alive=False, asks_neighbour=True),
+                                        named(answers()))
         self.assertEqual((finding, reason), (DEAD, "it was never seen alive from this machine"))
         self.assertIs(self.judge(sight(was_alive=False, echoed=True))[0], ALIVE)
         # What monitor asks is the path alone.
@@ -542,8 +544,11 @@ class WrongTimesTest(unittest.TestCase):
         def debug(self, text, level=1):
             pass
 
-    def run_off(self, looks, **changes):
-        """Run off where the n-th look, of 1.5 s, finds looks[n]; the last one repeats."""
+    def run_off(self, looks, device_s=0, **changes):
+        """Run off where the n-th look, of 1.5 s, finds looks[n]; the last one repeats.
+
+        device_s: how long the device takes to tell its state, before each look.
+        """
         system = self.System()
         settings = check_settings(**changes)
         job = fencetool.CheckJob(system, None, settings)
@@ -552,6 +557,8 @@ class WrongTimesTest(unittest.TestCase):
 
         def collect(job):
             last[0] = next(findings, last[0])
+            system.wait(device_s)
+            job.look_began = system.clock()
             system.wait(settings.ping_timeout)
             return [power(DEAD), network(last[0])]
         try:
@@ -581,6 +588,19 @@ class WrongTimesTest(unittest.TestCase):
 
     def test_a_process_that_was_held_up_reads_what_has_piled_up(self):
         self.assertEqual(self.hear(500), 500)
+
+    def test_what_has_piled_up_between_two_looks_is_no_flood(self):
+        system = self.System()
+        asker = fencetool.Asker(system, True)
+        look = fencetool.Look(system, check_settings(), asker, {}, [])
+        left = list(range(3 * fencetool.MOST_LATE_READS))
+        asker.by_family = {"any": types.SimpleNamespace(
+            family="any", count_drops=lambda: 7, receive=lambda: (left.pop() and b"", ()))}
+        taken = []
+        look.listener.take = lambda family, *packet: taken.append(packet)
+        system.wait_readable = lambda handles, seconds: handles if left else []
+        look._catch_up()
+        self.assertEqual(len(taken), 3 * fencetool.MOST_LATE_READS)
 
     def test_a_flood_of_packets_ends_the_look(self):
         with self.assertRaisesRegex(fencetool.Unreachable, "more packets come in"):
@@ -628,6 +648,13 @@ class WrongTimesTest(unittest.TestCase):
         result = self.run_off([DEAD, ALIVE] * 50, early_exit="3")
         self.assertIn("not proven dead", result.code)
         self.assertLessEqual(result.now, 30 + 2 * 1.5)
+
+    def test_the_time_that_a_device_takes_to_tell_is_no_silence_of_the_node(self):
+        result = self.run_off([DEAD], device_s=5, early_exit="3")
+        self.assertEqual((result.code, result.now), (0, 5 + 1.5 + 5 + 1.5))
+        result = self.run_off([ALIVE, DEAD, ALIVE, DEAD, ALIVE], device_s=9, verify_wait="0",
+                              power_timeout="60")
+        self.assertIn("not proven dead", result.code)
 
     def test_the_evidence_is_in_the_log_whatever_the_verdict(self):
         for finding in Finding:

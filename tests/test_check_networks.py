@@ -102,7 +102,10 @@ def build_routes(lab):
             "route add 10.85.0.0/24 via 10.77.0.8 table 77",
             "rule add ipproto icmp to 10.86.0.0/24 lookup 78",
             "route add 10.86.0.0/24 via 10.77.0.8 table 78", "route add 10.87.0.0/24 via "
-            "10.77.0.254", "xfrm policy add dst 10.87.0.0/24 dir out tmpl proto esp mode tunnel"):
+            "10.77.0.254", "xfrm policy add dst 10.87.0.0/24 dir out tmpl proto esp mode tunnel",
+            # This one lets them pass as they are.
+            "xfrm policy add dst 10.76.0.0/24 dir out action allow",
+            "nexthop add id 5 via 10.77.0.254 dev eth0", "route add 10.84.5.0/24 nhid 5"):
         lab.inside("check", "ip", *command.split())
     for kind in ("blackhole", "unreachable", "prohibit"):
         lab.inside("check", "ip", "route", "add", kind, "10.82.%d.0/24" % len(kind))
@@ -111,6 +114,9 @@ def build_routes(lab):
     lab.inside("check", "ip", "neigh", "add", "10.77.0.6", "lladdr", mac, "dev", "eth0")
     lab.inside("deaf", "ip", "neigh", "add", "10.77.0.1", "dev", "eth0", "lladdr",
                lab.inside("check", "cat", "/sys/class/net/eth0/address").strip())
+    lab.add("vip")
+    lab.plug_in("vip", "switch", "10.77.0.43/24", "fd77::43/128")
+    lab.inside("vip", "ip", "route", "add", "fd77::/64", "dev", "eth0")
     # A target that this machine has known, and that answers nobody: it speaks, to whomever.
     lab.add("mute")
     lab.plug_in("mute", "switch", "10.77.0.50/24")
@@ -236,6 +242,15 @@ SITUATIONS = (
     row("routed, with the router's own far address for a witness", UNKNOWN,
         "witness 10.78.0.254 is the router itself", target_ips="far=10.78.0.99",
         witness_ips="far=10.78.0.254"),
+    row("routed, with the router for a witness, and few questions", UNKNOWN,
+        "witness 10.78.0.254 is the router itself", target_ips="far=10.78.0.99",
+        witness_ips="far=10.78.0.254", ping_count="3"),
+    row("a next hop that is an object of its own", UNKNOWN, "witness 10.84.5.8 is silent too",
+        target_ips="odd=10.84.5.2", witness_ips="odd=10.84.5.8"),
+    row("own IPv6 address without a network, and a route for that", DEAD, "fd77::99: unreachable",
+        checker="vip", target_ips="six=fd77::99", witness_ips="six=fd77::8"),
+    row("a link without ARP, and never seen alive", UNKNOWN, "never seen alive", checker="vip",
+        target_mgmt_ip="10.77.0.94", witness_ips="mgmt=10.77.0.8", arp_check="0"),
     row("routed, with the router and a host behind it for witnesses", DEAD,
         "far 10.78.0.99: unreachable\n", target_ips="far=10.78.0.99",
         witness_ips="far=10.78.0.254,far=10.78.0.8"),
@@ -851,10 +866,13 @@ class RecordTest(LabTest):
             self.assertEqual(stat.S_IMODE(os.stat(path).st_mode), 0o600)
             LAB.inside("far", "ip", "address", "del", "10.78.0.60/24", "dev", "eth0")
             self.assertEqual(self.run_action("status").code, DEAD)
-            for damaged in ("{", "[]", '{"10.78.0.60": null}', ""):
+            for damaged in ("{", "[]", '{"10.78.0.60": null}', "", "[" * 100000):
                 with open(path, "w") as handle:
                     handle.write(damaged)
                 self.assertEqual(self.run_action("status").code, UNKNOWN)
+            os.unlink(path)
+            os.mkfifo(path)
+            self.assertEqual(self.run_action("status").code, UNKNOWN)
             os.unlink(path)
 
 

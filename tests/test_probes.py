@@ -115,7 +115,7 @@ class MatchingTest(unittest.TestCase):
     def setUp(self):
         asker = fencetool.Asker(None, True)
         self.look = fencetool.Look(None, types.SimpleNamespace(
-            arp_check=True,
+            arp_check=True, ping_timeout=1.5,
             targets=[fencetool.Target("Storage", "10.0.0.2"), fencetool.Target("six", "fd00::2")],
             witnesses=[fencetool.Target("Storage", "10.0.0.9"),
                        fencetool.Target("six", "fd00::9")]), asker, {}, ())
@@ -166,6 +166,13 @@ class MatchingTest(unittest.TestCase):
             self.assertFalse(self.witness.answered_last)
         self.reply(self.witness, sequence=last + 2)
         self.assertTrue(self.witness.answered_last)
+
+    def test_a_look_behind_a_router_is_longer_than_its_search_for_the_node(self):
+        self.look._choose_length()
+        self.assertEqual(self.look.seconds, 1.5)
+        self.four.route = self.four.route._replace(gateway=b"\1\2\3\4")
+        self.look._choose_length()
+        self.assertEqual(self.look.seconds, fencetool.ROUTED_LOOK_SECONDS)
 
     def test_the_marker_of_the_echo_that_no_router_forwards_tells_who_is_near(self):
         self.reply(self.witness, self.markers.near("10.0.0.9"), fencetool.NEAR_SEQUENCE,
@@ -279,7 +286,8 @@ class DropsTest(unittest.TestCase):
         asker.by_family[V4] = handle = system.open_echo(V4)
         handle.handle.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
         look = fencetool.Look(system, types.SimpleNamespace(
-            targets=[fencetool.Target("Storage", "10.0.0.2")], witnesses=[]), asker, {}, ())
+            ping_timeout=1.5, targets=[fencetool.Target("Storage", "10.0.0.2")], witnesses=[]),
+            asker, {}, ())
         look._note_drops()
         self.assertEqual(look.sights[0].obstacle, "")
         for sequence in range(200):
