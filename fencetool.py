@@ -489,7 +489,10 @@ def one_line(text):
 def percent_encode(text):
     """Return text as one segment or value of a URL: nothing but unreserved characters stays."""
     from urllib.parse import quote as encode
-    return encode(text, safe="", errors="surrogateescape")
+    try:
+        return encode(text, safe="", errors="surrogateescape")
+    except UnicodeEncodeError:
+        raise Refused("the name %s holds half a character: rename it" % quote(text)) from None
 
 
 def decode_fully(text):
@@ -547,7 +550,12 @@ def show_place(text, position):
     """Return the beginning of a text, and the place in it that is wrong if that is further on."""
     if position < MAX_SHOWN_CHARACTERS:
         return quote(text)
-    return "%s (wrong at %s)" % (quote(text), quote(text[position - 20:position + 20]))
+    # SAFETY: redacted as a whole, since a secret without its beginning is not found.
+    # Test: test_the_place_that_is_wrong_shows_no_part_of_a_password
+    if not can_hide(SECRETS):
+        return NOT_SHOWN
+    before = redact(text[:position], SECRETS, may_be_cut=True)[-20:]
+    return "%s (wrong behind %s)" % (quote(text), quote(before))
 
 
 def render_json(value):
@@ -2713,9 +2721,12 @@ class Login:
         self.tried = []
         self.forget()
 
-    def forget(self):
-        """Begin anew, as with the action's first request."""
-        self.is_basic = self.is_sent_unasked
+    def forget(self, is_basic=False):
+        """Begin anew, as with the action's first request; is_basic: with Basic, though unasked.
+
+        Some boards answer a stranger with their sign-in page, or 403, and never ask.
+        """
+        self.is_basic = is_basic or self.is_sent_unasked
         self.digest = None  # the fields of the challenge that is answered, with its own cnonce
         self.cnonce = ""    # one for all counts: a -sess algorithm hashes the first
         self.count = 0
@@ -2993,7 +3004,10 @@ def check_http_status(reply, statuses):
 
 def describe_body(text):
     """Return the first words of a reply in quotes, of a page its title or its text; "" for none."""
-    words = text[:4000]
+    if not can_hide(SECRETS):
+        return NOT_SHOWN
+    # Before anything else changes the text: two blanks of a password may become one.
+    words = text = redact(text[:4000], SECRETS, may_be_cut=True)
     title = re.search("(?is)<title[^>]*>(.*?)</title", words)
     if title or is_page(text):
         words = title.group(1) if title else re.sub("(?is)<style.*?</style>|<[^>]*>", " ", words)
@@ -3181,7 +3195,7 @@ class HttpDevice(Device):
             if strange_replies > 1 or deadline.left() <= pause + SHORTEST_EXCHANGE_SECONDS:
                 raise failure
             self.system.debug("asked again in %s: %s" % (render_seconds(pause), failure))
-            self.login.forget()
+            self.login.forget(is_basic=bool(strange_replies) and not self.login.tried)
             self.system.sleep(pause)
 
     def _ask(self, method, path, deadline, listening):
@@ -3528,7 +3542,7 @@ class KasaDevice(Device):
         found = parse_kasa_description(parse_kasa_result(reply, "system", "get_sysinfo"))
         self.check_mac(found.mac)
         known = self.description or found
-        for name in ("device_id", "mac", "is_strip"):
+        for name in ("device_id", "mac", "is_strip", "has_meter"):
             if getattr(found, name) != getattr(known, name):
                 raise Refused("another device answered in the middle of the action: its %s was %s "
                               "and is %s" % (name, quote(str(getattr(known, name))),
@@ -3786,8 +3800,9 @@ def parse_tasmota_energy(members, relay, relays):
     if "ENERGY" not in sensors:
         return None
     energy = require_member(sensors, "ENERGY", dict, where)
-    readings = {name: list_tasmota_phases(energy, name) for name in ("Power", "Voltage")}
-    volts = sum(readings["Voltage"])
+    readings = {name: list_tasmota_phases(energy, name) for name in ("Power", "Voltage")
+                if name == "Power" or energy.get(name) is not None}
+    volts = sum(readings.get("Voltage", ()))
     if relays == 1:
         return limit_watts(sum(readings["Power"])), volts
     if len(readings["Power"]) == relays:
@@ -4005,7 +4020,7 @@ def parse_esphome_events(text):
         elif kind and data and add_esphome_entity(known, data.group(1)):
             steps = ""
     outlets = [outlet for names in known.values() for outlet in names.values() if outlet]
-    return EsphomeEvents(tuple(outlets), bool(re.search("sp+s", steps)), '"uptime"' in pings)
+    return EsphomeEvents(tuple(outlets), bool(re.search("ssp+ss", steps)), '"uptime"' in pings)
 
 
 def add_esphome_entity(known, data):
@@ -4682,17 +4697,17 @@ class Look:
     witnesses once more, ask the kernel again. Whatever goes wrong on this side becomes an obstacle
     of the Sight, never an answer.
     """
-    # router_errors: {address: what a router said about it}, from all looks of an action.
-    # SAFETY: a router tells an error once in a while only, so the next look may find the same path
-    # just silent. Test: test_what_a_router_said_holds_for_the_whole_action
+    # SAFETY: router_errors, {address: what a router said about it}, are those of all looks of an
+    # action: a router tells an error once in a while only, and the path is just silent then.
+    # Test: test_what_a_router_said_holds_for_the_whole_action
 
     def __init__(self, system, settings, asker, router_errors, device_addresses):
         self.system = system
         self.settings = settings
         self.asker = asker
         self.targets = {target.address for target in settings.targets}
-        witnesses = {witness.address for witness in settings.witnesses}
-        addresses = self.targets.union(witnesses, device_addresses)
+        addresses = self.targets.union(
+            device_addresses, (witness.address for witness in settings.witnesses))
         self.sights = [Sight(address) for address in sorted(addresses)]
         for sight in self.sights:
             sight.is_near = sight.address in asker.near
@@ -4716,7 +4731,7 @@ class Look:
         self._note_drops()
         for sight in self._routed():
             if not self.asker.by_family[sight.family]:
-                self._run_ping(sight)
+                run_ping(self.system, self.settings, sight)
         for sight in self.sights:
             self._check_route(sight)
         self.asker.near.update(sight.address for sight in self.sights if sight.is_near)
@@ -4730,7 +4745,7 @@ class Look:
         """Return the Sights that packets can be sent to: without a carrier none would leave."""
         return [sight for sight in self._routed() if sight.route.has_carrier]
 
-    def _witnesses(self):
+    def _asked_witnesses(self):
         return [sight for sight in self._asked() if sight.address not in self.targets]
 
     def _find_route(self, sight):
@@ -4777,15 +4792,14 @@ class Look:
     def _ask_and_listen(self):
         """Ask at even intervals, so that a burst of losses does not take all questions."""
         # Counted, not timed: a process that was held up for a while still asks every question.
-        settings = self.settings
-        for turn in range(settings.ping_count):
+        for turn in range(self.settings.ping_count):
             for sight in self._asked():
                 if not (sight.address in self.targets and sight.echoed):
                     self.asker.ask(sight, self.first_sequence + turn)
             if turn % NEAR_TURNS == NEAR_TURNS // 2:
-                for witness in self._witnesses():
+                for witness in self._asked_witnesses():
                     self.asker.ask_near(witness)
-            self._listen(self.seconds * ASKING_PART / settings.ping_count)
+            self._listen(self.seconds * ASKING_PART / self.settings.ping_count)
             if all(sight.echoed for sight in self._asked() if sight.address in self.targets):
                 break
         self._ask_witnesses_last()
@@ -4795,7 +4809,7 @@ class Look:
         first = self.first_sequence + self.settings.ping_count
         self.listener.last_sequences = range(first, first + LAST_QUESTIONS)
         for sequence in self.listener.last_sequences:
-            for witness in self._witnesses():
+            for witness in self._asked_witnesses():
                 if not witness.answered_last:
                     self.asker.ask_near(witness)  # before, so that its answer is there before
                     self.asker.ask(witness, sequence)
@@ -4824,18 +4838,17 @@ class Look:
 
     def _is_settled(self, sight):
         # Of a target only the echo: an early ARP reply does not say that ICMP is filtered.
-        if sight.address in self.targets:
-            return sight.echoed
-        return sight.answered_last
+        return sight.echoed if sight.address in self.targets else sight.answered_last
 
-    def _run_ping(self, sight):
-        """Where no ICMP socket is permitted, the ping program may still show life, never death."""
-        try:
-            code, _, _ = self.system.run(["ping", "-n", "-c", "1", "-W", "1", sight.address], "",
-                                         self.system.deadline(self.settings.shell_timeout))
-            sight.echoed = code == 0
-        except Unreachable as error:
-            self.system.debug("cannot ask %s by ping: %s" % (sight.address, error))
+
+def run_ping(system, settings, sight):
+    """Where no ICMP socket is permitted, the ping program may still show life, never death."""
+    try:
+        code, _, _ = system.run(["ping", "-n", "-c", "1", "-W", "1", sight.address], "",
+                                system.deadline(settings.shell_timeout))
+        sight.echoed = code == 0
+    except Unreachable as error:
+        system.debug("cannot ask %s by ping: %s" % (sight.address, error))
 
 
 def find_device_addresses(system, address):
@@ -4921,7 +4934,7 @@ def run_reboot(job):
     """
     outlet = open_outlet(job)
     switch_off(job, outlet)
-    has_time = job.deadline.left() > REBOOT_OFF_SECONDS + SHORTEST_EXCHANGE_SECONDS
+    has_time = job.deadline.left() > REBOOT_OFF_SECONDS + job.settings.shell_timeout
     if has_time:
         job.system.sleep(REBOOT_OFF_SECONDS)
         check_still_off(job, outlet)

@@ -402,6 +402,15 @@ class Logins(HttpTest):
             self.assert_success(self.run_one(device, shell_timeout="500ms"))
             self.assertFalse(device.outlets[0].powered)
 
+    def test_a_board_that_never_asks_and_refuses_strangers_gets_basic_the_second_time(self):
+        for refusal in ((403, {}, "who are you?"), (302, {"Location": "/login"}, "")):
+            device = self.start(virtual.Switch(password="s3cret"))
+            device.refuse_login = lambda refusal=refusal: refusal
+            self.assert_success(on_stdin("fence_http", self.reach(
+                device, action="off", username="admin", password="s3cret", power_timeout="20",
+                **STRICT_URLS)))
+            self.assertFalse(device.outlets[0].powered)
+
     def test_a_busy_device_is_asked_again_without_a_login(self):
         for status in (429, 408, 503):
             device = self.start_switch(busy=[(status, {}, ""), (status, {"Retry-After": "1"}, "")])
@@ -750,6 +759,18 @@ class Refuses(HttpTest):
                 device, action=action, power_meter="require", plug="1", **TASMOTA_URLS)),
                 "power_meter=require")
         self.assertEqual(device.commands, 0)
+
+    def test_a_meter_that_tells_no_voltage_fails_nothing_and_shows_a_load(self):
+        for load, words in ((0, ""), (43, "still draws 43 W")):
+            device = self.start(virtual.Tasmota(metered=True))
+            device.sensors = lambda device=device, load=load: {
+                "ENERGY": {"Power": load if device.commands else 43}}
+            result = on_stdin("fence_http", self.reach(
+                device, action="off", power_timeout="2", **TASMOTA_URLS))
+            if words:
+                self.assert_failure(result, words)
+            else:
+                self.assert_success(result)
 
     def test_the_load_of_before_that_a_gated_meter_shows_once_fails_nothing(self):
         # Right after OFF the firmware may report it, and then 0 W ever again.

@@ -362,6 +362,13 @@ class Reconnecting(AgentTest):
                 device._emeter_get_realtime = lambda *call: {"err_code": -1}
         self.assert_failure(self.run_with(device, fall_silent), "still draws 43 W")
 
+    def test_a_meter_that_goes_with_the_command_is_not_a_missing_one(self):
+        device = self.start(virtual.Kasa(metered=True, fault="welded"))
+
+        def lose_meter(number):
+            device.metered = device.outlets[0].relay
+        self.assert_failure(self.run_with(device, lose_meter), "has_meter was")
+
     def test_another_device_in_the_middle_of_the_action_is_refused(self):
         for name, change in (
                 ("id", lambda device: setattr(device, "device_id", "8006" + "F" * 36)),

@@ -113,11 +113,11 @@ class Echoes(AgentTest):
     def answer(self, answer):
         return self.echo(lambda: answer)
 
-    def run_agent(self, device, **parameters):
+    def run_agent(self, echo, **parameters):
         """Return all that a run leaves: stdout, stderr and the debug file."""
         handle, log = tempfile.mkstemp(dir=self.folder)
         os.close(handle)
-        given = dict(self.address(device), verbose_level="2", debug_file=log, username="admin",
+        given = dict(self.address(echo), verbose_level="2", debug_file=log, username="admin",
                      action="status", **URLS)
         result = on_stdin("fence_http", dict(given, **parameters))
         self.assertEqual(result.code, 1, result)
@@ -173,6 +173,17 @@ class Echoes(AgentTest):
         self.assert_hidden_everywhere(
             lambda text: "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n%s\r\n\r\n" % text,
             "not complete HTTP", ("JSON",))
+
+    def test_the_place_that_is_wrong_shows_no_part_of_a_password(self):
+        for secret in ("Tr0ubZwr-qnd-3-hxrsKs", "Vw  8Kj2ZpQx"):
+            broken = '{"POWER":"%s", "x":"%s"  "%s"}' % ("y" * 90, secret, secret)
+            for answer in ("HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (
+                    len(broken), broken), "HTTP/1.1 403 No\r\n\r\n<p>wrong " + secret):
+                device = self.answer(answer.encode())
+                told = self.run_agent(device, password=secret, **dict(
+                    dict.fromkeys(URLS, ""), device="tasmota", plug="1"))
+                with self.subTest(secret, answer=answer):
+                    self.assertEqual(find_pieces(secret, told), [], told)
 
     def test_the_query_of_a_url_is_shown_nowhere_and_its_path_is(self):
         cases = [(query, answer) for query in (
