@@ -395,7 +395,7 @@ class Esphome(Http, fencetool.VirtualHttp):
     # 2021 tells no names, and drops letters from its ids.
     assumed = False      # its switches are assumed_state
     another = ('"(name|id)": "[^"]*"', r'"\1": "switch-other"')
-    ping_s = 0.7         # from the states to the next ping, and from one to another; 0: never
+    ping_s = 1.6         # from the states to the next ping, and from one to another; 0: never
     stream = ("ping", "states", "pings")  # what /events holds; a number: that many states
     pause_s = 0.0        # between two states
     entities = ()        # the data of states that come before those of the switches
