@@ -13,9 +13,9 @@ import unittest
 from urllib.parse import quote, unquote
 
 from tests import virtual
-from tests.support import AgentTest, at_once, on_stdin
+from tests.support import PATIENT_LIMITS, AgentTest, at_once, on_stdin
 
-WORKERS = 24  # most of each is waiting
+WORKERS = 12  # most of each is waiting
 LETTERS = random.Random(7)
 LONG = "".join(LETTERS.choice("bcdfghjkmnpqrstvwxzBCDFGHJKLMNPQRSTVWXZ") for _ in range(200))
 # No piece of these occurs by chance.
@@ -117,8 +117,8 @@ class Echoes(AgentTest):
         """Return all that a run leaves: stdout, stderr and the debug file."""
         handle, log = tempfile.mkstemp(dir=self.folder)
         os.close(handle)
-        given = dict(self.address(echo), verbose_level="2", debug_file=log, username="admin",
-                     action="status", **URLS)
+        given = dict(self.address(echo, **PATIENT_LIMITS), verbose_level="2", debug_file=log,
+                     username="admin", action="status", **URLS)
         result = on_stdin("fence_http", dict(given, **parameters))
         self.assertEqual(result.code, 1, result)
         self.assertNotIn("internal error", result.err)
