@@ -3788,12 +3788,13 @@ def parse_tasmota_mac(members, wanted):
     return (fitting + told + [""])[0]
 
 
-# SAFETY: what one meter shows of several relays belongs to none of them.
-# Test: test_of_several_relays_only_the_own_entry_of_the_meter_counts
 def parse_tasmota_energy(members, relay, relays):
     """Return (watts, volts) that the reply to Status 10 tells of one relay of so many.
 
     Both are None where one meter measures several relays. Without a meter it is None.
+
+    SAFETY: what one meter shows of several relays belongs to none of them.
+    Test: test_of_several_relays_only_the_own_entry_of_the_meter_counts
     """
     where = "the reply to Status 10"
     sensors = require_member(members, "StatusSNS", dict, where)
@@ -5124,7 +5125,7 @@ class CheckJob(Job):
         self.asker = Asker(system, settings.arp_check)
         self.outlet = None       # the OpenedOutlet, once the first look has found it
         self.router_errors = {}  # {address: what a router said about it}, see Look
-        self.look_began = None   # when the addresses were asked first in the latest look
+        self.look_began = 0.0    # when the addresses were asked first in the latest look
 
     def close(self):
         super().close()
@@ -5233,15 +5234,15 @@ def run_check_off(job, collect=collect_evidence):
         job.system.sleep(settings.verify_wait)
     proven_since = None  # the start of the first look of those, up to now, that all proved death
     while True:
-        started = job.system.clock()
+        job.look_began = job.system.clock()
         evidence = collect(job)
         verdict = judge(evidence)
-        if verdict.finding is Finding.ALIVE and started >= life_may_end:
+        # SAFETY: a device that is slow to tell its state adds nothing to the silence of the node.
+        # Test: test_the_time_that_a_device_takes_to_tell_is_no_silence_of_the_node
+        if verdict.finding is Finding.ALIVE and job.look_began >= life_may_end:
             needed_s = silence_after_life(settings)
         if verdict.finding is Finding.DEAD:
-            # A device that is slow to tell adds nothing to the silence.
-            began = started if job.look_began is None else job.look_began
-            proven_since = began if proven_since is None else proven_since
+            proven_since = job.look_began if proven_since is None else proven_since
             proven_seconds = job.system.clock() - proven_since
             if proven_seconds >= needed_s:
                 record_evidence(job, evidence)

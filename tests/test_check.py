@@ -656,6 +656,12 @@ class WrongTimesTest(unittest.TestCase):
                               power_timeout="60")
         self.assertIn("not proven dead", result.code)
 
+    def test_life_that_a_slow_device_delays_until_after_verify_wait_is_not_forgotten(self):
+        """The third look begins before verify_wait is over, and its questions go out behind it."""
+        result = self.run_off([ALIVE] * 3 + [DEAD], device_s=5, verify_wait="20", early_exit="3",
+                              power_timeout="90")
+        self.assertEqual((result.code, result.now), (0, 48.5))
+
     def test_the_evidence_is_in_the_log_whatever_the_verdict(self):
         for finding in Finding:
             events = self.run_off([finding]).events
