@@ -897,22 +897,64 @@ def judge(evidence):
     return Verdict(Finding.DEAD, [])
 
 
+# One rule of evidence. observed: what was observed, as README has it. finding: what that proves.
+# tell: a function of what was seen; it returns what a reader should know beside that ("" for
+# nothing), or None where the rule does not fit. The first rule that fits is the one that counts.
+Rule = namedtuple("Rule", "observed finding tell")
+
+
+def apply_rules(rules, *seen):
+    """Return (finding, reason) by the first rule that fits, or None where none does."""
+    for rule in rules:
+        reason = rule.tell(*seen)
+        if reason is not None:
+            return rule.finding, reason
+    return None
+
+
 def judge_power(state, reading, policy):
     """Return (finding, reason) for what a device says about the target's outlet.
 
     reading, policy: see doubt_about_meter.
     """
-    # SAFETY: only a positive OFF is evidence of death; a load that is still drawn is evidence of
-    # life: the relay is welded, or another outlet was switched.
-    # Test: test_only_a_positive_off_is_evidence_of_death
-    if state is PowerState.ON:
-        return Finding.ALIVE, ""
-    if state is not PowerState.OFF:
-        return Finding.UNKNOWN, ""
-    doubt = doubt_about_meter(reading, policy)
-    if not doubt:
-        return Finding.DEAD, ""
-    return Finding.ALIVE if shows_load(reading) else Finding.UNKNOWN, doubt
+    return apply_rules(POWER_RULES, state, reading, policy)
+
+
+def tell_on(state, reading, policy):
+    return "" if state is PowerState.ON else None
+
+
+def tell_load(state, reading, policy):
+    if state is PowerState.OFF and shows_load(reading):
+        return doubt_about_meter(reading, policy) or None
+    return None
+
+
+def tell_doubt_about_meter(state, reading, policy):
+    if state is PowerState.OFF:
+        return doubt_about_meter(reading, policy) or None
+    return None
+
+
+def tell_off(state, reading, policy):
+    return "" if state is PowerState.OFF else None
+
+
+def tell_nothing_known(state, reading, policy):
+    return ""
+
+
+# SAFETY: only a positive OFF is evidence of death; a load that is still drawn is evidence of life:
+# the relay is welded, or another outlet was switched.
+# Test: test_only_a_positive_off_is_evidence_of_death
+POWER_RULES = (
+    Rule("the device says ON", Finding.ALIVE, tell_on),
+    Rule("it says OFF, and its meter still shows a load", Finding.ALIVE, tell_load),
+    Rule("it says OFF, and a meter that has to be read cannot be read", Finding.UNKNOWN,
+         tell_doubt_about_meter),
+    Rule("it says OFF", Finding.DEAD, tell_off),
+    Rule("anything else: no answer, half an answer, two answers, another device, a missing agent",
+         Finding.UNKNOWN, tell_nothing_known))
 
 
 def judge_address(sight, witnesses, is_direct):
@@ -920,79 +962,144 @@ def judge_address(sight, witnesses, is_direct):
 
     witnesses: the Witnesses of its network. is_direct: it is one cable from node to node.
     """
-    if sight.answered():
-        return Finding.ALIVE, "reachable", explain_answer(sight)
-    doubt = doubt_about_path(sight, witnesses, is_direct) or doubt_about_record(sight)
-    if doubt:
-        return Finding.UNKNOWN, "unreachable", doubt
-    return Finding.DEAD, "unreachable", explain_silence(sight, witnesses)
+    alive = apply_rules(LIFE_RULES, sight)
+    if alive:
+        return alive[0], "reachable", alive[1]
+    finding, reason = judge_silence(sight, witnesses, is_direct)
+    if finding is Finding.DEAD:
+        finding, reason = apply_rules(RECORD_RULES, sight) or (finding, add_record(reason, sight))
+    return finding, "unreachable", reason
 
 
-def explain_answer(sight):
-    """Return how an address showed life, or "" when it simply answered the echo."""
-    if sight.echoed:
-        return ""
-    if sight.rejected:
-        return "it rejects ICMP echo with an error of its own"
-    if not sight.neighbour:
-        return "its network card sends frames: ICMP and ARP are filtered"
+def judge_silence(sight, witnesses, is_direct):
+    """Return (finding, reason): what silence of this address proves.
+
+    Asked about an address that answers, as monitor does, it tells what its silence would be worth.
+    """
+    return apply_rules(SILENCE_RULES, sight, witnesses, is_direct)
+
+
+def tell_echo(sight):
+    return "" if sight.echoed else None
+
+
+def tell_rejection(sight):
+    return "it rejects ICMP echo with an error of its own" if sight.rejected else None
+
+
+def tell_neighbour(sight):
     means = "ARP" if sight.family == socket.AF_INET else "neighbour discovery"
-    return means + " only: ICMP is filtered"
+    return means + " only: ICMP is filtered" if sight.neighbour else None
 
 
-def explain_silence(sight, witnesses):
-    """Return what had to do as proof where something better is possible, or ""."""
-    interface = sight.route.interface
-    remarks = []
-    if not sight.route.has_carrier:
-        remarks.append("the other end of the direct cable is dead: %s has no carrier" % interface)
-    elif not choose_witnesses(sight, witnesses):
-        remarks.append("no witness known: judged by the route and the carrier of %s alone"
-                       % interface)
-    return "; ".join(remarks + ([] if sight.was_alive else [NEVER_SEEN]))
+def tell_frames(sight):
+    return "its network card sends frames: ICMP and ARP are filtered" if sight.was_heard else None
+
+
+LIFE_RULES = (
+    Rule("the address answers an echo", Finding.ALIVE, tell_echo),
+    Rule("it refuses an echo with an ICMP error of its own", Finding.ALIVE, tell_rejection),
+    Rule("it answers ARP or neighbour discovery, and no echo", Finding.ALIVE, tell_neighbour),
+    Rule("it answers nothing, and its network card sends anything to anybody", Finding.ALIVE,
+         tell_frames))
+
+
+def tell_no_route(sight, witnesses, is_direct):
+    if sight.route:
+        return None
+    return "no usable route from this machine: " + sight.obstacle
+
+
+def tell_obstacle(sight, witnesses, is_direct):
+    return sight.obstacle or None
+
+
+def tell_odd_way(sight, witnesses, is_direct):
+    if not sight.route.odd_way:
+        return None
+    return "the way to it cannot be judged: " + sight.route.odd_way
+
+
+def tell_dead_cable(sight, witnesses, is_direct):
+    # On a direct cable that is the proof, and no witness could answer.
+    if sight.route.has_carrier or not is_direct or not is_end_of_cable(sight.route):
+        return None
+    return "the other end of the direct cable is dead: %s has no carrier" % sight.route.interface
+
+
+def tell_no_carrier(sight, witnesses, is_direct):
+    if sight.route.has_carrier:
+        return None
+    return "this machine's own link is down: %s has no carrier" % sight.route.interface
+
+
+def tell_witness(sight, witnesses, is_direct):
+    chosen = choose_witnesses(sight, witnesses)
+    return "" if chosen and not doubt_about_witnesses(sight, chosen) else None
+
+
+def tell_silent_witnesses(sight, witnesses, is_direct):
+    chosen = choose_witnesses(sight, witnesses)
+    return doubt_about_witnesses(sight, chosen) if chosen else None
+
+
+def tell_carrier_alone(sight, witnesses, is_direct):
+    if need_of_witness(sight):
+        return None
+    return ("no witness known: judged by the route and the carrier of %s alone"
+            % sight.route.interface)
+
+
+def tell_need_of_witness(sight, witnesses, is_direct):
+    return ("a witness on the same route is needed, because %s: add one to witness_ips"
+            % need_of_witness(sight))
+
+
+# SAFETY: own failures look exactly like a dead target, so silence needs a path that is known to
+# work: a route, a carrier, and the answer of a witness that takes the same route. Where no witness
+# is known only ARP is believed, which no IP firewall on either side filters.
+# Test: test_silence_counts_only_over_a_proven_path
+SILENCE_RULES = (
+    Rule("no usable route leads to it, or the route or the carrier changed during the look",
+         Finding.UNKNOWN, tell_no_route),
+    Rule("something on this side is in the way: a packet that could not be sent or found no room "
+         "here, no permission, an ICMP error of a router (but \"host unreachable\"), answers that "
+         "would come over another network of the node", Finding.UNKNOWN, tell_obstacle),
+    Rule("its packets may take another way: several next hops, a rule by mark, IPsec, an own "
+         "address of another network, a dead port of an own bridge", Finding.UNKNOWN,
+         tell_odd_way),
+    Rule("no carrier, on a network in `direct_networks`: the other node feeds it", Finding.DEAD,
+         tell_dead_cable),
+    Rule("no carrier", Finding.UNKNOWN, tell_no_carrier),
+    Rule("a witness answers on the same route to the end of the look", Finding.DEAD, tell_witness),
+    Rule("there are witnesses, and none of them does", Finding.UNKNOWN, tell_silent_witnesses),
+    Rule("there is no witness, and it is attached by IPv4 and a wire, and was asked by ARP",
+         Finding.DEAD, tell_carrier_alone),
+    Rule("there is no witness, and it is anything else: behind a router, IPv6, a bridge, a tunnel",
+         Finding.UNKNOWN, tell_need_of_witness))
 
 
 NEVER_SEEN = "it was never seen alive from this machine"
 
 
-def doubt_about_record(sight):
-    """Return why an address that was never seen alive cannot be dead, or "" when it can."""
-    # SAFETY: a mistyped address, or a node that answers no echo, is silent for ever. Of one that is
-    # asked by ARP or neighbour discovery too, the record is a remark only.
-    # Test: test_a_routed_address_that_was_never_seen_alive_cannot_be_dead
-    if not sight.asks_neighbour and not sight.was_alive:
-        return NEVER_SEEN + ": is it the node's, and does it answer echo? (fence_check -o status " \
-                            "while the node is up)"
-    return ""
+def add_record(reason, sight):
+    """Return the reason for a death with a remark where the address was never seen alive."""
+    return "; ".join(filter(None, (reason, "" if sight.was_alive else NEVER_SEEN)))
 
 
-def doubt_about_path(sight, witnesses, is_direct):
-    """Return why silence of this address would prove nothing, or "" when it would.
+def tell_no_record(sight):
+    if sight.asks_neighbour or sight.was_alive:
+        return None
+    return NEVER_SEEN + ": is it the node's, and does it answer echo? (fence_check -o status " \
+                        "while the node is up)"
 
-    Asked about an address that answers, as monitor does, it tells what its silence would be worth.
-    """
-    # SAFETY: own failures look exactly like a dead target, so silence needs a path that is known to
-    # work: a route, a carrier, and the answer of a witness that takes the same route. Where no
-    # witness is known only ARP is believed, which no IP firewall on either side filters.
-    # Test: test_silence_counts_only_over_a_proven_path
-    if sight.route is None:
-        return "no usable route from this machine: " + sight.obstacle
-    if sight.obstacle:
-        return sight.obstacle
-    if sight.route.odd_way:
-        return "the way to it cannot be judged: %s" % sight.route.odd_way
-    if not sight.route.has_carrier:
-        # On a direct cable that is the proof, and no witness could answer.
-        if is_direct and is_end_of_cable(sight.route):
-            return ""
-        return "this machine's own link is down: %s has no carrier" % sight.route.interface
-    chosen = choose_witnesses(sight, witnesses)
-    if chosen:
-        return doubt_about_witnesses(sight, chosen)
-    need = need_of_witness(sight)
-    if need:
-        return "a witness on the same route is needed, because %s: add one to witness_ips" % need
-    return ""
+
+# SAFETY: a mistyped address, or a node that answers no echo, is silent for ever. Of one that is
+# asked by ARP or neighbour discovery too, the record is a remark only.
+# Test: test_a_routed_address_that_was_never_seen_alive_cannot_be_dead
+RECORD_RULES = (
+    Rule("it would be dead, is asked by echo alone, and was never seen alive from this machine",
+         Finding.UNKNOWN, tell_no_record),)
 
 
 def choose_witnesses(sight, witnesses):
@@ -5294,7 +5401,9 @@ def run_check_monitor(job):
     job.device.close()
     doubts = []
     for target, sight, witnesses, is_direct in look_at_networks(job):
-        doubt = doubt_about_path(sight, witnesses, is_direct) or doubt_about_macs(sight, witnesses)
+        worth, doubt = judge_silence(sight, witnesses, is_direct)
+        if worth is Finding.DEAD:
+            doubt = doubt_about_macs(sight, witnesses)
         if doubt:
             doubts.append("%s: %s" % (describe_target(target), doubt))
         elif not sight.was_alive:

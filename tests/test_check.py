@@ -1,5 +1,6 @@
 """fence_check without a network: evidence and verdict as tables, parameters, texts."""
 import itertools
+import os
 import types
 import unittest
 from xml.etree import ElementTree
@@ -309,7 +310,7 @@ class NetworkEvidenceTest(unittest.TestCase):
                 (sight(route=ROUTE._replace(mac=b"")), (), "because eth0 is a link without ARP"),
                 (sight(), (), "because arp_check is 0: add one to witness_ips")):
             with self.subTest(words):
-                self.assertRegex(fencetool.doubt_about_path(found, named(*witnesses), False), words)
+                self.assertRegex(fencetool.judge_silence(found, named(*witnesses), False)[1], words)
 
     def test_a_routed_address_that_was_never_seen_alive_cannot_be_dead(self):
         behind = ROUTE._replace(gateway=b"\1\2\3\4")
@@ -323,8 +324,8 @@ class NetworkEvidenceTest(unittest.TestCase):
         self.assertEqual((finding, reason), (DEAD, "it was never seen alive from this machine"))
         self.assertIs(self.judge(sight(was_alive=False, echoed=True))[0], ALIVE)
         # What monitor asks is the path alone.
-        self.assertEqual(fencetool.doubt_about_path(
-            sight(route=behind, was_alive=False), named(answers(route=behind)), False), "")
+        self.assertEqual(fencetool.judge_silence(
+            sight(route=behind, was_alive=False), named(answers(route=behind)), False), (DEAD, ""))
 
     def test_what_is_in_the_way_comes_before_the_carrier_of_a_direct_cable(self):
         dark = ROUTE._replace(has_carrier=False)
@@ -337,6 +338,20 @@ class NetworkEvidenceTest(unittest.TestCase):
         lost.lose_route("Network is down")
         lost.add_obstacle("later")
         self.assertEqual((lost.route, lost.obstacle), (None, "Network is down"))
+
+
+class ReadmeTest(unittest.TestCase):
+    def test_the_table_of_what_counts_is_that_of_the_code(self):
+        words = {DEAD: "dead", ALIVE: "alive", UNKNOWN: "not known"}
+        rows = [(rule.observed, rule.finding)
+                for rule in fencetool.POWER_RULES + fencetool.LIFE_RULES]
+        rows += [("silent: " + rule.observed, rule.finding)
+                 for rule in fencetool.SILENCE_RULES + fencetool.RECORD_RULES]
+        with open(os.path.join(support.ROOT, "README.md"), encoding="utf-8") as handle:
+            section = handle.read().split("### What counts as what\n")[1].split("\n###")[0]
+        table = [line for line in section.splitlines() if line.startswith("|")]
+        self.assertEqual(table[2:], ["| %s | %s |" % (observed, words[finding])
+                                     for observed, finding in rows])
 
 
 class ParameterTest(support.AgentTest):
