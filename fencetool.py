@@ -2355,18 +2355,50 @@ PACKET_BUFFER_BYTES = 4194304
 SOL_RAW, ICMP_FILTER = 255, 1
 FRAMES = -1               # the "family" of a PacketSocket that hears whatever one machine sends
 ETHERTYPE_ALL = 3
-# Source: linux/filter.h. Instructions of a filter: load a word, a half, jump if equal, return.
-LOAD_WORD, LOAD_HALF, JUMP_EQUAL, RETURN = 0x20, 0x28, 0x15, 0x06
+# Source: linux/filter.h. Instructions of a filter: load a word, a half, a byte, the length of an
+# IPv4 header, a byte behind that; jump if equal; return.
+LOAD_WORD, LOAD_HALF, LOAD_BYTE, LOAD_LENGTH, LOAD_BEHIND = 0x20, 0x28, 0x30, 0xB1, 0x50
+JUMP_EQUAL, RETURN = 0x15, 0x06
 FRAME_SOURCE = 0xFFE00006  # where a filter finds the MAC that a frame comes from
+ETHERTYPES = {socket.AF_INET: 0x0800, socket.AF_INET6: 0x86DD}
+IPV6_HEADER_BYTES = 40
+
+
+def build_filter(steps):
+    return b"".join(struct.pack("HBBI", *step) for step in steps)
 
 
 def build_mac_filter(mac):
     """Return the instructions that let through the frames of one MAC and nothing else."""
     first, last = struct.unpack(">IH", mac)
-    steps = ((LOAD_WORD, 0, 0, FRAME_SOURCE), (JUMP_EQUAL, 0, 3, first),
-             (LOAD_HALF, 0, 0, FRAME_SOURCE + 4), (JUMP_EQUAL, 0, 1, last),
-             (RETURN, 0, 0, 64), (RETURN, 0, 0, 0))
-    return b"".join(struct.pack("HBBI", *step) for step in steps)
+    return build_filter((
+        (LOAD_WORD, 0, 0, FRAME_SOURCE), (JUMP_EQUAL, 0, 3, first),
+        (LOAD_HALF, 0, 0, FRAME_SOURCE + 4), (JUMP_EQUAL, 0, 1, last),
+        (RETURN, 0, 0, 64), (RETURN, 0, 0, 0)))
+
+
+def build_tap_filter(family):
+    """Return the instructions that let through IP packets that can be an answer to an echo."""
+    kinds = (ICMP[family].reply,) + ICMP[family].errors
+    if family == socket.AF_INET:
+        steps = [(LOAD_BYTE, 0, 0, 9), (JUMP_EQUAL, 0, len(kinds) + 2, ICMP[family].protocol),
+                 (LOAD_LENGTH, 0, 0, 0), (LOAD_BEHIND, 0, 0, 0)]
+    else:
+        steps = [(LOAD_BYTE, 0, 0, 6), (JUMP_EQUAL, 0, len(kinds) + 1, ICMP[family].protocol),
+                 (LOAD_BYTE, 0, 0, IPV6_HEADER_BYTES)]
+    steps += [(JUMP_EQUAL, len(kinds) - number, 0, kind) for number, kind in enumerate(kinds)]
+    return build_filter(steps + [(RETURN, 0, 0, 0), (RETURN, 0, 0, MAX_REPLY_BYTES)])
+
+
+def parse_ip_packet(family, packet):
+    """Return (what is in a packet behind its IP header, its sender)."""
+    if family == socket.AF_INET and len(packet) >= 20:
+        header_bytes, sender = (packet[0] & 15) * 4, packet[12:16]  # it tells its length in words
+    elif family == socket.AF_INET6 and len(packet) >= IPV6_HEADER_BYTES:
+        header_bytes, sender = IPV6_HEADER_BYTES, packet[8:24]
+    else:
+        return b"", ""
+    return packet[header_bytes:], socket.inet_ntop(family, sender)
 
 
 def build_icmp_filter(family):
@@ -2420,8 +2452,8 @@ class PacketSocket:
             return b"", ""
         if self.family == FRAMES:
             return packet, address[4]
-        if packet and self.family == socket.AF_INET and self.is_raw:
-            packet = packet[(packet[0] & 15) * 4:]  # the header tells its length in words
+        if self.family == socket.AF_INET and self.is_raw:
+            return parse_ip_packet(self.family, packet)
         return packet, address[0].partition("%")[0]
 
     def count_drops(self):
@@ -2433,6 +2465,16 @@ class PacketSocket:
         drops = struct.unpack("%dI" % (len(facts) // 4), facts)[-1]
         drops, self.known_drops = drops - self.known_drops, drops
         return drops
+
+
+class TapSocket(PacketSocket):
+    """Hears answers as they come in from any link, before this machine's own IP looks at them."""
+
+    def receive(self):
+        try:
+            return parse_ip_packet(self.family, self.handle.recv(MAX_REPLY_BYTES))
+        except OSError:
+            return b"", ""
 
 
 class Connection:
@@ -2529,6 +2571,24 @@ CONNECT_HINTS = {
     errno.ENETUNREACH: "this machine has no route to that network"}
 
 
+def open_filtered(interface, ethertype, steps):
+    """Return a socket for what a filter lets through, of one interface or ("") of all, or None."""
+    import ctypes
+    held = ctypes.create_string_buffer(steps)
+    try:
+        # Protocol 0 hears nothing until it is bound, so the filter is there first. All interfaces
+        # cannot be bound to: what comes before the filter is older than any question.
+        handle = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM,
+                               0 if interface else socket.htons(ethertype))
+        handle.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack(
+            "HP", len(steps) // 8, ctypes.addressof(held)))
+        if interface:
+            handle.bind((interface, ethertype))
+    except OSError:
+        return None
+    return handle
+
+
 class Network:
     """What one run asks of the network and of the kernel."""
 
@@ -2623,18 +2683,13 @@ class Network:
 
     def open_frames(self, interface, mac):
         """Return a PacketSocket for all frames that one MAC sends, or None where there is none."""
-        import ctypes
-        steps = build_mac_filter(mac)
-        held = ctypes.create_string_buffer(steps)
-        try:
-            # Protocol 0 hears nothing until it is bound, so the filter is there first.
-            handle = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, 0)
-            handle.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack(
-                "HP", len(steps) // 8, ctypes.addressof(held)))
-            handle.bind((interface, ETHERTYPE_ALL))
-        except OSError:
-            return None
-        return PacketSocket(handle, FRAMES, True)
+        handle = open_filtered(interface, ETHERTYPE_ALL, build_mac_filter(mac))
+        return PacketSocket(handle, FRAMES, True) if handle else None
+
+    def open_tap(self, family):
+        """Return a TapSocket for answers to echoes, or None where there can be none."""
+        handle = open_filtered("", ETHERTYPES[family], build_tap_filter(family))
+        return TapSocket(handle, family, True) if handle else None
 
     def wait_readable(self, handles, seconds):
         """Return those of the PacketSockets that have something to read within the time."""
@@ -4701,13 +4756,14 @@ class Asker:
         self.markers = Markers()
         self.near = set()       # witnesses that have turned out to be the router itself
         self.by_family = {}     # sockets for ICMP; None where there can be none
+        self.taps = {}          # sockets that hear answers which do not come in there; the same
         self.by_interface = {}  # sockets for ARP; the same
         self.by_mac = {}        # sockets for all that a target sends; the same
         self.known_macs = {}    # {address of a target: its MAC}
 
     def opened(self):
-        handles = [handle for group in (self.by_family, self.by_interface, self.by_mac)
-                   for handle in group.values()]
+        groups = (self.by_family, self.taps, self.by_interface, self.by_mac)
+        handles = [handle for group in groups for handle in group.values()]
         return [handle for handle in handles if handle]
 
     def count_drops(self):
@@ -4722,6 +4778,10 @@ class Asker:
         """Find out how an address can be asked, and what then its silence is worth."""
         if sight.family not in self.by_family:
             self.by_family[sight.family] = self.system.open_echo(sight.family)
+            # SAFETY: this machine's own firewall may drop an answer, and its rp_filter one that
+            # comes back by another link.
+            # Test: test_status_exits_2_only_for_a_node_that_is_proven_dead
+            self.taps[sight.family] = self.system.open_tap(sight.family)
         echo = self.by_family[sight.family]
         if not echo or not echo.is_raw:
             sight.add_obstacle("no raw ICMP socket can be opened, so silence proves nothing: "

@@ -71,13 +71,23 @@ def build_lab(lab):
     for number, (name, hook, rule) in enumerate((
             ("no-input", "input", NO_ICMP + " drop"), ("no-output", "output", NO_ICMP + " drop"),
             ("rejects-out", "output", NO_ICMP + " reject"),
-            ("no-replies", "input", "icmp type echo-reply drop"))):
+            ("no-node", "input", "ip saddr 10.78.0.2 drop"),
+            ("no-plug", "output", "ip daddr %s %s drop" % (PLUG, NO_ICMP)))):
         lab.add(name)
         lab.plug_in(name, "switch", "10.77.0.%d/24" % (11 + number))
         lab.firewall(name, [(hook, rule)])
         lab.inside(name, "ip", "route", "add", "default", "via", "10.77.0.254")
+    # It asks over one link, and is answered over the other.
+    lab.add("askew")
+    lab.plug_in("askew", "switch", "10.77.0.17/24")
+    lab.plug_in("askew", "switch", "10.77.1.17/24", interface="eth1")
+    lab.inside("askew", "ip", "route", "add", "10.78.0.0/24", "via", "10.77.0.254")
+    lab.address("router", "eth0", "10.77.1.254/24")
+    lab.inside("router", "ip", "route", "add", "10.77.0.17/32", "via", "10.77.1.17")
+    lab.inside("askew", "sysctl", "-qw", "net.ipv4.conf.all.rp_filter=1",
+               "net.ipv4.conf.eth1.rp_filter=1", "net.ipv4.conf.all.arp_ignore=1")
     build_cables(lab)
-    for checker in ("check", "no-input"):
+    for checker in ("check", "no-input", "no-node", "askew", "no-plug"):
         lab.see(checker, "10.78.0.99", NOBODY, "10.77.0.98", "10.77.0.96", "fd77::99", "10.76.0.9",
                 "10.75.0.2", "10.74.0.2")
 
@@ -183,19 +193,22 @@ SITUATIONS = (
         target_mgmt_ip="10.77.0.4", arp_check="0"),
     row("target drops ARP, and its MAC is known", ALIVE, "10.77.0.6: reachable\n",
         target_mgmt_ip="10.77.0.6"),
-    row("own input firewall drops the replies of a live target", ALIVE, "(ARP only",
+    row("own input firewall drops the replies of a live target", ALIVE, "10.77.0.2: reachable\n",
         checker="no-input", target_mgmt_ip="10.77.0.2"),
-    row("own input firewall, target dead: ARP is heard", DEAD, "10.77.0.99: unreachable\n",
+    row("own input firewall, target dead", DEAD, "10.77.0.99: unreachable\n",
         checker="no-input", target_mgmt_ip=NOBODY),
-    row("own input firewall, routed: the witness is not heard", UNKNOWN,
-        "witness 10.78.0.8 is silent too", checker="no-input", target_ips="far=10.78.0.2",
-        witness_ips="far=10.78.0.8"),
-    row("own input firewall, and ARP is not asked", UNKNOWN, "10.77.0.8 is silent too",
+    row("own input firewall, routed and alive", ALIVE, "10.78.0.2: reachable\n",
+        checker="no-input", target_ips="far=10.78.0.2", witness_ips="far=10.78.0.8"),
+    row("own input firewall, and ARP is not asked", ALIVE, "10.77.0.2: reachable\n",
         checker="no-input", target_mgmt_ip="10.77.0.2", arp_check="0",
         witness_ips="mgmt=10.77.0.8", fence_method="fence_stub"),
-    row("own firewall drops echo replies; the plug answers over TCP, and not the look", UNKNOWN,
-        "10.77.0.9 is silent too", checker="no-replies", target_mgmt_ip="10.77.0.2",
-        arp_check="0"),
+    row("own firewall drops the replies of the target alone", ALIVE, "10.78.0.2: reachable\n",
+        checker="no-node", target_ips="far=10.78.0.2", witness_ips="far=10.78.0.8"),
+    row("answers come back by another link, and rp_filter drops them", ALIVE,
+        "10.78.0.2: reachable\n", checker="askew", target_ips="far=10.78.0.2",
+        witness_ips="far=10.78.0.8"),
+    row("the plug answers over TCP, and not the look", UNKNOWN, "10.77.0.9 is silent too",
+        checker="no-plug", target_mgmt_ip=NOBODY, arp_check="0"),
     row("a port that swallows everything; an agent that speaks for an address there", UNKNOWN,
         "10.75.0.9", target_storage_ip="10.75.0.2", witness_ips="storage=10.75.0.8",
         fence_method="fence_stub", fence_ip="10.75.0.9"),

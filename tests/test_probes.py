@@ -59,6 +59,40 @@ class EchoTest(unittest.TestCase):
             self.assertEqual(fencetool.parse_echo_reply(other, reply_to(family, request)), (b"", 0))
 
 
+class TapTest(unittest.TestCase):
+    def test_a_packet_is_taken_apart_whatever_its_length(self):
+        v4 = bytes([0x46]) + bytes(11) + b"\x0a\0\0\2" + bytes(8) + b"inside"
+        v6 = bytes(8) + b"\xfd" + bytes(14) + b"\2" + bytes(16) + b"inside"
+        self.assertEqual(fencetool.parse_ip_packet(V4, v4), (b"inside", "10.0.0.2"))
+        self.assertEqual(fencetool.parse_ip_packet(V6, v6), (b"inside", "fd00::2"))
+        for family, packet in ((V4, v4[:19]), (V6, v6[:39]), (V4, b""), (V6, b"")):
+            self.assertEqual(fencetool.parse_ip_packet(family, packet), (b"", ""))
+
+    def test_a_tap_hears_answers_and_errors_and_nothing_else(self):
+        """The kernel runs the filter, over what this machine sends itself."""
+        support.require_root()
+        for family, host in ((V4, "127.0.0.1"), (V6, "::1")):
+            numbers = fencetool.ICMP[family]
+            system = fencetool.System("fencetool")
+            tap, sender = system.open_tap(family), system.open_echo(family)
+            others = socket.socket(family, socket.SOCK_DGRAM)
+            try:
+                heard = (numbers.reply,) + numbers.errors
+                for kind in heard + (numbers.request, 14, 135):
+                    sender.send(bytes([kind, 0]) + bytes(6) + b"mine%4d" % kind, (host, 0))
+                    others.sendto(bytes([kind, 0]) + bytes(6), (host, 9))
+                found = set()
+                while system.wait_readable([tap], 0.2):
+                    packet, address = tap.receive()
+                    if packet[8:12] == b"mine":
+                        self.assertEqual(address, host)
+                        found.add(packet[0])
+                self.assertEqual(found, set(heard))
+            finally:
+                for handle in (tap, sender, others):
+                    handle.close()
+
+
 class IcmpErrorTest(unittest.TestCase):
     def test_an_error_tells_its_kind_its_target_and_whose_echo_it_is(self):
         for family, target, kind in ((V4, "10.0.0.2", (3, 1)), (V4, "10.0.0.2", (11, 0)),
