@@ -15,7 +15,7 @@ Parts and sections; each uses only those above it (tests/test_layout.py proves i
   1 WORDS    CONSTANTS, ERRORS, SECRETS, TEXT, PROOF, EVIDENCE, DIALECTS, PARAMETERS
   2 MACHINE  LOG, FILES AND PROGRAMS, KERNEL, NETWORK, DEVICE, LOGINS, HTTP
   3 DEVICES  KASA, TASMOTA, ESPHOME, PAGES, INSTALLED AGENT
-  4 FENCING  PROBES, FENCING, CHECKING, AGENTS
+  4 FENCING  PACKETS, PROBES, FENCING, CHECKING, AGENTS
   ---------- the waterline: a fence agent's run needs nothing below it but for fence_check -n NODE
   5 CLUSTER  YAML, CLUSTER FILE, PLAN, CLUSTER CHECKS, OUTPUTS
   6 PEOPLE   LOOK-UP, SIMULATOR AND DEMO, COMMANDS, ENTRY
@@ -107,7 +107,9 @@ SHORTEST_LOOK_SECONDS = 1.0
 ROUTED_LOOK_SECONDS = 4.0
 ASKING_PART = 2 / 3                 # of a look; in the rest the last questions can be answered
 LAST_QUESTIONS = 3    # to a witness, when the target has been asked for the last time
-NEAR_TURNS = 10       # each so manyth turn asks whether a witness is the router itself
+SHORT_TURNS = 10      # each so manyth turn asks how far away an address is
+MOST_ROUTERS = 4      # on the way to a target, that are told apart
+FEWEST_ANSWERS = 0.8  # of a witness, as a part of the questions: with fewer, the look is longer
 SHORTEST_PROOF_SECONDS = 3.0  # of silence, where one look is not enough
 MOST_LATE_READS = 10000             # of what has piled up while the process was held up
 
@@ -854,7 +856,12 @@ class Sight:
         self.was_alive = False   # it was seen alive from here, now or at any time before
         # What is asked of a witness alone.
         self.answered_last = False  # it answered when the target had been asked for the last time
-        self.is_near = False        # it answered an echo that no router forwards
+        self.is_forwarded = False   # it is attached, and a router takes its packets on all the same
+        self.answers = set()        # sequences of the echoes that it answered
+        # How far away it is: the fewest hops in which an echo reached it, as far as that was tried,
+        # and how many routers on the way have told of themselves.
+        self.hops = MOST_ROUTERS + 1
+        self.routers = 0
         # By ARP in this look, and of a target also by the kernel's table of before.
         self.macs = set()
 
@@ -863,7 +870,7 @@ class Sight:
 
     def is_attached(self):
         """Return whether it can be asked without a router, by ARP or neighbour discovery."""
-        return bool(self.route.mac) and not self.route.gateway
+        return self.route is not None and bool(self.route.mac) and not self.route.gateway
 
     def shares_route(self, other):
         """Return whether packets to both, which have a route, leave in the same way."""
@@ -1108,7 +1115,7 @@ def choose_witnesses(sight, witnesses):
     # network alone, also where it is named for another one.
     # Test: test_nothing_stands_in_for_a_witness_that_is_named
     devices = [device for device in witnesses.devices
-               if device.route and device.shares_route(sight)]
+               if device.route and device.shares_route(sight) and not device.is_forwarded]
     named = [witness for witness in witnesses.named
              if witness in devices or witness not in witnesses.devices]
     return named or devices
@@ -1134,10 +1141,15 @@ def doubt_about_witness(sight, witness):
     if not witness.shares_route(sight):
         return "witness %s is not on the same route" % witness.address
     # SAFETY: a router answers for each of its addresses, whatever has become of the wire there.
-    # Test: test_the_router_is_no_witness_of_what_is_behind_it
-    if sight.route.gateway and witness.is_near:
-        return ("witness %s is the router itself, which says nothing about the wire behind it: "
-                "name an address there" % witness.address)
+    # Test: test_a_router_is_no_witness_of_what_is_behind_it
+    if sight.route.gateway and witness.hops <= max(1, sight.routers):
+        return ("witness %s is a router on the way to it, or no farther away than one, and says "
+                "nothing about the wire behind it: name an address there" % witness.address)
+    # SAFETY: a router that answers ARP for others may do so on this side of the broken wire.
+    # Test: test_a_witness_behind_proxy_arp_is_none
+    if witness.is_forwarded:
+        return ("witness %s is behind a router that answers ARP for it: name an address that is "
+                "attached" % witness.address)
     # SAFETY: one that answered earlier has seen nothing of a path that broke since.
     # Test: test_a_witness_that_falls_silent_in_the_look_proves_nothing
     if not witness.answered_last:
@@ -2062,15 +2074,17 @@ def write_to_child(stdin, data):
 # Linux 6.18.
 
 # The numbers of ICMP in one family. request, reply: types of an echo. errors: the types that quote
-# the packet they are about. silence: the (type, code) of "host unreachable", nobody is there.
+# the packet they are about. exceeded: of these, the type of a router that takes it no farther.
+# silence: the (type, code) of "host unreachable", nobody is there.
 # others: what is listened to besides, a neighbour's advertisement. hops: (level, type) of the
 # option that limits a packet's way.
-IcmpNumbers = namedtuple("IcmpNumbers", "protocol request reply errors silence others hops")
+IcmpNumbers = namedtuple(
+    "IcmpNumbers", "protocol request reply errors exceeded silence others hops")
 ICMP = {socket.AF_INET: IcmpNumbers(protocol=socket.IPPROTO_ICMP, request=8, reply=0,
-                                    errors=(3, 11), silence=(3, 1), others=(),
+                                    errors=(3, 11), exceeded=11, silence=(3, 1), others=(),
                                     hops=(socket.IPPROTO_IP, socket.IP_TTL)),
         socket.AF_INET6: IcmpNumbers(protocol=socket.IPPROTO_ICMPV6, request=128, reply=129,
-                                     errors=(1, 3), silence=(1, 3), others=(136,),
+                                     errors=(1, 3), exceeded=3, silence=(1, 3), others=(136,),
                                      hops=(socket.IPPROTO_IPV6, socket.IPV6_HOPLIMIT))}
 
 # What the kernel is asked about routes and links: messages, and attributes of the answers.
@@ -4540,16 +4554,16 @@ class AgentOutlet(OpenedOutlet):
 
 # PART 4: FENCING ==================================================================================
 
-# SECTION: PROBES ----------------------------------------------------------------------------------
-# Packets to addresses, and what one look saw of each. What it means is judged in EVIDENCE.
-
+# SECTION: PACKETS ---------------------------------------------------------------------------------
+# What is asked of addresses and answered, as bytes, and what each packet shows of an address. Sends
+# nothing.
 
 ARP_HEADER = struct.pack(">HHBB", 1, 0x0800, 6, 4)  # Ethernet, IPv4, and their address lengths
 ARP_REQUEST, ARP_REPLY = 1, 2
 BROADCAST_MAC = b"\xff" * 6
 NEIGHBOUR_SOLICITATION, NEIGHBOUR_ADVERTISEMENT = 135, 136
-LOOK_SEQUENCES = 256    # echoes of one look have sequences of their own, so many of them
-NEAR_SEQUENCE = 0xFFFF  # of the echo that no router forwards
+LOOK_SEQUENCES = 1024    # echoes of one look have sequences of their own, so many of them
+SHORT_SEQUENCE = 0xFC00  # and above: of echoes that so few routers forward as it is above this
 
 
 def build_echo(family, marker, sequence):
@@ -4645,10 +4659,10 @@ class Markers:
     def begin_look(self):
         """Return the sequence that the echoes of one more look begin with."""
         self.looks += 1
-        return self.looks % (NEAR_SEQUENCE // LOOK_SEQUENCES) * LOOK_SEQUENCES
+        return self.looks % (SHORT_SEQUENCE // LOOK_SEQUENCES) * LOOK_SEQUENCES
 
-    def near(self, address):
-        """Return the marker of the echo that no router forwards."""
+    def of_short(self, address):
+        """Return the marker of echoes that die on the way if it is long."""
         return self.of(address)[:2] + bytes(byte ^ 0xFF for byte in self.random)
 
     def _first(self):
@@ -4668,7 +4682,7 @@ class Listener:
         self.router_errors = router_errors  # see Look
         self.markers = markers
         self.by_marker = {markers.of(sight.address): sight for sight in sights}
-        self.by_near_marker = {markers.near(sight.address): sight for sight in sights}
+        self.by_short_marker = {markers.of_short(sight.address): sight for sight in sights}
         self.last_sequences = range(0)      # of the echoes that witnesses get at the end of a look
 
     def take(self, family, packet, sender):
@@ -4704,15 +4718,17 @@ class Listener:
             self._take_icmp_error(family, error, sender)
 
     def _take_echo_reply(self, marker, sequence, sender):
-        near = self.by_near_marker.get(marker)
-        if near:
-            near.is_near = True
+        found = self.by_short_marker.get(marker)
+        if found:
+            found.hops = min(found.hops, max(1, sequence - SHORT_SEQUENCE))
+            found.echoed = found.echoed or found.address in self.targets
         sight = self.by_marker.get(marker)
         # SAFETY: only the target could have got the marker, whatever address its answer comes from.
         # Of a witness that would say nothing: its answer comes by the way that is in question.
         # Test: test_an_answer_from_another_address_of_the_target_is_life
         if sight and (sight.address in self.targets or sight.address == sender):
             sight.echoed = True
+            sight.answers.add(sequence)
             sight.answered_last = sight.answered_last or sequence in self.last_sequences
 
     def _take_icmp_error(self, family, error, sender):
@@ -4721,9 +4737,13 @@ class Listener:
         sight = self.sights.get(target)
         if not sight or identifier != self.markers.of(sight.address)[:2]:
             return
-        if sequence == NEAR_SEQUENCE:
-            return  # that no router forwards it is what it is for
-        if socket.inet_pton(family, sender) == target:
+        is_exceeded = kind[0] == ICMP[family].exceeded
+        if sequence > SHORT_SEQUENCE:
+            if is_exceeded:
+                sight.routers = max(sight.routers, sequence - SHORT_SEQUENCE)
+        elif is_exceeded and sight.address not in self.targets and sight.is_attached():
+            sight.is_forwarded = True
+        elif socket.inet_pton(family, sender) == target:
             sight.rejected = True
             sight.answered_last = sight.answered_last or sequence in self.last_sequences
         elif kind != ICMP[family].silence:
@@ -4744,6 +4764,9 @@ class Listener:
             sight.answered_last = True
 
 
+# SECTION: PROBES ----------------------------------------------------------------------------------
+# Packets to addresses, and what one look saw of each. What it means is judged in EVIDENCE.
+
 class Asker:
     """Asks addresses, by sockets that are opened when they are first needed.
 
@@ -4754,7 +4777,7 @@ class Asker:
         self.system = system
         self.arp_check = arp_check
         self.markers = Markers()
-        self.near = set()       # witnesses that have turned out to be the router itself
+        self.distances = {}     # {address: its hops and routers}, see Sight
         self.by_family = {}     # sockets for ICMP; None where there can be none
         self.taps = {}          # sockets that hear answers which do not come in there; the same
         self.by_interface = {}  # sockets for ARP; the same
@@ -4819,12 +4842,15 @@ class Asker:
     def _may_ask_neighbour(self, sight):
         return bool(self.arp_check) and sight.is_attached()
 
-    def ask(self, sight, sequence):
-        """Send one echo, and one question to the neighbour where it can be asked."""
+    def ask(self, sight, sequence, hops=0):
+        """Send one echo, and one question to the neighbour where it can be asked.
+
+        hops: see PacketSocket.send.
+        """
         echo = self.by_family[sight.family]
         if echo:
             self._send(sight, echo, build_echo(
-                sight.family, self.markers.of(sight.address), sequence), (sight.address, 0))
+                sight.family, self.markers.of(sight.address), sequence), (sight.address, 0), hops)
         if not self._may_ask_neighbour(sight):
             return
         if sight.uses_arp:
@@ -4832,12 +4858,15 @@ class Asker:
         elif echo and echo.is_raw:
             self._ask_by_discovery(sight, echo)
 
-    def ask_near(self, sight):
-        """Send an echo that no router forwards: who answers it is the router itself, or nearer."""
+    def ask_how_far(self, sight):
+        """Send echoes that die on the way if it has more than so many routers."""
         echo = self.by_family[sight.family]
-        if echo and sight.route.gateway:
-            packet = build_echo(sight.family, self.markers.near(sight.address), NEAR_SEQUENCE)
-            self._send(sight, echo, packet, (sight.address, 0), hops=1)
+        if not echo or not sight.route.gateway:
+            return
+        for hops in range(1, MOST_ROUTERS + 1):
+            packet = build_echo(sight.family, self.markers.of_short(sight.address),
+                                SHORT_SEQUENCE + hops)
+            self._send(sight, echo, packet, (sight.address, 0), hops)
 
     def _ask_by_arp(self, sight):
         route = sight.route
@@ -4858,129 +4887,69 @@ class Asker:
             sight.add_obstacle(str(error))
 
 
-class Look:
-    """One look at all addresses at once: each is asked several times, in several ways.
+class Inquiry:
+    """The questions of one look, at all addresses at once, and the time to hear the answers."""
 
-    In this order: ask the kernel for the routes, open the sockets, ask and listen, ask the
-    witnesses once more, ask the kernel again. Whatever goes wrong on this side becomes an obstacle
-    of the Sight, never an answer.
-    """
-    # SAFETY: router_errors, {address: what a router said about it}, are those of all looks of an
-    # action: a router tells an error once in a while only, and the path is just silent then.
-    # Test: test_what_a_router_said_holds_for_the_whole_action
-
-    def __init__(self, system, settings, asker, router_errors, device_addresses):
+    def __init__(self, system, asker, listener, sights, settings):
         self.system = system
-        self.settings = settings
         self.asker = asker
-        self.targets = {target.address for target in settings.targets}
-        addresses = self.targets.union(
-            device_addresses, (witness.address for witness in settings.witnesses))
-        self.sights = [Sight(address) for address in sorted(addresses)]
-        for sight in self.sights:
-            sight.is_near = sight.address in asker.near
-            if sight.address in router_errors:
-                sight.add_obstacle(router_errors[sight.address])
-        self.listener = Listener(self.sights, self.targets, asker.markers, router_errors)
+        self.listener = listener
+        self.sights = sights
+        self.targets = listener.targets
         self.first_sequence = asker.markers.begin_look()
         self.seconds = settings.ping_timeout
+        self.turns = settings.ping_count
+
+    def lengthen(self, seconds):
+        """Take so many seconds at least, and ask as often in each of them."""
+        self.turns = int(self.turns * max(1, seconds / self.seconds))
+        self.seconds = max(self.seconds, seconds)
 
     def run(self):
-        """Return {address: Sight}."""
-        for sight in self.sights:
-            self._find_route(sight)
-        self._choose_length()
-        for sight in self._routed():
-            self.asker.choose_questions(sight)
-            if sight.address in self.targets and self.settings.arp_check:
-                self.asker.listen_to(sight)
-        self._catch_up()
-        self._ask_and_listen()
-        self._note_drops()
-        for sight in self._routed():
-            if not self.asker.by_family[sight.family]:
-                run_ping(self.system, self.settings, sight)
-        for sight in self.sights:
-            self._check_route(sight)
-        self.asker.near.update(sight.address for sight in self.sights if sight.is_near)
-        return {sight.address: sight for sight in self.sights}
-
-    def _routed(self):
-        """Return the Sights that there is a route to; the others cannot be asked."""
-        return [sight for sight in self.sights if sight.route]
-
-    def _asked(self):
-        """Return the Sights that packets can be sent to: without a carrier none would leave."""
-        return [sight for sight in self._routed() if sight.route.has_carrier]
-
-    def _asked_witnesses(self):
-        return [sight for sight in self._asked() if sight.address not in self.targets]
-
-    def _find_route(self, sight):
-        try:
-            sight.route = self.system.find_route(sight.family, sight.packed)
-        except Unreachable as error:
-            sight.lose_route(str(error))
-
-    def _choose_length(self):
-        # SAFETY: a router that has lost sight of a node asks for it by ARP, once in a second, and
-        # the question or its answer may get lost.
-        # Test: test_a_look_behind_a_router_is_longer_than_its_search_for_the_node
-        if any(sight.route.gateway for sight in self._routed() if sight.address in self.targets):
-            self.seconds = max(self.seconds, ROUTED_LOOK_SECONDS)
-
-    def _check_route(self, sight):
-        # SAFETY: a link that was gone for a part of the look has hidden answers.
-        # Test: test_a_link_that_flaps_during_the_look_proves_nothing
-        before = sight.route
-        self._find_route(sight)
-        if sight.route != before:
-            sight.lose_route("its route or carrier changed while the answers were awaited")
-
-    def _catch_up(self):
-        """Take in what has come since the look before; what found no room then is lost."""
-        handles = self.asker.opened()
-        end = self.system.clock() + self.seconds
-        ready = self.system.wait_readable(handles, 0)
-        while ready and self.system.clock() < end:
-            for handle in ready:
-                self.listener.take(handle.family, *handle.receive())
-            ready = self.system.wait_readable(handles, 0)
-        self.asker.count_drops()
-
-    def _note_drops(self):
-        # SAFETY: an answer may have been among them.
-        # Test: test_packets_that_found_no_room_are_a_doubt
-        drops = self.asker.count_drops()
-        if drops:
-            for sight in self.sights:
-                sight.add_obstacle("this machine had no room for %d packets, and an answer may "
-                                   "have been among them" % drops)
-
-    def _ask_and_listen(self):
         """Ask at even intervals, so that a burst of losses does not take all questions."""
+        self._ask_turns(range(self.turns))
+        # SAFETY: what a witness on the way loses, a living target may lose, too.
+        # Test: test_a_look_is_longer_where_a_witness_loses_answers
+        if self._is_lossy():
+            self._ask_turns(range(self.turns, 2 * self.turns))
+        self._ask_witnesses_last()
+
+    def _ask_turns(self, turns):
         # Counted, not timed: a process that was held up for a while still asks every question.
-        for turn in range(self.settings.ping_count):
+        for turn in turns:
+            if self._has_found_life():
+                return
             for sight in self._asked():
                 if not (sight.address in self.targets and sight.echoed):
-                    self.asker.ask(sight, self.first_sequence + turn)
-            if turn % NEAR_TURNS == NEAR_TURNS // 2:
-                for witness in self._asked_witnesses():
-                    self.asker.ask_near(witness)
-            self._listen(self.seconds * ASKING_PART / self.settings.ping_count)
-            if all(sight.echoed for sight in self._asked() if sight.address in self.targets):
-                break
-        self._ask_witnesses_last()
+                    self._ask(sight, self.first_sequence + turn)
+            if turn % SHORT_TURNS == SHORT_TURNS // 2:
+                for sight in self._asked():
+                    self.asker.ask_how_far(sight)
+            self._listen(self.seconds * ASKING_PART / self.turns)
+
+    def _has_found_life(self):
+        return all(sight.echoed for sight in self._asked() if sight.address in self.targets)
+
+    def _is_lossy(self):
+        """Return whether a witness that answers has left too many echoes without an answer."""
+        fewest = FEWEST_ANSWERS * self.turns
+        return not self._has_found_life() and any(
+            0 < len(sight.answers) < fewest for sight in self._asked_witnesses())
+
+    def _ask(self, sight, sequence):
+        # A witness that is attached needs no router: what one forwards was never attached.
+        is_near = sight.address not in self.targets and sight.is_attached()
+        self.asker.ask(sight, sequence, hops=1 if is_near else 0)
 
     def _ask_witnesses_last(self):
         """Ask the witnesses again, now that the target has been asked for the last time."""
-        first = self.first_sequence + self.settings.ping_count
+        first = self.first_sequence + 2 * self.turns
         self.listener.last_sequences = range(first, first + LAST_QUESTIONS)
         for sequence in self.listener.last_sequences:
             for witness in self._asked_witnesses():
                 if not witness.answered_last:
-                    self.asker.ask_near(witness)  # before, so that its answer is there before
-                    self.asker.ask(witness, sequence)
+                    self.asker.ask_how_far(witness)  # before, so that its answer is there before
+                    self._ask(witness, sequence)
             self._listen(self.seconds * (1 - ASKING_PART) / LAST_QUESTIONS)
 
     def _listen(self, seconds):
@@ -5007,6 +4976,106 @@ class Look:
     def _is_settled(self, sight):
         # Of a target only the echo: an early ARP reply does not say that ICMP is filtered.
         return sight.echoed if sight.address in self.targets else sight.answered_last
+
+    def _asked(self):
+        """Return the Sights that packets can be sent to: without a carrier none would leave."""
+        return [sight for sight in self.sights if sight.route and sight.route.has_carrier]
+
+    def _asked_witnesses(self):
+        return [sight for sight in self._asked() if sight.address not in self.targets]
+
+
+class Look:
+    """One look at all addresses at once: each is asked several times, in several ways.
+
+    In this order: ask the kernel for the routes, open the sockets, ask and listen, ask the
+    witnesses once more, ask the kernel again. Whatever goes wrong on this side becomes an obstacle
+    of the Sight, never an answer.
+    """
+    # SAFETY: router_errors, {address: what a router said about it}, are those of all looks of an
+    # action: a router tells an error once in a while only, and the path is just silent then.
+    # Test: test_what_a_router_said_holds_for_the_whole_action
+
+    def __init__(self, system, settings, asker, router_errors, device_addresses):
+        self.system = system
+        self.settings = settings
+        self.asker = asker
+        self.targets = {target.address for target in settings.targets}
+        addresses = self.targets.union(
+            device_addresses, (witness.address for witness in settings.witnesses))
+        self.sights = [Sight(address) for address in sorted(addresses)]
+        for sight in self.sights:
+            sight.hops, sight.routers = asker.distances.get(
+                sight.address, (sight.hops, sight.routers))
+            if sight.address in router_errors:
+                sight.add_obstacle(router_errors[sight.address])
+        self.listener = Listener(self.sights, self.targets, asker.markers, router_errors)
+        self.inquiry = Inquiry(system, asker, self.listener, self.sights, settings)
+
+    def run(self):
+        """Return {address: Sight}."""
+        for sight in self.sights:
+            self._find_route(sight)
+        self._choose_length()
+        for sight in self._routed():
+            self.asker.choose_questions(sight)
+            if sight.address in self.targets and self.settings.arp_check:
+                self.asker.listen_to(sight)
+        self._catch_up()
+        self.inquiry.run()
+        self._note_drops()
+        for sight in self._routed():
+            if not self.asker.by_family[sight.family]:
+                run_ping(self.system, self.settings, sight)
+        for sight in self.sights:
+            self._check_route(sight)
+            self.asker.distances[sight.address] = sight.hops, sight.routers
+        return {sight.address: sight for sight in self.sights}
+
+    def _routed(self):
+        """Return the Sights that there is a route to; the others cannot be asked."""
+        return [sight for sight in self.sights if sight.route]
+
+    def _find_route(self, sight):
+        try:
+            sight.route = self.system.find_route(sight.family, sight.packed)
+        except Unreachable as error:
+            sight.lose_route(str(error))
+
+    def _choose_length(self):
+        # SAFETY: a router that has lost sight of a node asks for it by ARP, once in a second, and
+        # the question or its answer may get lost.
+        # Test: test_a_look_behind_a_router_is_longer_than_its_search_for_the_node
+        if any(sight.route.gateway for sight in self._routed() if sight.address in self.targets):
+            self.inquiry.lengthen(ROUTED_LOOK_SECONDS)
+
+    def _check_route(self, sight):
+        # SAFETY: a link that was gone for a part of the look has hidden answers.
+        # Test: test_a_link_that_flaps_during_the_look_proves_nothing
+        before = sight.route
+        self._find_route(sight)
+        if sight.route != before:
+            sight.lose_route("its route or carrier changed while the answers were awaited")
+
+    def _catch_up(self):
+        """Take in what has come since the look before; what found no room then is lost."""
+        handles = self.asker.opened()
+        end = self.system.clock() + self.inquiry.seconds
+        ready = self.system.wait_readable(handles, 0)
+        while ready and self.system.clock() < end:
+            for handle in ready:
+                self.listener.take(handle.family, *handle.receive())
+            ready = self.system.wait_readable(handles, 0)
+        self.asker.count_drops()
+
+    def _note_drops(self):
+        # SAFETY: an answer may have been among them.
+        # Test: test_packets_that_found_no_room_are_a_doubt
+        drops = self.asker.count_drops()
+        if drops:
+            for sight in self.sights:
+                sight.add_obstacle("this machine had no room for %d packets, and an answer may "
+                                   "have been among them" % drops)
 
 
 def run_ping(system, settings, sight):

@@ -182,7 +182,7 @@ class NetworkEvidenceTest(unittest.TestCase):
             "elsewhere": named(answers(route=ROUTE._replace(interface="eth1"))),
             "other source": named(answers(route=ROUTE._replace(source=b"\n\0\0\2"))),
             "behind a router": named(answers(route=ROUTE._replace(gateway=router))),
-            "the router": named(answers(route=ROUTE._replace(gateway=router), is_near=True)),
+            "the router": named(answers(route=ROUTE._replace(gateway=router), hops=1)),
             "other family": named(answers("fd00::9")),
             "early": named(sight("10.0.0.9", echoed=True)),
             "device": fencetool.Witnesses([], [answers()]),
@@ -231,15 +231,27 @@ class NetworkEvidenceTest(unittest.TestCase):
         self.assertIs(found[0], DEAD)
         self.assertIn("no witness known", found[2])
 
-    def test_the_router_is_no_witness_of_what_is_behind_it(self):
+    def test_a_router_is_no_witness_of_what_is_behind_it(self):
         behind = ROUTE._replace(gateway=b"\1\2\3\4")
-        silent = sight(route=behind)
-        self.assertIs(self.judge(silent, named(answers(route=behind)))[0], DEAD)
-        finding, _, reason = self.judge(silent, named(answers(route=behind, is_near=True)))
-        self.assertIs(finding, UNKNOWN)
-        self.assertIn("is the router itself", reason)
+        for routers, hops, finding in ((0, 1, UNKNOWN), (0, 2, DEAD), (1, 2, DEAD), (2, 1, UNKNOWN),
+                                       (2, 2, UNKNOWN), (2, 3, DEAD), (0, 5, DEAD), (4, 5, DEAD)):
+            silent = sight(route=behind, routers=routers)
+            found = self.judge(silent, named(answers(route=behind, hops=hops)))
+            with self.subTest(routers=routers, hops=hops):
+                self.assertIs(found[0], finding)
+                self.assertEqual("is a router on the way" in found[2], finding is UNKNOWN)
         # Attached to the same link it is as good as any other.
-        self.assertIs(self.judge(sight(), named(answers(is_near=True)))[0], DEAD)
+        self.assertIs(self.judge(sight(), named(answers(hops=1)))[0], DEAD)
+
+    def test_a_witness_behind_proxy_arp_is_none(self):
+        forwarded = answers(is_forwarded=True)
+        finding, _, reason = self.judge(sight(uses_arp=True), named(forwarded))
+        self.assertIs(finding, UNKNOWN)
+        self.assertIn("behind a router that answers ARP for it", reason)
+        # The fence device, which nobody named, is then not in this network.
+        found = self.judge(sight(uses_arp=True), fencetool.Witnesses([], [forwarded]))
+        self.assertEqual((found[0], "no witness known" in found[2]), (DEAD, True))
+        self.assertIs(self.judge(sight(), fencetool.Witnesses([], [forwarded]))[0], UNKNOWN)
 
     def test_silence_of_two_networks_over_one_cable_is_silence_of_one(self):
         behind = ROUTE._replace(gateway=b"\1\2\3\4")
@@ -598,7 +610,7 @@ class WrongTimesTest(unittest.TestCase):
                 system.wait(5)
             return handles if len(taken) < packets else []
         system.wait_readable = wait_readable
-        look._listen(0.1)
+        look.inquiry._listen(0.1)
         return len(taken)
 
     def test_a_process_that_was_held_up_reads_what_has_piled_up(self):

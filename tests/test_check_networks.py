@@ -88,8 +88,8 @@ def build_lab(lab):
                "net.ipv4.conf.eth1.rp_filter=1", "net.ipv4.conf.all.arp_ignore=1")
     build_cables(lab)
     for checker in ("check", "no-input", "no-node", "askew", "no-plug"):
-        lab.see(checker, "10.78.0.99", NOBODY, "10.77.0.98", "10.77.0.96", "fd77::99", "10.76.0.9",
-                "10.75.0.2", "10.74.0.2")
+        lab.see(checker, "10.78.0.99", "10.80.0.99", NOBODY, "10.77.0.98", "10.77.0.96", "fd77::99",
+                "10.76.0.9", "10.75.0.2", "10.74.0.2")
 
 
 def build_routes(lab):
@@ -103,7 +103,18 @@ def build_routes(lab):
     lab.inside("router", "sysctl", "-qw", "net.ipv4.ip_forward=1", "net.ipv4.conf.all.proxy_arp=1")
     # Nobody is there, and the router answers ARP for it.
     lab.inside("router", "ip", "route", "add", "10.77.0.200/32", "dev", "far0")
+    # Another address is there.
+    lab.inside("router", "ip", "route", "add", "10.77.0.201/32", "dev", "far0")
+    lab.address("far", "eth0", "10.77.0.201/32")
     lab.inside("router", "ip", "route", "add", "blackhole", "10.81.0.0/24")
+    # Behind the second router.
+    lab.add("beyond")
+    lab.cable("far", "beyond0", "beyond", "eth0")
+    lab.address("far", "beyond0", "10.80.0.254/24")
+    lab.address("beyond", "eth0", "10.80.0.8/24")
+    lab.inside("beyond", "ip", "route", "add", "default", "via", "10.80.0.254")
+    lab.inside("router", "ip", "route", "add", "10.80.0.0/24", "via", "10.78.0.2")
+    lab.inside("far", "sysctl", "-qw", "net.ipv4.ip_forward=1")
     lab.inside("check", "ip", "route", "add", "default", "via", "10.77.0.254")
     lab.inside("check", "ip", "route", "add", "10.83.0.0/24", "dev", "eth0")
     for command in (
@@ -253,10 +264,21 @@ SITUATIONS = (
         "witness 10.77.0.8 is not on the same route", target_ips="far=10.78.0.99",
         witness_ips="far=10.77.0.8"),
     row("routed, with the router's own far address for a witness", UNKNOWN,
-        "witness 10.78.0.254 is the router itself", target_ips="far=10.78.0.99",
+        "witness 10.78.0.254 is a router on the way", target_ips="far=10.78.0.99",
         witness_ips="far=10.78.0.254"),
+    row("two routers away, with the far address of the second for a witness", UNKNOWN,
+        "witness 10.80.0.254 is a router on the way", target_ips="far=10.80.0.99",
+        witness_ips="far=10.80.0.254"),
+    row("two routers away, with a witness between them", UNKNOWN,
+        "witness 10.78.0.2 is a router on the way", target_ips="far=10.80.0.99",
+        witness_ips="far=10.78.0.2"),
+    row("two routers away, with a witness there", DEAD, "far 10.80.0.99: unreachable\n",
+        target_ips="far=10.80.0.99", witness_ips="far=10.80.0.8"),
+    row("a witness for which a router answers ARP", UNKNOWN,
+        "witness 10.77.0.201 is behind a router that answers ARP for it", target_mgmt_ip=NOBODY,
+        witness_ips="mgmt=10.77.0.201"),
     row("routed, with the router for a witness, and few questions", UNKNOWN,
-        "witness 10.78.0.254 is the router itself", target_ips="far=10.78.0.99",
+        "witness 10.78.0.254 is a router on the way", target_ips="far=10.78.0.99",
         witness_ips="far=10.78.0.254", ping_count="3"),
     row("a next hop that is an object of its own", UNKNOWN, "witness 10.84.5.8 is silent too",
         target_ips="odd=10.84.5.2", witness_ips="odd=10.84.5.8"),
