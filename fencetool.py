@@ -821,12 +821,13 @@ def describe_target(target):
 #   is_port:          it belongs to a bridge, a bond or the like.
 #   odd_way:          what makes it uncertain that packets take this way and answers come back, or
 #                     "": several next hops, a rule by mark, IPsec, a source address of another
-#                     network, a port of an own bridge that forwards nothing.
+#                     network.
+#   dead_port:        the name of a port that forwards nothing, where the link is a bridge, or "".
 #   link_kind:        "" for a network card, "dormant" for a link that still waits (for a login at
 #                     the switch, say), else what the kernel calls it; with what it stands on, if
 #                     its carrier is that one's: "bridge", "bond", "macvlan on bridge".
 Route = namedtuple("Route", "interface index mac source gateway has_carrier carrier_changes "
-                            "is_port odd_way link_kind")
+                            "is_port odd_way dead_port link_kind")
 CABLE_LINKS = ("", "veth")                     # their carrier is fed by the other end alone
 WIRED_LINKS = CABLE_LINKS + ("bond", "team")   # their carrier is that of a wire, or of several
 
@@ -864,6 +865,7 @@ class Sight:
         self.routers = 0
         # By ARP in this look, and of a target also by the kernel's table of before.
         self.macs = set()
+        self.port = 0  # the link that is the bridge's port on which these were last heard
 
     def answered(self):
         return self.echoed or self.rejected or self.neighbour or self.was_heard
@@ -1027,6 +1029,18 @@ def tell_odd_way(sight, witnesses, is_direct):
     return "the way to it cannot be judged: " + sight.route.odd_way
 
 
+def tell_dead_port(sight, witnesses, is_direct):
+    # SAFETY: the node may be behind that port, and each witness behind another one.
+    # Test: test_a_dead_port_of_an_own_bridge_needs_a_witness_on_the_nodes_port
+    port = sight.route.dead_port
+    beside = [witness for witness in choose_witnesses(sight, witnesses)
+              if sight.port and witness.port == sight.port]
+    if not port or (beside and not doubt_about_witnesses(sight, beside)):
+        return None
+    return ("port %s of this machine's own bridge forwards nothing, and no witness answers on the "
+            "port that the node was last heard on" % port)
+
+
 def tell_dead_cable(sight, witnesses, is_direct):
     # On a direct cable that is the proof, and no witness could answer.
     if sight.route.has_carrier or not is_direct or not is_end_of_cable(sight.route):
@@ -1073,8 +1087,9 @@ SILENCE_RULES = (
          "here, no permission, an ICMP error of a router (but \"host unreachable\"), answers that "
          "would come over another network of the node", Finding.UNKNOWN, tell_obstacle),
     Rule("its packets may take another way: several next hops, a rule by mark, IPsec, an own "
-         "address of another network, a dead port of an own bridge", Finding.UNKNOWN,
-         tell_odd_way),
+         "address of another network", Finding.UNKNOWN, tell_odd_way),
+    Rule("a port of this machine's own bridge forwards nothing, and no witness answers on the port "
+         "that the node was last heard on", Finding.UNKNOWN, tell_dead_port),
     Rule("no carrier, on a network in `direct_networks`: the other node feeds it", Finding.DEAD,
          tell_dead_cable),
     Rule("no carrier", Finding.UNKNOWN, tell_no_carrier),
@@ -2105,7 +2120,7 @@ ROUTE_BITS = "bits"        # of the network that a route is for: not an attribut
 AS_IN_TABLE = 0x2000       # flag: the route as it was entered, and not the way of one packet
 RULE_MARK = 10
 NEIGHBOUR_BODY = "BxxxiHBB"  # family, index of the link, state, flags, type
-NEIGHBOUR_ADDRESS, NEIGHBOUR_MAC = 1, 2
+NEIGHBOUR_ADDRESS, NEIGHBOUR_MAC, NEIGHBOUR_MASTER = 1, 2, 9
 # An IPsec policy: selector (target, source, ports, family, bits, protocol), ..., direction.
 POLICY_BODY = "16s16sHHHHHBBBxxxiI64x32xIIB3x"
 POLICY_OUT, POLICY_PRIORITY, POLICY_TEMPLATE = 1, 12, 5
@@ -2224,7 +2239,7 @@ def _find_odd_way(family, target, index, way):
     if not way[1] and not (_is_of_route(family, way[2], table)
                            or _has_own_network(family, index, way[2], target)):
         return "this machine's own address there is of another network"
-    return _find_blocked_port(index)
+    return ""
 
 
 def _is_of_route(family, source, table):
@@ -2249,18 +2264,20 @@ def _is_policy_for(family, target, fields):
         target, network[:len(target)], bits)
 
 
-def _find_blocked_port(index):
-    """Return which port of a bridge of this machine forwards nothing, or ""."""
+def _find_dead_port(index):
+    """Return the name of a port of the bridge with this index that forwards nothing, or ""."""
     # The kernel tells of the ports of all bridges at once.
     for _, facts in _list(GET_LINK, LINK_BODY, BRIDGE_FAMILY):
-        master = facts.get(LINK_MASTER)
         state = parse_attributes(facts.get(PORT_FACTS, b"")).get(PORT_STATE)
         # Without a state it is no port of a bridge: network cards tell here of their bond, too.
-        is_blocked = state not in (None, bytes([PORT_FORWARDS]))
-        if is_blocked and master and struct.unpack("I", master)[0] == index:
-            name = facts.get(LINK_NAME, b"").rstrip(b"\0").decode("ascii", "backslashreplace")
-            return "port %s of this machine's own bridge forwards nothing" % name
+        is_dead = state not in (None, bytes([PORT_FORWARDS]))
+        if is_dead and facts.get(LINK_MASTER) == struct.pack("I", index):
+            return _parse_link_name(facts)
     return ""
+
+
+def _parse_link_name(facts):
+    return facts.get(LINK_NAME, b"").rstrip(b"\0").decode("ascii", "backslashreplace")
 
 
 def _has_own_network(family, index, source, target):
@@ -2334,6 +2351,18 @@ def find_neighbour(family, index, target):
     return b""
 
 
+def find_bridge_port(bridge, mac):
+    """Return the index of the port of a bridge (an index) that a MAC was last heard on, or 0."""
+    try:
+        for fields, facts in _list(GET_NEIGHBOUR, NEIGHBOUR_BODY, BRIDGE_FAMILY):
+            is_of_bridge = facts.get(NEIGHBOUR_MASTER) == struct.pack("I", bridge)
+            if is_of_bridge and facts.get(NEIGHBOUR_MAC) == mac:
+                return fields[1]
+    except OSError as error:
+        raise Unreachable(explain_os_error(error)) from error
+    return 0
+
+
 def find_route(family, target):
     """Return the Route of packets to target (bytes); raise Unreachable where there is none."""
     try:
@@ -2342,6 +2371,7 @@ def find_route(family, target):
         hardware, flags, facts = _ask_link(index)
         link_kind = _find_link_kind(facts)
         odd_way = _find_odd_way(family, target, index, way)
+        dead_port = _find_dead_port(index)
     except OSError as error:
         raise Unreachable(explain_os_error(error)) from error
     is_up, is_running = bool(flags & IFF_LOWER_UP), bool(flags & IFF_RUNNING)
@@ -2351,10 +2381,10 @@ def find_route(family, target):
     if hardware == ETHERNET and not flags & IFF_NOARP:
         mac = facts.get(LINK_MAC, b"")
     return Route(
-        interface=facts[LINK_NAME].rstrip(b"\0").decode("ascii", "backslashreplace"),
+        interface=_parse_link_name(facts),
         index=index, mac=mac, source=way[2], gateway=way[1], has_carrier=is_up and is_running,
         carrier_changes=facts.get(LINK_CHANGES), is_port=LINK_MASTER in facts, odd_way=odd_way,
-        link_kind=link_kind)
+        dead_port=dead_port, link_kind=link_kind)
 
 
 # SECTION: NETWORK ---------------------------------------------------------------------------------
@@ -2670,6 +2700,7 @@ class Network:
 
     find_route = staticmethod(find_route)
     find_neighbour = staticmethod(find_neighbour)
+    find_bridge_port = staticmethod(find_bridge_port)
 
     def open_echo(self, family):
         """Return a PacketSocket for ICMP, raw where that is permitted; None where none is."""
@@ -5024,6 +5055,7 @@ class Look:
         self._catch_up()
         self.inquiry.run()
         self._note_drops()
+        self._find_ports()
         for sight in self._routed():
             if not self.asker.by_family[sight.family]:
                 run_ping(self.system, self.settings, sight)
@@ -5067,6 +5099,12 @@ class Look:
                 self.listener.take(handle.family, *handle.receive())
             ready = self.system.wait_readable(handles, 0)
         self.asker.count_drops()
+
+    def _find_ports(self):
+        """Find out on which port of an own bridge each was heard, where one of them is dead."""
+        for sight in self._routed():
+            for mac in sight.macs if sight.route.dead_port else ():
+                sight.port = sight.port or self.system.find_bridge_port(sight.route.index, mac)
 
     def _note_drops(self):
         # SAFETY: an answer may have been among them.

@@ -12,7 +12,7 @@ from tests import support, virtual
 DEAD, ALIVE, UNKNOWN = Finding.DEAD, Finding.ALIVE, Finding.UNKNOWN
 ROUTE = fencetool.Route(
     interface="eth0", index=2, mac=b"\2\0\0\0\0\1", source=b"\n\0\0\1", gateway=b"",
-    has_carrier=True, carrier_changes=b"\2\0\0\0", is_port=False, odd_way="",
+    has_carrier=True, carrier_changes=b"\2\0\0\0", is_port=False, odd_way="", dead_port="",
     link_kind="")
 NOBODY = fencetool.Witnesses([], [])
 GOOD = {"fence_method": "kasa", "fence_ip": "10.20.20.202", "target_mgmt_ip": "10.20.20.2",
@@ -276,6 +276,18 @@ class NetworkEvidenceTest(unittest.TestCase):
         found = sight(route=ROUTE._replace(odd_way="several next hops"), uses_arp=True)
         for witnesses in (NOBODY, named(answers(route=found.route))):
             self.assertIs(self.judge(found, witnesses)[0], UNKNOWN)
+
+    def test_a_dead_port_of_an_own_bridge_needs_a_witness_on_the_nodes_port(self):
+        bridge = ROUTE._replace(link_kind="bridge", dead_port="eth3")
+        for port, witness_port, finding in ((0, 0, UNKNOWN), (5, 0, UNKNOWN), (0, 5, UNKNOWN),
+                                            (5, 6, UNKNOWN), (5, 5, DEAD)):
+            silent = sight(route=bridge, uses_arp=True, port=port)
+            witness = answers(route=bridge, port=witness_port)
+            with self.subTest(port=port, witness_port=witness_port):
+                self.assertIs(self.judge(silent, named(witness))[0], finding)
+                witness.answered_last = False
+                self.assertIs(self.judge(silent, named(witness))[0], UNKNOWN)
+        self.assertIs(self.judge(sight(route=bridge, uses_arp=True, port=5))[0], UNKNOWN)
 
     def test_a_port_of_another_link_needs_a_witness(self):
         port = ROUTE._replace(is_port=True)

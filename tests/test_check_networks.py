@@ -448,14 +448,16 @@ class SituationTest(LabTest):
     def test_a_bridge_of_ones_own_proves_nothing_by_its_carrier(self):
         """Its carrier is lost with a port that is switched off here, and kept by any other port."""
         _, address = self.start_plug(state=False)
-        LAB.add("peer", "guest")
-        LAB.cable("check", "port9", "peer", "port9")
+        LAB.switch("upper9")
+        LAB.add("guest", "node9", "witness9")
+        LAB.cable("check", "port9", "upper9", "port9")
+        LAB.inside("upper9", "ip", "link", "set", "port9", "master", "br0")
+        LAB.plug_in("node9", "upper9", "10.70.0.2/24")
+        LAB.plug_in("witness9", "upper9", "10.70.0.8/24")
         for command in ("link add br9 type bridge forward_delay 0", "link set port9 master br9",
                         "link set br9 up", "link set port9 down"):
             LAB.inside("check", "ip", *command.split())
         LAB.address("check", "br9", "10.70.0.1/24")
-        LAB.address("peer", "port9", "10.70.0.2/24")
-        LAB.address("peer", "port9", "10.70.0.8/24")
         parameters = dict(address, action="status", target_storage_ip="10.70.0.2", **QUICK)
         result = LAB.check("check", dict(parameters, direct_networks="storage"))
         self.assertEqual(result.code, UNKNOWN, result)
@@ -469,8 +471,18 @@ class SituationTest(LabTest):
         found = dict(parameters, target_storage_ip="10.70.0.99")
         result = self.check_until_not(found, "forwards nothing")
         self.assertIn("the carrier of br9 (bridge) does not show a cut cable", result.out)
-        self.assertEqual(LAB.check("check", dict(found, witness_ips="storage=10.70.0.8")).code,
-                         DEAD)
+        found = dict(found, witness_ips="storage=10.70.0.8")
+        self.assertEqual(LAB.check("check", found).code, DEAD)
+        # A port that nobody uses; of the node it must be known that it is not behind that.
+        LAB.inside("check", "ip", "link", "set", "guest9", "down")
+        result = LAB.check("check", found)
+        self.assertEqual(result.code, UNKNOWN, result)
+        self.assertIn("port guest9 of this machine's own bridge forwards nothing", result.out)
+        alive = dict(parameters, witness_ips="storage=10.70.0.8")
+        self.assertEqual(LAB.check("check", alive).code, ALIVE)
+        LAB.inside("node9", "ip", "link", "set", "eth0", "down")
+        result = LAB.check("check", alive)
+        self.assertEqual(result.code, DEAD, result)
 
     def check_until_not(self, parameters, words):
         """Return the result of a check that does not say these words any more: a bridge learns."""

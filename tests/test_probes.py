@@ -160,7 +160,7 @@ class MatchingTest(unittest.TestCase):
         for sight in self.look.sights:
             sight.route = fencetool.Route(
                 interface="eth0", index=2, mac=MAC, source=b"", gateway=b"", has_carrier=True,
-                carrier_changes=0, is_port=False, odd_way="", link_kind="")
+                carrier_changes=0, is_port=False, odd_way="", dead_port="", link_kind="")
 
     def take(self, family, packet, sender):
         self.look.listener.take(family, packet, sender)
