@@ -539,6 +539,77 @@ class SituationTest(LabTest):
         self.assertIn(BEHIND_ROUTER, result.out)
 
 
+class LinkKindTest(LabTest):
+    """Links that not every kernel has."""
+
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        LAB.switch("upper4")
+        LAB.add("odd4", "node4", "witness4")
+        LAB.plug_in("node4", "upper4")
+        LAB.plug_in("witness4", "upper4")
+        for interface in ("wire0", "wire1", "wire2"):
+            LAB.cable("odd4", interface, "upper4", interface)
+
+    def make(self, *commands):
+        """Make links, or skip the test: a kernel without this kind of link is no failure."""
+        for command in commands:
+            try:
+                LAB.inside("odd4", "ip", *command.split())
+            except AssertionError as error:
+                if "Unknown device type" in str(error):
+                    self.skipTest("this kernel has no such link: ip " + command)
+                raise
+
+    def join_upper(self, *interfaces):
+        for interface in interfaces:
+            LAB.inside("upper4", "ip", "link", "set", interface, "master", "br0")
+
+    def check(self, network, **changes):
+        return LAB.check("odd4", dict(
+            {"action": "status", "nodename": "storage-b", "fence_ip": "10.88.0.1",
+             "fence_method": self.script("fence_stub", "echo Status: OFF; exit 2\n"),
+             "target_storage_ip": network + ".2"}, **dict(QUICK, **changes)))
+
+    def test_a_vlan_has_the_carrier_of_its_wire_and_no_others_path(self):
+        self.make("link add vlan4 link wire2 type vlan id 4", "link set vlan4 up")
+        LAB.address("odd4", "vlan4", "10.64.0.1/24")
+        result = self.check("10.64.0")
+        self.assertEqual(result.code, DEAD, result)
+        # Nobody up there knows this VLAN: the witness is as silent as the node.
+        result = self.check("10.64.0", witness_ips="storage=10.64.0.8")
+        self.assertEqual(result.code, UNKNOWN, result)
+        LAB.inside("upper4", "ip", "link", "set", "wire2", "down")
+        self.assertIn("vlan4 has no carrier", self.check("10.64.0").out)
+
+    def test_a_bond_that_does_not_watch_its_links_needs_a_witness(self):
+        self.make("link add bond4 type bond mode active-backup miimon 0", "link set wire0 down",
+                  "link set wire0 master bond4", "link set bond4 up")
+        self.join_upper("wire0")
+        LAB.address("odd4", "bond4", "10.65.0.1/24")
+        LAB.address("witness4", "eth0", "10.65.0.8/24")
+        LAB.inside("upper4", "ip", "link", "set", "wire0", "down")
+        result = self.check("10.65.0")
+        self.assertEqual(result.code, UNKNOWN, result)
+        self.assertIn("bond without miimon", result.out)
+        result = self.check("10.65.0", witness_ips="storage=10.65.0.8")
+        self.assertEqual(result.code, UNKNOWN, result)
+        LAB.inside("upper4", "ip", "link", "set", "wire0", "up")
+        result = self.check("10.65.0", witness_ips="storage=10.65.0.8")
+        self.assertEqual(result.code, DEAD, result)
+
+    def test_a_link_of_a_vrf_is_a_port_and_needs_a_witness(self):
+        self.make("link add vrf4 type vrf table 404", "link set vrf4 up",
+                  "link set wire1 master vrf4")
+        self.join_upper("wire1")
+        LAB.address("odd4", "wire1", "10.66.0.1/24")
+        LAB.address("node4", "eth0", "10.66.0.2/24")
+        for last in ("2", "99"):
+            result = self.check("10.66.0", target_storage_ip="10.66.0." + last)
+            self.assertNotEqual(result.code, DEAD, result)
+
+
 class PowerTest(LabTest):
     """What the device says, with a silent and with a live node."""
 
@@ -781,6 +852,30 @@ class TimeTest(LabTest):
                      LAB.inside("late", "sh", "-c", "sleep 2; ip link set eth0 down"))])
         self.assertEqual((check.code, check.out), (0, "Success: storage-b is proven dead\n"))
         self.assertIn("alive: Management 10.77.0.31: reachable", check.err)
+
+    def test_a_node_that_was_alive_when_it_had_to_be_dead_must_be_silent_for_long(self):
+        """It hangs for a while, each time for longer than a look, and lives on."""
+        _, address = self.start_plug(state=False)
+        LAB.add("hangs")
+        LAB.plug_in("hangs", "switch", "10.77.0.32/24")
+        address.update(action="off", target_mgmt_ip="10.77.0.32", verify_wait="1",
+                       power_timeout="14", witness_ips="mgmt=10.77.0.8", verbose="1")
+        # Silent for 2.4 s, alive for 1.2 s, and so on; it begins alive.
+        hangs = "for turn in 1 2 3 4 5; do sleep 2.6; ip link set eth0 down; sleep 2.4; " \
+            "ip link set eth0 up; done"
+        check, _ = support.at_once([
+            lambda: LAB.check("check", address),
+            lambda: LAB.inside("hangs", "sh", "-c", hangs)])
+        self.assertEqual(check.code, 1, check)
+        self.assertIn("alive: Management 10.77.0.32: reachable", check.err)
+        self.assertIn("dead: Management 10.77.0.32: unreachable", check.err)
+        # Dead for good, and it was alive when it had to be dead.
+        check, _ = support.at_once([
+            lambda: LAB.check("check", address),
+            lambda: LAB.inside("hangs", "sh", "-c", "sleep 3; ip link set eth0 down")])
+        self.assertEqual((check.code, check.out), (0, "Success: storage-b is proven dead\n"))
+        self.assertIn("alive: Management 10.77.0.32: reachable", check.err)
+        self.assertGreaterEqual(check.err.count("dead: Management 10.77.0.32"), 2, check.err)
 
     def test_a_link_that_flaps_during_the_look_proves_nothing(self):
         _, address = self.start_plug(state=False)
