@@ -108,13 +108,17 @@ def build_routes(lab):
     lab.address("far", "eth0", "10.77.0.201/32")
     lab.inside("router", "ip", "route", "add", "blackhole", "10.81.0.0/24")
     # Behind the second router.
-    lab.add("beyond")
-    lab.cable("far", "beyond0", "beyond", "eth0")
-    lab.address("far", "beyond0", "10.80.0.254/24")
+    lab.add("second", "beyond")
+    lab.cable("router", "second0", "second", "eth0")
+    lab.cable("second", "beyond0", "beyond", "eth0")
+    lab.address("router", "second0", "10.67.0.254/24")
+    lab.address("second", "eth0", "10.67.0.2/24")
+    lab.address("second", "beyond0", "10.80.0.254/24")
     lab.address("beyond", "eth0", "10.80.0.8/24")
     lab.inside("beyond", "ip", "route", "add", "default", "via", "10.80.0.254")
-    lab.inside("router", "ip", "route", "add", "10.80.0.0/24", "via", "10.78.0.2")
-    lab.inside("far", "sysctl", "-qw", "net.ipv4.ip_forward=1")
+    lab.inside("second", "ip", "route", "add", "default", "via", "10.67.0.254")
+    lab.inside("router", "ip", "route", "add", "10.80.0.0/24", "via", "10.67.0.2")
+    lab.inside("second", "sysctl", "-qw", "net.ipv4.ip_forward=1")
     lab.inside("check", "ip", "route", "add", "default", "via", "10.77.0.254")
     lab.inside("check", "ip", "route", "add", "10.83.0.0/24", "dev", "eth0")
     for command in (
@@ -270,8 +274,8 @@ SITUATIONS = (
         "witness 10.80.0.254 is a router on the way", target_ips="far=10.80.0.99",
         witness_ips="far=10.80.0.254"),
     row("two routers away, with a witness between them", UNKNOWN,
-        "witness 10.78.0.2 is a router on the way", target_ips="far=10.80.0.99",
-        witness_ips="far=10.78.0.2"),
+        "witness 10.67.0.2 is a router on the way", target_ips="far=10.80.0.99",
+        witness_ips="far=10.67.0.2"),
     row("two routers away, with a witness there", DEAD, "far 10.80.0.99: unreachable\n",
         target_ips="far=10.80.0.99", witness_ips="far=10.80.0.8"),
     row("a witness for which a router answers ARP", UNKNOWN,
@@ -1007,7 +1011,8 @@ class RecordTest(LabTest):
                     break
             self.assertEqual(stat.S_IMODE(os.stat(path).st_mode), 0o600)
             LAB.inside("far", "ip", "address", "del", "10.78.0.60/24", "dev", "eth0")
-            self.assertEqual(self.run_action("status").code, DEAD)
+            result = self.run_action("status")
+            self.assertEqual(result.code, DEAD, result)
             for damaged in ("{", "[]", '{"10.78.0.60": null}', "", "[" * 100000):
                 with open(path, "w") as handle:
                     handle.write(damaged)
