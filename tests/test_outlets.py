@@ -252,6 +252,14 @@ class Troubles(ListTest):
                 self.assert_failure(result, "off node: ", "outlet ")
                 self.assertEqual(self.relays(device), [False, True, True])
 
+    def test_one_that_is_off_for_a_moment_only_is_not_off(self):
+        def change(device):
+            device.on_power = lambda number, powered: number != 2 or powered or device.run_later(
+                0.05, device.move, number, True)
+        for row, device, result in self.call_all("off", change, parameters=self.LIMITS):
+            with self.subTest(row.name):
+                self.assert_failure(result, "outlet %s: " % self.names(device)[1], "reports ON")
+
     def test_one_that_comes_back_by_itself_is_no_reboot(self):
         def change(device):
             device.on_power = lambda number, powered: number != 2 or powered or device.run_later(
