@@ -955,21 +955,12 @@ def judge_power(state, reading, policy):
     return Finding.ALIVE if shows_load(reading) else Finding.UNKNOWN, doubt
 
 
-def combine_power(judged):
-    """Return (finding, what was seen, reason) for all outlets that feed the target.
-
-    judged: {name: (PowerState, what judge_power returns)}.
-    """
+def combine_findings(findings):
+    """Return what the findings about each outlet that feeds a target say about the target."""
     # SAFETY: one outlet that is alive, or in doubt, outweighs all that are dead.
     # Test: test_the_power_is_dead_only_when_all_outlets_are
-    findings = {finding for _, (finding, _) in judged.values()}
-    worst = next(finding for finding in (Finding.ALIVE, Finding.UNKNOWN, Finding.DEAD)
-                 if finding in findings)
-    about = {name: (state, reason) for name, (state, (finding, reason)) in judged.items()
-             if finding is worst}
-    seen = "power=" + combine_states([state for state, _ in about.values()]).value.lower()
-    reasons = [tell_outlet(name, reason) for name, (_, reason) in about.items()]
-    return worst, seen, "; ".join(filter(None, reasons))
+    return next(worst for worst in (Finding.ALIVE, Finding.UNKNOWN, Finding.DEAD)
+                if worst in findings)
 
 
 def judge_address(sight, witnesses, is_direct):
@@ -5337,16 +5328,19 @@ def observe_power(job):
     subject = "STONITH device (%s @ %s)" % (job.settings.fence_method, job.settings.ip)
     try:
         states = job.retry(job.read_power, READ_ATTEMPTS)
-        judged = job.outlet.ask_each(lambda name, one: (
-            states[name], judge_outlet(job, one, states[name])))
+        judged = job.outlet.ask_each(lambda name, one: judge_outlet(job, one, states[name]))
     except FenceError as error:
         return Evidence(source=POWER, finding=Finding.UNKNOWN, subject=subject,
                         seen="power=unknown",
                         reason=hide_timer_words(redact(str(error), job.system.secrets)))
     finally:
         job.device.close()
-    finding, seen, reason = combine_power(judged)
-    return Evidence(source=POWER, finding=finding, subject=subject, seen=seen, reason=reason)
+    finding = combine_findings([finding for finding, _ in judged.values()])
+    told = {name: reason for name, (found, reason) in judged.items() if found is finding}
+    state = combine_states([states[name] for name in told])
+    reasons = [tell_outlet(name, reason) for name, reason in told.items()]
+    return Evidence(source=POWER, finding=finding, subject=subject,
+                    seen="power=" + state.value.lower(), reason="; ".join(filter(None, reasons)))
 
 
 def judge_outlet(job, outlet, state):

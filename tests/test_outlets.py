@@ -354,20 +354,10 @@ class Combined(unittest.TestCase):
 
     def test_the_power_is_dead_only_when_all_outlets_are(self):
         for findings in itertools.product(Finding, repeat=3):
-            judged = {str(number): (OFF, (finding, "why" if finding is Finding.UNKNOWN else ""))
-                      for number, finding in enumerate(findings)}
-            found, seen, reason = fencetool.combine_power(judged)
+            found = fencetool.combine_findings(list(findings))
             with self.subTest(findings=findings):
-                self.assertIs(found, next(finding for finding in (
-                    Finding.ALIVE, Finding.UNKNOWN, Finding.DEAD) if finding in findings))
-                self.assertEqual(seen, "power=off")
-                self.assertEqual(reason.count("outlet"), findings.count(found))
-
-    def test_one_outlet_without_a_name_is_told_without_it(self):
-        self.assertEqual(fencetool.combine_power({"": (ON, (Finding.ALIVE, ""))}),
-                         (Finding.ALIVE, "power=on", ""))
-        self.assertEqual(fencetool.combine_power({"": (OFF, (Finding.UNKNOWN, "why"))}),
-                         (Finding.UNKNOWN, "power=off", "why"))
+                self.assertIs(found is Finding.DEAD, set(findings) == {Finding.DEAD})
+                self.assertIs(found is Finding.ALIVE, Finding.ALIVE in findings)
 
     def test_what_is_on_feeds_the_node(self):
         for states in itertools.product((ON, OFF), repeat=3):
