@@ -157,6 +157,10 @@ class Refused(FenceError):
     """The device answered clearly: no, or as another device, model or service would."""
 
 
+class UnknownOutlet(Refused):
+    """The device has no outlet of this name, as its whole list shows."""
+
+
 class StrangeReply(Refused):
     """As another device or service answers, or this one while it starts: believed when it comes
     twice."""
@@ -629,11 +633,12 @@ def select_outlet(outlets, wanted, label, doubt_about_list=""):
         raise Refused("plug %s names no outlet that this device lists, and it may have more: %s; %s"
                       % (quote(wanted), doubt_about_list, describe_outlets(outlets)))
     if not found and is_padded_number(wanted):
-        raise Refused("plug %s is no number as on the case (which would be %d), and less than a "
-                      "whole id; %s" % (quote(wanted), int(wanted), describe_outlets(outlets)))
+        raise UnknownOutlet(
+            "plug %s is no number as on the case (which would be %d), and less than a whole id; %s"
+            % (quote(wanted), int(wanted), describe_outlets(outlets)))
     if not found:
-        raise Refused("plug %s names no outlet of this device; %s"
-                      % (quote(wanted), describe_outlets(outlets)))
+        raise UnknownOutlet("plug %s names no outlet of this device; %s"
+                            % (quote(wanted), describe_outlets(outlets)))
     if is_number_of_another(found[0], wanted):
         raise Refused("plug %s is the alias of outlet %s, and not its number: use its id, or "
                       "rename it" % (quote(wanted), found[0].number))
@@ -668,6 +673,41 @@ def describe_outlets(outlets):
         return "the device lists no outlets"
     return "its outlets are: " + ", ".join(
         "%s (%s)" % (outlet.number, quote(outlet.alias, 40)) for outlet in outlets)
+
+
+def split_names(wanted, label):
+    """Return the names in a list like "1, 5"; () where it is none, or the label of the target."""
+    if "," not in wanted or wanted == label:
+        return ()
+    return tuple(name.strip() for name in wanted.split(","))
+
+
+def check_name_in_list(name, wanted, label):
+    """Raise UnknownOutlet for what is no outlet's name where several are named."""
+    if not name:
+        raise UnknownOutlet("plug %s has a comma with no outlet beside it" % quote(wanted))
+    if name == label:
+        raise UnknownOutlet("plug %s names the node itself, which is no outlet in a list"
+                            % quote(wanted))
+
+
+# A target with several power supplies hangs on several outlets of one device. What follows is of
+# each of them, by the name that the caller gave it; of one outlet alone that name is "".
+
+def combine_states(states):
+    """Return the PowerState of what these outlets feed together."""
+    # SAFETY: one that is on feeds it. Test: test_status_is_off_only_when_all_outlets_are
+    return PowerState.OFF if set(states) == {PowerState.OFF} else PowerState.ON
+
+
+def find_doubt(doubts):
+    """Return the first of {name of an outlet: doubt, or ""} with its outlet; "" without any."""
+    return next((tell_outlet(name, doubt) for name, doubt in doubts.items() if doubt), "")
+
+
+def tell_outlet(name, text):
+    """Return the text with the outlet that it is about, where there are several."""
+    return ": ".join(part for part in ("outlet %s" % name if name else "", text) if part)
 
 
 def parse_state_words(words, subject):
@@ -964,6 +1004,14 @@ POWER_RULES = (
     Rule("it says OFF", Finding.DEAD, tell_off),
     Rule("anything else: no answer, half an answer, two answers, another device, a missing agent",
          Finding.UNKNOWN, tell_nothing_known))
+
+
+def combine_findings(findings):
+    """Return what the findings about each outlet that feeds a target say about the target."""
+    # SAFETY: one outlet that is alive, or in doubt, outweighs all that are dead.
+    # Test: test_the_power_is_dead_only_when_all_outlets_are
+    return next(worst for worst in (Finding.ALIVE, Finding.UNKNOWN, Finding.DEAD)
+                if worst in findings)
 
 
 def judge_address(sight, witnesses, is_direct):
@@ -1391,7 +1439,8 @@ CHECK_PARAMS = (  # fence_check
     param("fence_user", STRING, "User name at the fence device"),
     param("fence_pass", STRING, "Password at the fence device; as password or password_script "
           "Pacemaker hides it in its own outputs", secret=True),
-    param("fence_plug", STRING, "Outlet to be read, if the node's name does not mean it"),
+    param("fence_plug", STRING, "Outlet to be read, or several (1,5), if the node's name does not "
+          "mean it"),
     param("fence_options", STRING, "More parameters of the device: name=value,...", secret=True),
     param("target_mgmt_ip", STRING, "The node's address in the management network"),
     param("target_storage_ip", STRING, "The node's address in the storage network"),
@@ -1416,8 +1465,8 @@ COMMON_PARAMS = (  # all agents
           "that cannot tell its MAC, is refused before anything is switched"),
     param("plug", STRING, "Outlet to switch: the number printed on the case, its alias or its id. "
           "The fenced node's name is the cluster's label, and no outlet unless one carries it; of "
-          "several outlets exactly one must match. For fence_check: the node's name", letter="n",
-          aliases="port"),
+          "several outlets exactly one must match. Several that feed one node: 1,5. For "
+          "fence_check: the node's name", letter="n", aliases="port"),
     param("password", STRING, "Password, where the device asks for one", letter="p",
           aliases="passwd", secret=True),
     param("password_script", STRING, "Program that prints the password", letter="S",
@@ -2766,9 +2815,10 @@ class Device:
 
     A class of part 3 has list_outlets(deadline), which returns Outlets, and open(deadline), which
     proves which device and which outlet this is and returns an OpenedOutlet: nothing can be
-    switched or read but through that. Every call takes the action's Deadline and raises FenceError:
-    Refused for an answer that asking again will not change, and an error that is retryable for one
-    that may be better the next time.
+    switched or read but through that. Where a device may have several outlets, open goes by way of
+    open_named, which takes a list of names too. Every call takes the action's Deadline and raises
+    FenceError: Refused for an answer that asking again will not change, and an error that is
+    retryable for one that may be better the next time.
     """
 
     name = ""  # of the device's family, for messages
@@ -2778,6 +2828,8 @@ class Device:
         self.settings = settings
         self.label = settings.nodename  # the cluster's name for the target
         self.wanted = settings.plug     # the outlet that the caller named, "" for none
+        self.names = split_names(settings.plug, self.label)  # if it is a list of several
+        self.is_list = False            # no outlet's own name is that list: asked once an action
 
     def describe(self):
         return "%s %s" % (self.name, render_address(self.settings.ip, self.settings.ipport))
@@ -2793,6 +2845,54 @@ class Device:
         if not self.wanted and len(self.list_outlets(deadline)) > 1:
             return None
         return self.open(deadline)
+
+    def open_named(self, open_one):
+        """Return the OpenedOutlet that the caller named; open_one(name) opens that of one name.
+
+        An outlet's own name may hold a comma, so the whole text is looked up first.
+        """
+        if not self.names:
+            return open_one(self.wanted)
+        whole = self._open_whole(open_one)
+        try:
+            group = self._open_all(open_one)
+        except UnknownOutlet as error:
+            if whole:
+                return whole
+            raise UnknownOutlet("%s (taken as a list, because no outlet is called %s)"
+                                % (error, quote(self.wanted))) from error
+        # SAFETY: one outlet or several, to choose would be a guess.
+        # Test: test_a_text_that_is_a_name_and_a_list_is_refused
+        if whole:
+            raise Refused("plug %s is the name of one outlet, and a list of others: use their ids, "
+                          "or rename it" % quote(self.wanted))
+        return group
+
+    def _open_whole(self, open_one):
+        """Return the outlet whose own name is the whole list, or None."""
+        if not self.is_list:
+            try:
+                return open_one(self.wanted)
+            except UnknownOutlet:
+                self.is_list = True
+        return None
+
+    def _open_all(self, open_one):
+        """Return the OutletGroup of all that the caller named; raise Refused for a name too many.
+
+        SAFETY: two names of one outlet leave another one on, which nobody looks at.
+        Test: test_two_names_of_one_outlet_are_refused_before_anything_is_sent
+        """
+        outlets, known = {}, {}
+        for name in self.names:
+            check_name_in_list(name, self.wanted, self.label)
+            outlet = open_one(name)
+            if outlet.identity in known:
+                raise Refused("plug %s names one outlet twice, as %s and as %s" % (
+                    quote(self.wanted), quote(known[outlet.identity]), quote(name)))
+            known[outlet.identity] = name
+            outlets[name] = outlet
+        return OutletGroup(self, outlets)
 
     def check_mac(self, text):
         """Raise Refused unless the MAC that the device tells is the configured one."""
@@ -2812,16 +2912,22 @@ class Device:
 class OpenedOutlet:
     """One outlet of a device, after both have been proven to be the ones that are meant.
 
-    state: what the device said of it while it was opened. A class of part 3 has read(deadline),
+    state: what the device said of it while it was opened. identity: what tells it from the other
+    outlets of the device, whatever name it was called by. A class of part 3 has read(deadline),
     which returns a PowerState, and send(wanted, deadline), which commands one. The reply to a
     command is the device's word about its intentions; read is what it says of the outlet
     afterwards. Both make sure first that it is still the same device: a new connection may lead to
     another one.
     """
 
-    def __init__(self, device, state):
+    def __init__(self, device, state, identity=""):
         self.device = device
         self.state = state
+        self.identity = identity
+
+    def ask_each(self, ask):
+        """Return {name: ask(name, outlet)} of the outlets that this one stands for, see PROOF."""
+        return {"": ask("", self)}
 
     def read_meter(self, deadline):
         """Return the MeterReading of what the outlet draws now.
@@ -2833,6 +2939,26 @@ class OpenedOutlet:
 
     def close(self):
         self.device.close()
+
+
+class OutletGroup(OpenedOutlet):
+    """Several outlets of one device, which feed one target: what is done is done to each of them.
+
+    outlets: {name: OpenedOutlet}. state: OFF when all are.
+    """
+
+    def __init__(self, device, outlets):
+        super().__init__(device, combine_states([outlet.state for outlet in outlets.values()]))
+        self.outlets = outlets
+
+    def ask_each(self, ask):
+        answers = {}
+        for name, outlet in self.outlets.items():
+            try:
+                answers[name] = ask(name, outlet)
+            except FenceError as error:
+                raise type(error)(tell_outlet(name, str(error))) from error
+        return answers
 
 
 # SECTION: LOGINS ----------------------------------------------------------------------------------
@@ -3723,11 +3849,11 @@ class KasaDevice(Device):
 
     def open(self, deadline):
         self.read_description(deadline)
-        return KasaOutlet(self, self.find_outlet())
+        return self.open_named(lambda name: KasaOutlet(self, name))
 
-    def find_outlet(self):
-        """Return the Outlet that the caller named, as the device has just described it."""
-        return select_outlet(self.description.outlets, self.wanted, self.label)
+    def find_outlet(self, name):
+        """Return the Outlet of a name that the caller gave, as the device has just described it."""
+        return select_outlet(self.description.outlets, name, self.label)
 
     def read_description(self, deadline):
         """Ask for the device's description, alone: mixed queries have crashed devices."""
@@ -3810,8 +3936,10 @@ class KasaDevice(Device):
 class KasaOutlet(OpenedOutlet):
     """The relay of a plug, or one outlet of a strip, which its child id names on the wire."""
 
-    def __init__(self, device, outlet):
-        super().__init__(device, outlet.state)
+    def __init__(self, device, wanted):
+        outlet = device.find_outlet(wanted)
+        super().__init__(device, outlet.state, outlet.number)
+        self.wanted = wanted  # the name by which the caller means it
         self.number = outlet.number if device.description.is_strip else None
         self.child_id = self._child_id_of(outlet)
         self.proven_on = device.connection  # where device and outlet have told who they are
@@ -3826,10 +3954,10 @@ class KasaOutlet(OpenedOutlet):
     def _prove(self):
         """Return the outlet's state, and raise Refused for another outlet, as just described."""
         self.proven_on = None
-        outlet = self.device.find_outlet()
+        outlet = self.device.find_outlet(self.wanted)
         if self._child_id_of(outlet) != self.child_id:
             raise Refused("plug %s has become another outlet in the middle of the action: its id "
-                          "was %s and is %s" % (quote(self.device.wanted), quote(self.child_id),
+                          "was %s and is %s" % (quote(self.wanted), quote(self.child_id),
                                                 quote(self._child_id_of(outlet))))
         self.proven_on = self.device.connection
         return outlet.state
@@ -4047,7 +4175,8 @@ class TasmotaDevice(HttpDevice):
 
     def open(self, deadline):
         relays = self.list_outlets(deadline)
-        return TasmotaRelay(self, select_outlet(relays, self.wanted, self.label), len(relays))
+        return self.open_named(lambda name: TasmotaRelay(
+            self, select_outlet(relays, name, self.label), len(relays)))
 
     def read_mac(self, deadline):
         return self.ask("Status 5", lambda members: parse_tasmota_mac(
@@ -4070,7 +4199,7 @@ class TasmotaRelay(HttpOutlet):
     """One relay of a Tasmota device, by its number."""
 
     def __init__(self, device, outlet, relays):
-        super().__init__(device, outlet.state)
+        super().__init__(device, outlet.state, outlet.number)
         self.number = outlet.number
         self.relays = relays  # how many the device has
         self.meter_setting = ""  # what the device says to SetOption21
@@ -4286,8 +4415,8 @@ def select_esphome_outlet(events, wanted, label):
         likely = shorten_identifier(wanted)
         if likely not in [known.number for known in outlets]:
             raise
-        raise Refused("%s; is %s meant, which firmware of 2021 makes of that name?"
-                      % (error, quote(likely))) from error
+        raise type(error)("%s; is %s meant, which firmware of 2021 makes of that name?"
+                          % (error, quote(likely))) from error
     same = [known for known in outlets if known.number == outlet.number]
     if len(same) > 1:
         raise Refused("%d switches of the device share the id %s, rename one: %s" % (
@@ -4312,9 +4441,10 @@ class EsphomeDevice(HttpDevice):
     def __init__(self, system, settings):
         super().__init__(system, settings)
         self.take_outlet_from_urls(parse_esphome_url)
-        if self.wanted:
-            build_esphome_path(self.wanted)
-        self.chosen = None  # the Outlet that the list proved: a lost answer costs no second list
+        for name in filter(None, (self.wanted,) + self.names):
+            build_esphome_path(name)
+        self.events = None  # the EsphomeEvents that proved an outlet
+        self.chosen = {}    # {name: that Outlet}: a lost answer costs no second list
 
     def list_outlets(self, deadline):
         self.check_identity(deadline)
@@ -4322,16 +4452,24 @@ class EsphomeDevice(HttpDevice):
 
     def open(self, deadline):
         self.check_identity(deadline)
-        if self.wanted and not self.chosen:
-            switch, is_exact = self._find_switch(self.wanted, deadline)
+        return self.open_named(lambda name: self._open_switch(name, deadline))
+
+    def _open_switch(self, name, deadline):
+        """Return the EsphomeSwitch that a name means, "" for an only one."""
+        if name and name not in self.chosen:
+            switch, is_exact = self._find_switch(name, deadline)
             if is_exact:
                 return switch
-        if not self.chosen:
-            self.chosen = self._choose(self._listen(deadline, self._is_decided))
-        switch, _ = self._find_switch(self.chosen.alias, deadline)
+            # The list would add nothing: ids hold no comma, and a name is found by itself.
+            if not switch and self.names and name == self.wanted:
+                raise UnknownOutlet("plug %s names no switch of this device" % quote(name))
+        if name not in self.chosen:
+            self._choose(name, self.events or self._listen(deadline, self._is_decided))
+        alias = self.chosen[name].alias
+        switch, _ = self._find_switch(alias, deadline)
         if not switch:
             raise Refused("the device lists the switch %s, and answers that it does not know it"
-                          % quote(self.chosen.alias))
+                          % quote(alias))
         return switch
 
     def prove_usable(self, deadline):
@@ -4341,7 +4479,7 @@ class EsphomeDevice(HttpDevice):
             events = self._listen(deadline, self._is_decided)
             if len(events.outlets) > 1:
                 return None
-            self.chosen = self._choose(events)
+            self._choose(self.wanted, events)
         return self.open(deadline)
 
     def _listen(self, deadline, is_enough_when_quiet):
@@ -4361,10 +4499,11 @@ class EsphomeDevice(HttpDevice):
         is_one_named = self.wanted not in ("", "1", self.label)
         return not is_one_named and (len(events.outlets) > 1 or not events.is_whole)
 
-    def _choose(self, events):
-        """Return the Outlet that the list proves, where a name alone did not prove which it is."""
+    def _choose(self, name, events):
+        """Note the Outlet that the list proves, where a name alone did not prove which it is."""
         try:
-            return select_esphome_outlet(events, self.wanted, self.label)
+            self.chosen[name] = select_esphome_outlet(events, name, self.label)
+            self.events = events
         except Refused as error:
             if events.has_ended or self._is_decided(events):
                 raise
@@ -4401,7 +4540,7 @@ class EsphomeSwitch(HttpOutlet):
     """One switch, by the path under which the device has answered for it."""
 
     def __init__(self, device, state, name, path):
-        super().__init__(device, state)
+        super().__init__(device, state, name)
         self.name = name
         self.path = path
 
@@ -5227,11 +5366,13 @@ def check_still_off(job, outlet):
     """Raise NotConfirmed unless the outlet is off at the end of its time without power."""
     # SAFETY: a pulse timer, or another controller, may have closed the relay in between.
     # Test: test_a_relay_that_comes_back_by_itself_is_no_reboot
-    try:
-        state = job.retry(outlet.read, UNTIL_DEADLINE)
+    def look_at(name, one):
+        state = job.retry(one.read, UNTIL_DEADLINE)
         doubt = doubt_about_state(state, PowerState.OFF, "", render_seconds(REBOOT_OFF_SECONDS))
-        doubt = doubt or job.retry(
-            lambda deadline: read_load(job, outlet, deadline, ""), UNTIL_DEADLINE)
+        return doubt or job.retry(
+            lambda deadline: read_load(job, one, deadline, ""), UNTIL_DEADLINE)
+    try:
+        doubt = find_doubt(outlet.ask_each(look_at))
     except FenceError as error:
         doubt = str(error)
     if doubt:
@@ -5279,7 +5420,8 @@ def open_outlet(job):
 
 
 def describe_change(outlet, wanted):
-    return "Success: %s %s" % ("Already" if outlet.state is wanted else "Powered", wanted.value)
+    was_so = outlet.ask_each(lambda name, one: one.state is wanted)
+    return "Success: %s %s" % ("Already" if all(was_so.values()) else "Powered", wanted.value)
 
 
 def switch_off(job, outlet):
@@ -5302,6 +5444,8 @@ def switch_on(job, outlet):
 def confirm_power(job, outlet, wanted):
     """Send the command until it is acknowledged, and look until the outlet is in that state.
 
+    Of several outlets all are commanded before any is looked at, and all must be so in one look.
+
     The command is sent whatever state was seen: OFF may be repeated, and a relay's reported state
     may be stale. The acknowledgement proves nothing and is not needed: a device that breaks the
     connection after it obeyed is read on a new one.
@@ -5310,15 +5454,16 @@ def confirm_power(job, outlet, wanted):
     Test: test_no_fault_of_a_plug_is_ever_taken_for_a_proof
     """
     deadline = job.deadline
-    is_acknowledged, load = False, ""
-    agreed = 0
+    is_acknowledged, agreed = False, 0
+    problems, loads = {}, {}  # {name of an outlet: text, see read_doubt}
     while True:
-        problem = "" if is_acknowledged else send_command(job, outlet, wanted, deadline)
-        if not is_acknowledged and not problem:
+        if not is_acknowledged:
+            problems = send_commands(job, outlet, wanted, deadline)
+        if not is_acknowledged and not any(problems.values()):
             is_acknowledged = True
             deadline = job.deadline.within(job.settings.power_timeout)
             job.system.sleep(min(job.settings.power_wait, deadline.left()))
-        doubt, load = read_doubt(job, outlet, wanted, deadline, problem, load)
+        doubt = read_doubts(job, outlet, wanted, deadline, problems, loads)
         agreed = 0 if doubt else agreed + 1
         if agreed == readings_needed(wanted):
             return
@@ -5326,6 +5471,15 @@ def confirm_power(job, outlet, wanted):
             raise NotConfirmed(doubt or "the device reported %s only once, and the time was up "
                                "before it could be asked again" % wanted.value)
         job.system.debug("not confirmed yet: %s" % (doubt or "one more look"))
+
+
+def send_commands(job, outlet, wanted, deadline):
+    """Command the state of each outlet; return what send_command says of each, by its name.
+
+    SAFETY: one that does not answer must not leave the others on.
+    Test: test_an_outlet_that_does_not_answer_keeps_no_other_one_on
+    """
+    return outlet.ask_each(lambda name, one: send_command(job, one, wanted, deadline))
 
 
 def send_command(job, outlet, wanted, deadline):
@@ -5338,6 +5492,19 @@ def send_command(job, outlet, wanted, deadline):
         if not error.retryable:
             raise
         return str(error)
+
+
+def read_doubts(job, outlet, wanted, deadline, problems, loads):
+    """Return why the outlets cannot all be said to be `wanted` now, "" when they can.
+
+    loads: what read_doubt said of each, by its name; it is brought up to date here.
+    """
+    def read_one(name, one):
+        doubt, loads[name] = read_doubt(
+            job, one, wanted, deadline, problems[name], loads.get(name, ""))
+        return doubt
+
+    return find_doubt(outlet.ask_each(read_one))
 
 
 def read_doubt(job, outlet, wanted, deadline, problem, load):
@@ -5382,8 +5549,9 @@ def ask_twice(job, ask, deadline):
 
 
 def require_meter(outlet, deadline):
-    """Raise Refused unless the outlet's meter gives a reading that will prove something."""
-    doubt = doubt_about_required_meter(outlet.read_meter(deadline))
+    """Raise Refused unless each outlet's meter gives a reading that will prove something."""
+    doubt = find_doubt(outlet.ask_each(
+        lambda name, one: doubt_about_required_meter(one.read_meter(deadline))))
     if doubt:
         raise Refused(doubt)
 
@@ -5406,15 +5574,15 @@ class CheckJob(Job):
         self.asker.close()
 
     def read_power(self, deadline):
-        """Return the PowerState of the outlet; the first look finds it, the others read that one.
+        """Return {name: PowerState}; the first look finds the outlets, the others read those.
 
         SAFETY: found anew, a name that has moved could mean an outlet that feeds nothing.
         Test: test_an_alias_that_moves_to_another_outlet_between_two_looks_is_a_doubt
         """
         if self.outlet:
-            return self.outlet.read(deadline)
+            return self.outlet.ask_each(lambda name, one: one.read(deadline))
         self.outlet = self.device.open(deadline)
-        return self.outlet.state
+        return self.outlet.ask_each(lambda name, one: one.state)
 
 
 def collect_evidence(job):
@@ -5433,19 +5601,28 @@ def observe_power(job):
     """Return what the fence device says about the outlet, as Evidence, whatever goes wrong."""
     subject = "STONITH device (%s @ %s)" % (job.settings.fence_method, job.settings.ip)
     try:
-        state = job.retry(job.read_power, READ_ATTEMPTS)
-        reading = NO_METER
-        if state is PowerState.OFF and job.settings.power_meter != "ignore":
-            reading = job.retry(job.outlet.read_meter, READ_ATTEMPTS)
+        states = job.retry(job.read_power, READ_ATTEMPTS)
+        judged = job.outlet.ask_each(lambda name, one: judge_outlet(job, one, states[name]))
     except FenceError as error:
         return Evidence(source=POWER, finding=Finding.UNKNOWN, subject=subject,
                         seen="power=unknown",
                         reason=hide_timer_words(redact(str(error), job.system.secrets)))
     finally:
         job.device.close()
-    finding, reason = judge_power(state, reading, job.settings.power_meter)
+    finding = combine_findings([finding for finding, _ in judged.values()])
+    told = {name: reason for name, (found, reason) in judged.items() if found is finding}
+    state = combine_states([states[name] for name in told])
+    reasons = [tell_outlet(name, reason) for name, reason in told.items()]
     return Evidence(source=POWER, finding=finding, subject=subject,
-                    seen="power=" + state.value.lower(), reason=reason)
+                    seen="power=" + state.value.lower(), reason="; ".join(filter(None, reasons)))
+
+
+def judge_outlet(job, outlet, state):
+    """Return (finding, reason) for one outlet in this state, after a look at its meter."""
+    reading, policy = NO_METER, job.settings.power_meter
+    if state is PowerState.OFF and policy != "ignore":
+        reading = job.retry(outlet.read_meter, READ_ATTEMPTS)
+    return judge_power(state, reading, policy)
 
 
 def look_at_networks(job):
@@ -6406,7 +6583,7 @@ def require_json(text):
 # What a key of the cluster file holds, beside the kinds of PARAMETERS. Some hold many values: of
 # which kind of YamlNode those are, and how a message tells it.
 NODES, ADDRESS, PORT, WHOLE_SECONDS = "nodes", "address", "port", "whole seconds"
-NAMES, NAMED_ADDRESSES, OPTIONS = "names", "named addresses", "options"
+NAMES, NAMED_ADDRESSES, OPTIONS, OUTLETS = "names", "named addresses", "options", "outlets"
 COLLECTIONS = {NAMES: (LIST, "a list [a, b]"), NAMED_ADDRESSES: (MAP, "a map {name: address}"),
                OPTIONS: (MAP, "a map {name: value}")}
 
@@ -6441,7 +6618,7 @@ NODE_KEYS = NETWORK_KEYS + (
     cluster_key("password", power="password", verify="password"),
     cluster_key("password_script", power="password_script", verify="password_script"),
     cluster_key("mac", MAC, power="device_mac", verify="device_mac"),
-    cluster_key("outlet", power="plug", verify="fence_plug"),
+    cluster_key("outlet", OUTLETS, power="plug", verify="fence_plug"),
     cluster_key("switch_name", power="switch_name", verify="switch_name"),
     cluster_key("ssl", BOOLEAN, power="ssl", verify=FENCE_OPTIONS),
     cluster_key("ssl_insecure", BOOLEAN, power="ssl_insecure", verify=FENCE_OPTIONS),
@@ -6592,6 +6769,8 @@ class ClusterReader:
                 self.error(node, "unknown key %s%s" % (quote(key), suggest(key, known)))
             elif known[key].kind in COLLECTIONS:
                 values[key] = self.parse_collection(known[key], node)
+            elif known[key].kind == OUTLETS:
+                values[key] = self.parse_outlets(known[key], node)
             elif known[key].kind != NODES:
                 values[key] = self.parse_single(known[key], node)
         return {key: value for key, value in values.items() if value}
@@ -6603,6 +6782,17 @@ class ClusterReader:
         except UsageError as error:
             self.error(node, "%s: %s" % (row.name, error))
             return ""
+
+    def parse_outlets(self, row, node):
+        """Return one outlet, or a list of those that feed one node, as plug takes them."""
+        if node.kind != LIST or node.foreign:
+            return self.parse_single(row, node)
+        names = [self.parse_single(row, entry) for entry in node.value]
+        is_clean = all(name and "," not in name for name in names)
+        if not names or not is_clean or len(set(names)) < len(names):
+            self.error(node, "%s: a list holds outlets that differ, each by a name without a comma"
+                       % row.name)
+        return ",".join(names)
 
     def parse_collection(self, row, node):
         """Return a tuple of texts or {name: text}; empty after a mistake."""
@@ -6946,7 +7136,8 @@ def build_power_device(node, times):
 
 def build_host_options(name, outlet):
     """Return the options by which Pacemaker's agents learn the outlet of a node."""
-    if re.fullmatch("[A-Za-z0-9._-]+", outlet):  # what pcmk_host_map can hold
+    # What pcmk_host_map can hold: a comma there is a part of what the agent gets.
+    if re.fullmatch("[A-Za-z0-9._,-]+", outlet):
         return {"pcmk_host_map": "%s:%s" % (name, outlet)}
     if not outlet:
         return {"pcmk_host_list": name}
@@ -7232,32 +7423,37 @@ def check_addresses(cluster, report):
 
 def check_shared_devices(cluster, report):
     """Nodes on one device must be on outlets that differ."""
-    users = {}  # {device: [(node, port, outlet)] of those before}
+    users = {}  # {device: [(node, port, outlets)] of those before}
     for node in nodes_with_device(cluster):
-        device, port, outlet = find_outlet(node)
-        for other, other_port, other_outlet in users.setdefault(device, []):
-            if could_be_same(port, other_port) and could_be_same(outlet, other_outlet):
+        device, port, outlets = find_outlets(node)
+        for other, other_port, other_outlets in users.setdefault(device, []):
+            if could_share(port, other_port) and could_share(outlets, other_outlets):
                 shown = node.values.get("ip", node.dialect.method)
                 report.error(place_of(node, "ip"), "%s and %s are on the same outlet of %s, or one "
                              "of them names no outlet (give each its own)"
                              % (other, node.name, shown))
-        users[device].append((node.name, port, outlet))
+        users[device].append((node.name, port, outlets))
 
 
-def find_outlet(node):
-    """Return (device, port, outlet) by which nodes that would be switched together are alike."""
-    # Outlets have several spellings; without an address (a cloud) the agent is the device.
-    text = "".join(node.values.get(key, "") for key in OUTLET_KEYS)
-    outlet = render_identifier(re.sub("^https?://[^/:]*(:%d)?(?=/)" % HTTP_PORT, "", text))
-    port = node.values.get("port", "")
+def find_outlets(node):
+    """Return (device, {port}, {outlet}) that nodes have in common which are switched together."""
+    # Outlets have several spellings; without an address (a cloud) the agent is the device. A text
+    # with commas may be a list, or the name of one outlet.
+    given = [node.values[key] for key in OUTLET_KEYS if key in node.values]
+    texts = [re.sub("^https?://[^/:]*(:%d)?(?=/)" % HTTP_PORT, "", text) for text in given]
+    if "power_off_url" not in node.values:
+        texts += split_list(",".join(texts))
+    outlets = {render_identifier(text) for text in texts}
+    ports = {node.values["port"]} if "port" in node.values else set()
     if "ip" in node.values:
-        return node.values["ip"], port, outlet
+        return node.values["ip"], ports, outlets
     options = sorted(node.values["options"].items())
-    return (node.values.get("agent"), str(options)), port, outlet or render_identifier(node.name)
+    device = node.values.get("agent"), str(options)
+    return device, ports, outlets or {render_identifier(node.name)}
 
 
-def could_be_same(one, other):
-    return one == other or not one or not other
+def could_share(some, others):
+    return not some or not others or bool(some & others)
 
 
 def check_networks(cluster, report):
