@@ -1130,10 +1130,10 @@ def choose_witnesses(sight, witnesses):
     # network alone, also where it is named for another one.
     # Test: test_nothing_stands_in_for_a_witness_that_is_named
     devices = [device for device in witnesses.devices
-               if device.route and device.shares_route(sight) and not device.is_forwarded]
+               if device.route and device.shares_route(sight)]
     named = [witness for witness in witnesses.named
              if witness in devices or witness not in witnesses.devices]
-    return named or devices
+    return named or [device for device in devices if not device.is_forwarded]
 
 
 def is_end_of_cable(route):
