@@ -4808,7 +4808,7 @@ class Asker:
         self.system = system
         self.arp_check = arp_check
         self.markers = Markers()
-        self.distances = {}     # {address: its hops and routers}, see Sight
+        self.distances = {}     # {address: its hops, routers and is_forwarded}, see Sight
         self.by_family = {}     # sockets for ICMP; None where there can be none
         self.taps = {}          # sockets that hear answers which do not come in there; the same
         self.by_interface = {}  # sockets for ARP; the same
@@ -4894,7 +4894,10 @@ class Asker:
         echo = self.by_family[sight.family]
         if not echo or not sight.route.gateway:
             return
-        for hops in range(1, MOST_ROUTERS + 1):
+        # SAFETY: a router tells each machine few errors in a second: one that has told of itself is
+        # not asked again, so that it can tell of itself on the way to others.
+        # Test: test_routers_that_tell_few_errors_are_found_on_the_way_to_every_network
+        for hops in range(sight.routers + 1, MOST_ROUTERS + 1):
             packet = build_echo(sight.family, self.markers.of_short(sight.address),
                                 SHORT_SEQUENCE + hops)
             self._send(sight, echo, packet, (sight.address, 0), hops)
@@ -4977,9 +4980,12 @@ class Inquiry:
         first = self.first_sequence + 2 * self.turns
         self.listener.last_sequences = range(first, first + LAST_QUESTIONS)
         for sequence in self.listener.last_sequences:
+            # Before, so that their answers are there before; of a target that lives, too: monitor
+            # has to know the routers on the way to it.
+            for sight in self._asked():
+                self.asker.ask_how_far(sight)
             for witness in self._asked_witnesses():
                 if not witness.answered_last:
-                    self.asker.ask_how_far(witness)  # before, so that its answer is there before
                     self._ask(witness, sequence)
             self._listen(self.seconds * (1 - ASKING_PART) / LAST_QUESTIONS)
 
@@ -5010,7 +5016,10 @@ class Inquiry:
 
     def _asked(self):
         """Return the Sights that packets can be sent to: without a carrier none would leave."""
-        return [sight for sight in self.sights if sight.route and sight.route.has_carrier]
+        # SAFETY: one that turned out to be forwarded would use up what its router tells of others.
+        # Test: test_what_is_behind_proxy_arp_is_no_witness_in_any_look
+        return [sight for sight in self.sights
+                if sight.route and sight.route.has_carrier and not sight.is_forwarded]
 
     def _asked_witnesses(self):
         return [sight for sight in self._asked() if sight.address not in self.targets]
@@ -5034,10 +5043,12 @@ class Look:
         self.targets = {target.address for target in settings.targets}
         addresses = self.targets.union(
             device_addresses, (witness.address for witness in settings.witnesses))
-        self.sights = [Sight(address) for address in sorted(addresses)]
+        # The target first: a router tells few errors, and those about the target count most.
+        self.sights = [Sight(address) for address in sorted(
+            addresses, key=lambda address: (address not in self.targets, address))]
         for sight in self.sights:
-            sight.hops, sight.routers = asker.distances.get(
-                sight.address, (sight.hops, sight.routers))
+            sight.hops, sight.routers, sight.is_forwarded = asker.distances.get(
+                sight.address, (sight.hops, sight.routers, sight.is_forwarded))
             if sight.address in router_errors:
                 sight.add_obstacle(router_errors[sight.address])
         self.listener = Listener(self.sights, self.targets, asker.markers, router_errors)
@@ -5061,7 +5072,8 @@ class Look:
                 run_ping(self.system, self.settings, sight)
         for sight in self.sights:
             self._check_route(sight)
-            self.asker.distances[sight.address] = sight.hops, sight.routers
+            self.asker.distances[sight.address] = (
+                sight.hops, sight.routers, sight.is_forwarded)
         return {sight.address: sight for sight in self.sights}
 
     def _routed(self):

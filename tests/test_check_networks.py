@@ -283,6 +283,9 @@ SITUATIONS = (
     row("routed, with the router for a witness, and few questions", UNKNOWN,
         "witness 10.78.0.254 is a router on the way", target_ips="far=10.78.0.99",
         witness_ips="far=10.78.0.254", ping_count="3"),
+    row("two routers away, with the second for a witness, and few questions", UNKNOWN,
+        "witness 10.80.0.254 is a router on the way", target_ips="far=10.80.0.99",
+        witness_ips="far=10.80.0.254", ping_count="5", ping_timeout="4"),
     row("a next hop that is an object of its own", UNKNOWN, "witness 10.84.5.8 is silent too",
         target_ips="odd=10.84.5.2", witness_ips="odd=10.84.5.8"),
     row("own IPv6 address without a network, and a route for that", DEAD, "fd77::99: unreachable",
@@ -1021,6 +1024,62 @@ class RecordTest(LabTest):
             os.unlink(path)
 
 
+class FewErrorsTest(LabTest):
+    """Routers that tell a machine six errors at once, and then one in a second, as Linux does."""
+
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        LAB.add("asks", "terse", "terse2", "end", "proxy")
+        LAB.plug_in("asks", "switch", "10.77.0.70/24")
+        LAB.plug_in("terse", "switch", "10.77.0.71/24")
+        LAB.cable("terse", "next", "terse2", "eth0")
+        LAB.cable("terse2", "next", "end", "eth0")
+        LAB.address("terse", "next", "10.67.0.1/24")
+        LAB.address("terse2", "eth0", "10.67.0.2/24")
+        LAB.plug_in("proxy", "switch", "10.77.0.74/24")
+        LAB.cable("proxy", "next", "end", "eth1")
+        for router in ("terse", "terse2", "proxy"):
+            LAB.inside(router, "sysctl", "-qw", "net.ipv4.ip_forward=1",
+                       "net.ipv4.icmp_ratelimit=1000")
+        for number in range(1, 6):
+            LAB.address("terse2", "next", "10.67.%d.254/24" % number)
+            LAB.address("end", "eth0", "10.67.%d.8/24" % number)
+        LAB.inside("terse", "ip", "route", "add", "10.67.0.0/16", "via", "10.67.0.2")
+        LAB.inside("terse2", "ip", "route", "add", "default", "via", "10.67.0.1")
+        LAB.inside("end", "ip", "route", "add", "default", "via", "10.67.1.254")
+        LAB.inside("asks", "ip", "route", "add", "10.67.0.0/16", "via", "10.77.0.71")
+        # Two addresses for which a router answers ARP.
+        LAB.inside("proxy", "sysctl", "-qw", "net.ipv4.conf.eth0.proxy_arp=1")
+        for last in ("72", "73"):
+            LAB.inside("proxy", "ip", "route", "add", "10.77.0.%s/32" % last, "dev", "next")
+            LAB.address("end", "eth1", "10.77.0.%s/32" % last)
+        LAB.see("asks", *["10.67.%d.99" % number for number in range(1, 6)])
+
+    def check(self, **parameters):
+        _, address = self.start_plug(state=False)
+        return LAB.check("asks", dict(address, **dict(QUICK, **parameters)))
+
+    def test_routers_that_tell_few_errors_are_found_on_the_way_to_every_network(self):
+        """In the last of five networks the wire is broken, and its router is the witness there."""
+        networks = range(1, 6)
+        result = self.check(
+            action="status",
+            target_ips=",".join("n%d=10.67.%d.99" % (number, number) for number in networks),
+            witness_ips=",".join("n%d=10.67.%d.%s" % (number, number, "254" if number == 5 else "8")
+                                 for number in networks))
+        self.assertEqual(result.code, UNKNOWN, result)
+        self.assertEqual(result.out.count("is a router on the way"), 1, result)
+        self.assertIn("witness 10.67.5.254 is a router on the way", result.out)
+
+    def test_what_is_behind_proxy_arp_is_no_witness_in_any_look(self):
+        result = self.check(
+            action="off", verify_wait="0", power_timeout="6", target_mgmt_ip=NOBODY,
+            witness_ips="mgmt=10.77.0.72,mgmt=10.77.0.73")
+        self.assert_failure(result, "witness 10.77.0.72 is behind a router",
+                            "witness 10.77.0.73 is behind a router")
+
+
 class MonitorTest(LabTest):
     def monitors(self, *cases):
         """Return the results of some monitors, [(checker, parameters)], at once."""
@@ -1042,6 +1101,8 @@ class MonitorTest(LabTest):
         cases = (
             ("dark has no carrier", "check", {"target_storage_ip": "10.74.0.2"}),
             (BEHIND_ROUTER, "check", {"target_ips": "far=10.78.0.2"}),
+            ("witness 10.80.0.254 is a router on the way", "check",
+             {"target_ips": "far=10.80.0.8", "witness_ips": "far=10.80.0.254"}),
             ("10.75.0.8 is silent too", "check",
              {"target_storage_ip": "10.75.0.2", "witness_ips": "storage=10.75.0.8"}),
             ("cannot send", "no-output", {"target_mgmt_ip": "10.77.0.2"}),
