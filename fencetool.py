@@ -2400,10 +2400,12 @@ SOL_RAW, ICMP_FILTER = 255, 1
 FRAMES = -1               # the "family" of a PacketSocket that hears whatever one machine sends
 ETHERTYPE_ALL = 3
 # Source: linux/filter.h. Instructions of a filter: load a word, a half, a byte, the length of an
-# IPv4 header, a byte behind that; jump if equal; return.
+# IPv4 header, a byte behind that; jump if equal, if not less; return.
 LOAD_WORD, LOAD_HALF, LOAD_BYTE, LOAD_LENGTH, LOAD_BEHIND = 0x20, 0x28, 0x30, 0xB1, 0x50
-JUMP_EQUAL, RETURN = 0x15, 0x06
-FRAME_SOURCE = 0xFFE00006  # where a filter finds the MAC that a frame comes from
+JUMP_EQUAL, JUMP_NOT_LESS, RETURN = 0x15, 0x35, 0x06
+# Where a filter finds the MAC that a frame comes from, its protocol, and for whom it is.
+FRAME_SOURCE, FRAME_PROTOCOL, FRAME_RECEIVER = 0xFFE00006, 0xFFFFF000, 0xFFFFF004
+FOR_OTHERS = 3             # and above: for another machine, or on its way out
 ETHERTYPES = {socket.AF_INET: 0x0800, socket.AF_INET6: 0x86DD}
 IPV6_HEADER_BYTES = 40
 
@@ -2422,14 +2424,19 @@ def build_mac_filter(mac):
 
 
 def build_tap_filter(family):
-    """Return the instructions that let through IP packets that can be an answer to an echo."""
-    kinds = (ICMP[family].reply,) + ICMP[family].errors
+    """Return the instructions that let through IP packets that can be an answer to us."""
+    numbers = ICMP[family]
+    kinds = (numbers.reply,) + numbers.errors + numbers.others
+    # An advertisement to somebody else says nothing of the way from here.
+    steps = [(LOAD_HALF, 0, 0, FRAME_PROTOCOL), (JUMP_EQUAL, 1, 0, ETHERTYPES[family]),
+             (RETURN, 0, 0, 0), (LOAD_BYTE, 0, 0, FRAME_RECEIVER),
+             (JUMP_NOT_LESS, 0, 1, FOR_OTHERS), (RETURN, 0, 0, 0)]
     if family == socket.AF_INET:
-        steps = [(LOAD_BYTE, 0, 0, 9), (JUMP_EQUAL, 0, len(kinds) + 2, ICMP[family].protocol),
-                 (LOAD_LENGTH, 0, 0, 0), (LOAD_BEHIND, 0, 0, 0)]
+        steps += [(LOAD_BYTE, 0, 0, 9), (JUMP_EQUAL, 0, len(kinds) + 2, numbers.protocol),
+                  (LOAD_LENGTH, 0, 0, 0), (LOAD_BEHIND, 0, 0, 0)]
     else:
-        steps = [(LOAD_BYTE, 0, 0, 6), (JUMP_EQUAL, 0, len(kinds) + 1, ICMP[family].protocol),
-                 (LOAD_BYTE, 0, 0, IPV6_HEADER_BYTES)]
+        steps += [(LOAD_BYTE, 0, 0, 6), (JUMP_EQUAL, 0, len(kinds) + 1, numbers.protocol),
+                  (LOAD_BYTE, 0, 0, IPV6_HEADER_BYTES)]
     steps += [(JUMP_EQUAL, len(kinds) - number, 0, kind) for number, kind in enumerate(kinds)]
     return build_filter(steps + [(RETURN, 0, 0, 0), (RETURN, 0, 0, MAX_REPLY_BYTES)])
 
@@ -2732,8 +2739,9 @@ class Network:
         return PacketSocket(handle, FRAMES, True) if handle else None
 
     def open_tap(self, family):
-        """Return a TapSocket for answers to echoes, or None where there can be none."""
-        handle = open_filtered("", ETHERTYPES[family], build_tap_filter(family))
+        """Return a TapSocket for answers to us, or None where there can be none."""
+        # As one for all protocols it hears before nft's netdev tables and tc, too.
+        handle = open_filtered("", ETHERTYPE_ALL, build_tap_filter(family))
         return TapSocket(handle, family, True) if handle else None
 
     def wait_readable(self, handles, seconds):

@@ -71,12 +71,13 @@ def build_lab(lab):
     for number, (name, hook, rule) in enumerate((
             ("no-input", "input", NO_ICMP + " drop"), ("no-output", "output", NO_ICMP + " drop"),
             ("rejects-out", "output", NO_ICMP + " reject"),
-            ("no-node", "input", "ip saddr 10.78.0.2 drop"),
+            ("no-node", "input", "ip saddr 10.78.0.2 drop; ip6 saddr fd77::2 drop"),
             ("no-plug", "output", "ip daddr %s %s drop" % (PLUG, NO_ICMP)))):
         lab.add(name)
         lab.plug_in(name, "switch", "10.77.0.%d/24" % (11 + number))
         lab.firewall(name, [(hook, rule)])
         lab.inside(name, "ip", "route", "add", "default", "via", "10.77.0.254")
+    lab.address("no-node", "eth0", "fd77::14/64")
     # It asks over one link, and is answered over the other.
     lab.add("askew")
     lab.plug_in("askew", "switch", "10.77.0.17/24")
@@ -215,6 +216,9 @@ SITUATIONS = (
         witness_ips="mgmt=10.77.0.8", fence_method="fence_stub"),
     row("own firewall drops the replies of the target alone", ALIVE, "10.78.0.2: reachable\n",
         checker="no-node", target_ips="far=10.78.0.2", witness_ips="far=10.78.0.8"),
+    row("own firewall drops all that the target sends by IPv6", ALIVE,
+        "reachable (neighbour discovery only: ICMP is filtered)", checker="no-node",
+        target_ips="six=fd77::2", witness_ips="six=fd77::8"),
     row("answers come back by another link, and rp_filter drops them", ALIVE,
         "10.78.0.2: reachable\n", checker="askew", target_ips="far=10.78.0.2",
         witness_ips="far=10.78.0.8"),
@@ -543,6 +547,27 @@ class SituationTest(LabTest):
                                          **QUICK))
         self.assertEqual(result.code, UNKNOWN, result)
         self.assertIn(BEHIND_ROUTER, result.out)
+
+
+class EarlyFirewallTest(LabTest):
+    def test_an_answer_that_is_dropped_before_any_protocol_sees_it_is_life(self):
+        _, address = self.start_plug(state=False)
+        LAB.add("no-frame")
+        LAB.plug_in("no-frame", "switch", "10.77.0.18/24")
+        LAB.inside("no-frame", "ip", "route", "add", "default", "via", "10.77.0.254")
+        LAB.see("no-frame", "10.78.0.2", "10.78.0.99")
+        rules = "table netdev t {\nchain c {\ntype filter hook ingress device \"eth0\" " \
+            "priority 0; policy accept;\nip saddr 10.78.0.2 drop\n}\n}\n"
+        try:
+            LAB.inside("no-frame", "nft", "-f", "-", stdin=rules)
+        except AssertionError as error:
+            support.require("not supported" not in str(error), "this kernel has no such hook")
+            raise
+        for target, code in (("10.78.0.2", ALIVE), ("10.78.0.99", DEAD)):
+            result = LAB.check("no-frame", dict(
+                address, action="status", target_ips="far=" + target, witness_ips="far=10.78.0.8",
+                **QUICK))
+            self.assertEqual(result.code, code, result)
 
 
 class LinkKindTest(LabTest):

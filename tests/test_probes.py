@@ -77,7 +77,7 @@ class TapTest(unittest.TestCase):
             tap, sender = system.open_tap(family), system.open_echo(family)
             others = socket.socket(family, socket.SOCK_DGRAM)
             try:
-                heard = (numbers.reply,) + numbers.errors
+                heard = (numbers.reply,) + numbers.errors + numbers.others
                 for kind in heard + (numbers.request, 14, 135):
                     sender.send(bytes([kind, 0]) + bytes(6) + b"mine%4d" % kind, (host, 0))
                     others.sendto(bytes([kind, 0]) + bytes(6), (host, 9))
