@@ -107,7 +107,9 @@ def build_routes(lab):
     # Another address is there.
     lab.inside("router", "ip", "route", "add", "10.77.0.201/32", "dev", "far0")
     lab.address("far", "eth0", "10.77.0.201/32")
-    lab.inside("router", "ip", "route", "add", "blackhole", "10.81.0.0/24")
+    # What it says of a missing route would come before what makes these ways odd.
+    for network in ("10.81.0.0/24", "10.84.0.0/16", "10.85.0.0/24", "10.87.0.0/24"):
+        lab.inside("router", "ip", "route", "add", "blackhole", network)
     # Behind the second router.
     lab.add("beyond")
     lab.cable("far", "beyond0", "beyond", "eth0")
