@@ -4777,14 +4777,15 @@ class Listener:
         if not sight or identifier != self.markers.of(sight.address)[:2]:
             return
         is_exceeded = kind[0] == ICMP[family].exceeded
-        if sequence > SHORT_SEQUENCE:
+        if socket.inet_pton(family, sender) == target:
+            # Whatever it is about: a node that hands its packets on to a container may tell that.
+            sight.rejected = True
+            sight.answered_last = sight.answered_last or sequence in self.last_sequences
+        elif sequence > SHORT_SEQUENCE:
             if is_exceeded:
                 sight.routers = max(sight.routers, sequence - SHORT_SEQUENCE)
         elif is_exceeded and sight.address not in self.targets and sight.is_attached():
             sight.is_forwarded = True
-        elif socket.inet_pton(family, sender) == target:
-            sight.rejected = True
-            sight.answered_last = sight.answered_last or sequence in self.last_sequences
         elif kind != ICMP[family].silence:
             # "Host unreachable" is what a router says of a dead target: no more than its silence.
             # Everything else tells of a path that does not work.

@@ -221,7 +221,11 @@ class MatchingTest(unittest.TestCase):
             self.take(V4, error_about(V4, request, "10.0.0.2", (11, 0)), "10.0.0.254")
             self.take(V4, error_about(V4, request, "10.0.0.2", (3, 0)), "10.0.0.254")
             self.assertEqual((self.four.routers, self.four.obstacle), (known, ""))
-        # Of the target any answer is life.
+        # Of the target any answer is life, and any error of its own.
+        for kind in ((11, 0), (3, 13)):
+            self.four.rejected = False
+            self.take(V4, error_about(V4, request, "10.0.0.2", kind), "10.0.0.2")
+            self.assertEqual((self.four.rejected, self.four.routers), (True, 3))
         self.reply(self.four, self.markers.of_short("10.0.0.2"), fencetool.SHORT_SEQUENCE + 2)
         self.assertTrue(self.four.echoed)
 
