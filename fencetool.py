@@ -4841,10 +4841,12 @@ class Asker:
         """Find out how an address can be asked, and what then its silence is worth."""
         if sight.family not in self.by_family:
             self.by_family[sight.family] = self.system.open_echo(sight.family)
-            # SAFETY: this machine's own firewall may drop an answer, and its rp_filter one that
-            # comes back by another link.
-            # Test: test_status_exits_2_only_for_a_node_that_is_proven_dead
             self.taps[sight.family] = self.system.open_tap(sight.family)
+        # SAFETY: this machine's own firewall may drop an answer, and its rp_filter one that comes
+        # back by another link. Test: test_silence_that_no_tap_has_heard_proves_nothing
+        if not self.taps[sight.family]:
+            sight.add_obstacle("no packet socket can be opened, so this machine's own firewall may "
+                               "hide its answers: run it as root")
         echo = self.by_family[sight.family]
         if not echo or not echo.is_raw:
             sight.add_obstacle("no raw ICMP socket can be opened, so silence proves nothing: "

@@ -572,6 +572,22 @@ class EarlyFirewallTest(LabTest):
             self.assertEqual(result.code, code, result)
 
 
+    def test_silence_that_no_tap_has_heard_proves_nothing(self):
+        """The kernel has no room for a filter."""
+        _, address = self.start_plug(state=False)
+        LAB.add("no-tap")
+        LAB.plug_in("no-tap", "switch", "10.77.0.19/24")
+        try:
+            LAB.inside("no-tap", "sysctl", "-qw", "net.core.optmem_max=64")
+        except AssertionError:
+            support.require(False, "this kernel has one limit for all namespaces")
+        for target, code in (("10.77.0.2", ALIVE), (NOBODY, UNKNOWN)):
+            result = LAB.check("no-tap", dict(
+                address, action="status", target_mgmt_ip=target, **QUICK))
+            self.assertEqual(result.code, code, result)
+        self.assertIn("no packet socket can be opened", result.out)
+
+
 class LinkKindTest(LabTest):
     """Links that not every kernel has."""
 
