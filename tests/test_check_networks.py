@@ -571,7 +571,6 @@ class EarlyFirewallTest(LabTest):
                 **QUICK))
             self.assertEqual(result.code, code, result)
 
-
     def test_silence_that_no_tap_has_heard_proves_nothing(self):
         """The kernel has no room for a filter."""
         _, address = self.start_plug(state=False)
