@@ -1178,10 +1178,10 @@ def choose_witnesses(sight, witnesses):
     # network alone, also where it is named for another one.
     # Test: test_nothing_stands_in_for_a_witness_that_is_named
     devices = [device for device in witnesses.devices
-               if device.route and device.shares_route(sight) and not device.is_forwarded]
+               if device.route and device.shares_route(sight)]
     named = [witness for witness in witnesses.named
              if witness in devices or witness not in witnesses.devices]
-    return named or devices
+    return named or [device for device in devices if not device.is_forwarded]
 
 
 def is_end_of_cable(route):
@@ -2449,10 +2449,12 @@ SOL_RAW, ICMP_FILTER = 255, 1
 FRAMES = -1               # the "family" of a PacketSocket that hears whatever one machine sends
 ETHERTYPE_ALL = 3
 # Source: linux/filter.h. Instructions of a filter: load a word, a half, a byte, the length of an
-# IPv4 header, a byte behind that; jump if equal; return.
+# IPv4 header, a byte behind that; jump if equal, if not less; return.
 LOAD_WORD, LOAD_HALF, LOAD_BYTE, LOAD_LENGTH, LOAD_BEHIND = 0x20, 0x28, 0x30, 0xB1, 0x50
-JUMP_EQUAL, RETURN = 0x15, 0x06
-FRAME_SOURCE = 0xFFE00006  # where a filter finds the MAC that a frame comes from
+JUMP_EQUAL, JUMP_NOT_LESS, RETURN = 0x15, 0x35, 0x06
+# Where a filter finds the MAC that a frame comes from, its protocol, and for whom it is.
+FRAME_SOURCE, FRAME_PROTOCOL, FRAME_RECEIVER = 0xFFE00006, 0xFFFFF000, 0xFFFFF004
+FOR_OTHERS = 3             # and above: for another machine, or on its way out
 ETHERTYPES = {socket.AF_INET: 0x0800, socket.AF_INET6: 0x86DD}
 IPV6_HEADER_BYTES = 40
 
@@ -2471,14 +2473,19 @@ def build_mac_filter(mac):
 
 
 def build_tap_filter(family):
-    """Return the instructions that let through IP packets that can be an answer to an echo."""
-    kinds = (ICMP[family].reply,) + ICMP[family].errors
+    """Return the instructions that let through IP packets that can be an answer to us."""
+    numbers = ICMP[family]
+    kinds = (numbers.reply,) + numbers.errors + numbers.others
+    # An advertisement to somebody else says nothing of the way from here.
+    steps = [(LOAD_HALF, 0, 0, FRAME_PROTOCOL), (JUMP_EQUAL, 1, 0, ETHERTYPES[family]),
+             (RETURN, 0, 0, 0), (LOAD_BYTE, 0, 0, FRAME_RECEIVER),
+             (JUMP_NOT_LESS, 0, 1, FOR_OTHERS), (RETURN, 0, 0, 0)]
     if family == socket.AF_INET:
-        steps = [(LOAD_BYTE, 0, 0, 9), (JUMP_EQUAL, 0, len(kinds) + 2, ICMP[family].protocol),
-                 (LOAD_LENGTH, 0, 0, 0), (LOAD_BEHIND, 0, 0, 0)]
+        steps += [(LOAD_BYTE, 0, 0, 9), (JUMP_EQUAL, 0, len(kinds) + 2, numbers.protocol),
+                  (LOAD_LENGTH, 0, 0, 0), (LOAD_BEHIND, 0, 0, 0)]
     else:
-        steps = [(LOAD_BYTE, 0, 0, 6), (JUMP_EQUAL, 0, len(kinds) + 1, ICMP[family].protocol),
-                 (LOAD_BYTE, 0, 0, IPV6_HEADER_BYTES)]
+        steps += [(LOAD_BYTE, 0, 0, 6), (JUMP_EQUAL, 0, len(kinds) + 1, numbers.protocol),
+                  (LOAD_BYTE, 0, 0, IPV6_HEADER_BYTES)]
     steps += [(JUMP_EQUAL, len(kinds) - number, 0, kind) for number, kind in enumerate(kinds)]
     return build_filter(steps + [(RETURN, 0, 0, 0), (RETURN, 0, 0, MAX_REPLY_BYTES)])
 
@@ -2781,8 +2788,9 @@ class Network:
         return PacketSocket(handle, FRAMES, True) if handle else None
 
     def open_tap(self, family):
-        """Return a TapSocket for answers to echoes, or None where there can be none."""
-        handle = open_filtered("", ETHERTYPES[family], build_tap_filter(family))
+        """Return a TapSocket for answers to us, or None where there can be none."""
+        # As one for all protocols it hears before nft's netdev tables and tc, too.
+        handle = open_filtered("", ETHERTYPE_ALL, build_tap_filter(family))
         return TapSocket(handle, family, True) if handle else None
 
     def wait_readable(self, handles, seconds):
@@ -4908,14 +4916,15 @@ class Listener:
         if not sight or identifier != self.markers.of(sight.address)[:2]:
             return
         is_exceeded = kind[0] == ICMP[family].exceeded
-        if sequence > SHORT_SEQUENCE:
+        if socket.inet_pton(family, sender) == target:
+            # Whatever it is about: a node that hands its packets on to a container may tell that.
+            sight.rejected = True
+            sight.answered_last = sight.answered_last or sequence in self.last_sequences
+        elif sequence > SHORT_SEQUENCE:
             if is_exceeded:
                 sight.routers = max(sight.routers, sequence - SHORT_SEQUENCE)
         elif is_exceeded and sight.address not in self.targets and sight.is_attached():
             sight.is_forwarded = True
-        elif socket.inet_pton(family, sender) == target:
-            sight.rejected = True
-            sight.answered_last = sight.answered_last or sequence in self.last_sequences
         elif kind != ICMP[family].silence:
             # "Host unreachable" is what a router says of a dead target: no more than its silence.
             # Everything else tells of a path that does not work.
@@ -4947,7 +4956,7 @@ class Asker:
         self.system = system
         self.arp_check = arp_check
         self.markers = Markers()
-        self.distances = {}     # {address: its hops and routers}, see Sight
+        self.distances = {}     # {address: its hops, routers and is_forwarded}, see Sight
         self.by_family = {}     # sockets for ICMP; None where there can be none
         self.taps = {}          # sockets that hear answers which do not come in there; the same
         self.by_interface = {}  # sockets for ARP; the same
@@ -4971,10 +4980,12 @@ class Asker:
         """Find out how an address can be asked, and what then its silence is worth."""
         if sight.family not in self.by_family:
             self.by_family[sight.family] = self.system.open_echo(sight.family)
-            # SAFETY: this machine's own firewall may drop an answer, and its rp_filter one that
-            # comes back by another link.
-            # Test: test_status_exits_2_only_for_a_node_that_is_proven_dead
             self.taps[sight.family] = self.system.open_tap(sight.family)
+        # SAFETY: this machine's own firewall may drop an answer, and its rp_filter one that comes
+        # back by another link. Test: test_silence_that_no_tap_has_heard_proves_nothing
+        if not self.taps[sight.family]:
+            sight.add_obstacle("no packet socket can be opened, so this machine's own firewall may "
+                               "hide its answers: run it as root")
         echo = self.by_family[sight.family]
         if not echo or not echo.is_raw:
             sight.add_obstacle("no raw ICMP socket can be opened, so silence proves nothing: "
@@ -5033,7 +5044,10 @@ class Asker:
         echo = self.by_family[sight.family]
         if not echo or not sight.route.gateway:
             return
-        for hops in range(1, MOST_ROUTERS + 1):
+        # SAFETY: a router tells each machine few errors in a second: one that has told of itself is
+        # not asked again, so that it can tell of itself on the way to others.
+        # Test: test_routers_that_tell_few_errors_are_found_on_the_way_to_every_network
+        for hops in range(sight.routers + 1, MOST_ROUTERS + 1):
             packet = build_echo(sight.family, self.markers.of_short(sight.address),
                                 SHORT_SEQUENCE + hops)
             self._send(sight, echo, packet, (sight.address, 0), hops)
@@ -5116,9 +5130,12 @@ class Inquiry:
         first = self.first_sequence + 2 * self.turns
         self.listener.last_sequences = range(first, first + LAST_QUESTIONS)
         for sequence in self.listener.last_sequences:
+            # Before, so that their answers are there before; of a target that lives, too: monitor
+            # has to know the routers on the way to it.
+            for sight in self._asked():
+                self.asker.ask_how_far(sight)
             for witness in self._asked_witnesses():
                 if not witness.answered_last:
-                    self.asker.ask_how_far(witness)  # before, so that its answer is there before
                     self._ask(witness, sequence)
             self._listen(self.seconds * (1 - ASKING_PART) / LAST_QUESTIONS)
 
@@ -5149,7 +5166,10 @@ class Inquiry:
 
     def _asked(self):
         """Return the Sights that packets can be sent to: without a carrier none would leave."""
-        return [sight for sight in self.sights if sight.route and sight.route.has_carrier]
+        # SAFETY: one that turned out to be forwarded would use up what its router tells of others.
+        # Test: test_what_is_behind_proxy_arp_is_no_witness_in_any_look
+        return [sight for sight in self.sights
+                if sight.route and sight.route.has_carrier and not sight.is_forwarded]
 
     def _asked_witnesses(self):
         return [sight for sight in self._asked() if sight.address not in self.targets]
@@ -5173,10 +5193,12 @@ class Look:
         self.targets = {target.address for target in settings.targets}
         addresses = self.targets.union(
             device_addresses, (witness.address for witness in settings.witnesses))
-        self.sights = [Sight(address) for address in sorted(addresses)]
+        # The target first: a router tells few errors, and those about the target count most.
+        self.sights = [Sight(address) for address in sorted(
+            addresses, key=lambda address: (address not in self.targets, address))]
         for sight in self.sights:
-            sight.hops, sight.routers = asker.distances.get(
-                sight.address, (sight.hops, sight.routers))
+            sight.hops, sight.routers, sight.is_forwarded = asker.distances.get(
+                sight.address, (sight.hops, sight.routers, sight.is_forwarded))
             if sight.address in router_errors:
                 sight.add_obstacle(router_errors[sight.address])
         self.listener = Listener(self.sights, self.targets, asker.markers, router_errors)
@@ -5200,7 +5222,8 @@ class Look:
                 run_ping(self.system, self.settings, sight)
         for sight in self.sights:
             self._check_route(sight)
-            self.asker.distances[sight.address] = sight.hops, sight.routers
+            self.asker.distances[sight.address] = (
+                sight.hops, sight.routers, sight.is_forwarded)
         return {sight.address: sight for sight in self.sights}
 
     def _routed(self):

@@ -252,6 +252,9 @@ class NetworkEvidenceTest(unittest.TestCase):
         found = self.judge(sight(uses_arp=True), fencetool.Witnesses([], [forwarded]))
         self.assertEqual((found[0], "no witness known" in found[2]), (DEAD, True))
         self.assertIs(self.judge(sight(), fencetool.Witnesses([], [forwarded]))[0], UNKNOWN)
+        # Named it is, and then less will not do.
+        found = self.judge(sight(uses_arp=True), fencetool.Witnesses([forwarded], [forwarded]))
+        self.assertEqual((found[0], found[2]), (UNKNOWN, reason))
 
     def test_silence_of_two_networks_over_one_cable_is_silence_of_one(self):
         behind = ROUTE._replace(gateway=b"\1\2\3\4")

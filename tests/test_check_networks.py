@@ -71,12 +71,13 @@ def build_lab(lab):
     for number, (name, hook, rule) in enumerate((
             ("no-input", "input", NO_ICMP + " drop"), ("no-output", "output", NO_ICMP + " drop"),
             ("rejects-out", "output", NO_ICMP + " reject"),
-            ("no-node", "input", "ip saddr 10.78.0.2 drop"),
+            ("no-node", "input", "ip saddr 10.78.0.2 drop; ip6 saddr fd77::2 drop"),
             ("no-plug", "output", "ip daddr %s %s drop" % (PLUG, NO_ICMP)))):
         lab.add(name)
         lab.plug_in(name, "switch", "10.77.0.%d/24" % (11 + number))
         lab.firewall(name, [(hook, rule)])
         lab.inside(name, "ip", "route", "add", "default", "via", "10.77.0.254")
+    lab.address("no-node", "eth0", "fd77::14/64")
     # It asks over one link, and is answered over the other.
     lab.add("askew")
     lab.plug_in("askew", "switch", "10.77.0.17/24")
@@ -106,7 +107,9 @@ def build_routes(lab):
     # Another address is there.
     lab.inside("router", "ip", "route", "add", "10.77.0.201/32", "dev", "far0")
     lab.address("far", "eth0", "10.77.0.201/32")
-    lab.inside("router", "ip", "route", "add", "blackhole", "10.81.0.0/24")
+    # What it says of a missing route would come before what makes these ways odd.
+    for network in ("10.81.0.0/24", "10.84.0.0/16", "10.85.0.0/24", "10.87.0.0/24"):
+        lab.inside("router", "ip", "route", "add", "blackhole", network)
     # Behind the second router.
     lab.add("second", "beyond")
     lab.cable("router", "second0", "second", "eth0")
@@ -219,6 +222,9 @@ SITUATIONS = (
         witness_ips="mgmt=10.77.0.8", fence_method="fence_stub"),
     row("own firewall drops the replies of the target alone", ALIVE, "10.78.0.2: reachable\n",
         checker="no-node", target_ips="far=10.78.0.2", witness_ips="far=10.78.0.8"),
+    row("own firewall drops all that the target sends by IPv6", ALIVE,
+        "reachable (neighbour discovery only: ICMP is filtered)", checker="no-node",
+        target_ips="six=fd77::2", witness_ips="six=fd77::8"),
     row("answers come back by another link, and rp_filter drops them", ALIVE,
         "10.78.0.2: reachable\n", checker="askew", target_ips="far=10.78.0.2",
         witness_ips="far=10.78.0.8"),
@@ -281,9 +287,15 @@ SITUATIONS = (
     row("a witness for which a router answers ARP", UNKNOWN,
         "witness 10.77.0.201 is behind a router that answers ARP for it", target_mgmt_ip=NOBODY,
         witness_ips="mgmt=10.77.0.201"),
+    row("the plug, for which a router answers ARP, is named for a witness", UNKNOWN,
+        "witness 10.77.0.201 is behind a router that answers ARP for it", target_mgmt_ip=NOBODY,
+        witness_ips="mgmt=10.77.0.201", fence_method="fence_stub", fence_ip="10.77.0.201"),
     row("routed, with the router for a witness, and few questions", UNKNOWN,
         "witness 10.78.0.254 is a router on the way", target_ips="far=10.78.0.99",
         witness_ips="far=10.78.0.254", ping_count="3"),
+    row("two routers away, with the second for a witness, and few questions", UNKNOWN,
+        "witness 10.80.0.254 is a router on the way", target_ips="far=10.80.0.99",
+        witness_ips="far=10.80.0.254", ping_count="5", ping_timeout="4"),
     row("a next hop that is an object of its own", UNKNOWN, "witness 10.84.5.8 is silent too",
         target_ips="odd=10.84.5.2", witness_ips="odd=10.84.5.8"),
     row("own IPv6 address without a network, and a route for that", DEAD, "fd77::99: unreachable",
@@ -541,6 +553,42 @@ class SituationTest(LabTest):
                                          **QUICK))
         self.assertEqual(result.code, UNKNOWN, result)
         self.assertIn(BEHIND_ROUTER, result.out)
+
+
+class EarlyFirewallTest(LabTest):
+    def test_an_answer_that_is_dropped_before_any_protocol_sees_it_is_life(self):
+        _, address = self.start_plug(state=False)
+        LAB.add("no-frame")
+        LAB.plug_in("no-frame", "switch", "10.77.0.18/24")
+        LAB.inside("no-frame", "ip", "route", "add", "default", "via", "10.77.0.254")
+        LAB.see("no-frame", "10.78.0.2", "10.78.0.99")
+        rules = "table netdev t {\nchain c {\ntype filter hook ingress device \"eth0\" " \
+            "priority 0; policy accept;\nip saddr 10.78.0.2 drop\n}\n}\n"
+        try:
+            LAB.inside("no-frame", "nft", "-f", "-", stdin=rules)
+        except AssertionError as error:
+            support.require("not supported" not in str(error), "this kernel has no such hook")
+            raise
+        for target, code in (("10.78.0.2", ALIVE), ("10.78.0.99", DEAD)):
+            result = LAB.check("no-frame", dict(
+                address, action="status", target_ips="far=" + target, witness_ips="far=10.78.0.8",
+                **QUICK))
+            self.assertEqual(result.code, code, result)
+
+    def test_silence_that_no_tap_has_heard_proves_nothing(self):
+        """The kernel has no room for a filter."""
+        _, address = self.start_plug(state=False)
+        LAB.add("no-tap")
+        LAB.plug_in("no-tap", "switch", "10.77.0.19/24")
+        try:
+            LAB.inside("no-tap", "sysctl", "-qw", "net.core.optmem_max=64")
+        except AssertionError:
+            support.require(False, "this kernel has one limit for all namespaces")
+        for target, code in (("10.77.0.2", ALIVE), (NOBODY, UNKNOWN)):
+            result = LAB.check("no-tap", dict(
+                address, action="status", target_mgmt_ip=target, **QUICK))
+            self.assertEqual(result.code, code, result)
+        self.assertIn("no packet socket can be opened", result.out)
 
 
 class LinkKindTest(LabTest):
@@ -1023,6 +1071,62 @@ class RecordTest(LabTest):
             os.unlink(path)
 
 
+class FewErrorsTest(LabTest):
+    """Routers that tell a machine six errors at once, and then one in a second, as Linux does."""
+
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        LAB.add("asks", "terse", "terse2", "end", "proxy")
+        LAB.plug_in("asks", "switch", "10.77.0.70/24")
+        LAB.plug_in("terse", "switch", "10.77.0.71/24")
+        LAB.cable("terse", "next", "terse2", "eth0")
+        LAB.cable("terse2", "next", "end", "eth0")
+        LAB.address("terse", "next", "10.67.0.1/24")
+        LAB.address("terse2", "eth0", "10.67.0.2/24")
+        LAB.plug_in("proxy", "switch", "10.77.0.74/24")
+        LAB.cable("proxy", "next", "end", "eth1")
+        for router in ("terse", "terse2", "proxy"):
+            LAB.inside(router, "sysctl", "-qw", "net.ipv4.ip_forward=1",
+                       "net.ipv4.icmp_ratelimit=1000")
+        for number in range(1, 6):
+            LAB.address("terse2", "next", "10.67.%d.254/24" % number)
+            LAB.address("end", "eth0", "10.67.%d.8/24" % number)
+        LAB.inside("terse", "ip", "route", "add", "10.67.0.0/16", "via", "10.67.0.2")
+        LAB.inside("terse2", "ip", "route", "add", "default", "via", "10.67.0.1")
+        LAB.inside("end", "ip", "route", "add", "default", "via", "10.67.1.254")
+        LAB.inside("asks", "ip", "route", "add", "10.67.0.0/16", "via", "10.77.0.71")
+        # Two addresses for which a router answers ARP.
+        LAB.inside("proxy", "sysctl", "-qw", "net.ipv4.conf.eth0.proxy_arp=1")
+        for last in ("72", "73"):
+            LAB.inside("proxy", "ip", "route", "add", "10.77.0.%s/32" % last, "dev", "next")
+            LAB.address("end", "eth1", "10.77.0.%s/32" % last)
+        LAB.see("asks", *["10.67.%d.99" % number for number in range(1, 6)])
+
+    def check(self, **parameters):
+        _, address = self.start_plug(state=False)
+        return LAB.check("asks", dict(address, **dict(QUICK, **parameters)))
+
+    def test_routers_that_tell_few_errors_are_found_on_the_way_to_every_network(self):
+        """In the last of five networks the wire is broken, and its router is the witness there."""
+        networks = range(1, 6)
+        result = self.check(
+            action="status",
+            target_ips=",".join("n%d=10.67.%d.99" % (number, number) for number in networks),
+            witness_ips=",".join("n%d=10.67.%d.%s" % (number, number, "254" if number == 5 else "8")
+                                 for number in networks))
+        self.assertEqual(result.code, UNKNOWN, result)
+        self.assertEqual(result.out.count("is a router on the way"), 1, result)
+        self.assertIn("witness 10.67.5.254 is a router on the way", result.out)
+
+    def test_what_is_behind_proxy_arp_is_no_witness_in_any_look(self):
+        result = self.check(
+            action="off", verify_wait="0", power_timeout="6", target_mgmt_ip=NOBODY,
+            witness_ips="mgmt=10.77.0.72,mgmt=10.77.0.73")
+        self.assert_failure(result, "witness 10.77.0.72 is behind a router",
+                            "witness 10.77.0.73 is behind a router")
+
+
 class MonitorTest(LabTest):
     def monitors(self, *cases):
         """Return the results of some monitors, [(checker, parameters)], at once."""
@@ -1044,6 +1148,8 @@ class MonitorTest(LabTest):
         cases = (
             ("dark has no carrier", "check", {"target_storage_ip": "10.74.0.2"}),
             (BEHIND_ROUTER, "check", {"target_ips": "far=10.78.0.2"}),
+            ("witness 10.80.0.254 is a router on the way", "check",
+             {"target_ips": "far=10.80.0.8", "witness_ips": "far=10.80.0.254"}),
             ("10.75.0.8 is silent too", "check",
              {"target_storage_ip": "10.75.0.2", "witness_ips": "storage=10.75.0.8"}),
             ("cannot send", "no-output", {"target_mgmt_ip": "10.77.0.2"}),

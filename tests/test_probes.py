@@ -77,7 +77,7 @@ class TapTest(unittest.TestCase):
             tap, sender = system.open_tap(family), system.open_echo(family)
             others = socket.socket(family, socket.SOCK_DGRAM)
             try:
-                heard = (numbers.reply,) + numbers.errors
+                heard = (numbers.reply,) + numbers.errors + numbers.others
                 for kind in heard + (numbers.request, 14, 135):
                     sender.send(bytes([kind, 0]) + bytes(6) + b"mine%4d" % kind, (host, 0))
                     others.sendto(bytes([kind, 0]) + bytes(6), (host, 9))
@@ -221,7 +221,11 @@ class MatchingTest(unittest.TestCase):
             self.take(V4, error_about(V4, request, "10.0.0.2", (11, 0)), "10.0.0.254")
             self.take(V4, error_about(V4, request, "10.0.0.2", (3, 0)), "10.0.0.254")
             self.assertEqual((self.four.routers, self.four.obstacle), (known, ""))
-        # Of the target any answer is life.
+        # Of the target any answer is life, and any error of its own.
+        for kind in ((11, 0), (3, 13)):
+            self.four.rejected = False
+            self.take(V4, error_about(V4, request, "10.0.0.2", kind), "10.0.0.2")
+            self.assertEqual((self.four.rejected, self.four.routers), (True, 3))
         self.reply(self.four, self.markers.of_short("10.0.0.2"), fencetool.SHORT_SEQUENCE + 2)
         self.assertTrue(self.four.echoed)
 
