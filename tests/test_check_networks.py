@@ -1055,6 +1055,8 @@ class RecordTest(LabTest):
                     break
             self.assertEqual(stat.S_IMODE(os.stat(path).st_mode), 0o600)
             LAB.inside("far", "ip", "address", "del", "10.78.0.60/24", "dev", "eth0")
+            # Else the machine that had it is a router now, on the way to it.
+            LAB.inside("router", "ip", "neigh", "flush", "to", "10.78.0.60", "dev", "far0")
             self.assertEqual(self.run_action("status").code, DEAD)
             for damaged in ("{", "[]", '{"10.78.0.60": null}', "", "[" * 100000):
                 with open(path, "w") as handle:
