@@ -101,7 +101,8 @@ def build_routes(lab):
     # Whoever asks one of them is answered by another.
     lab.firewall("far", [("output", "ip saddr 10.78.0.77 ip saddr set 10.78.0.2")], "ip")
     lab.inside("far", "ip", "route", "add", "default", "via", "10.78.0.254")
-    lab.inside("router", "sysctl", "-qw", "net.ipv4.ip_forward=1", "net.ipv4.conf.all.proxy_arp=1")
+    lab.inside("router", "sysctl", "-qw", "net.ipv4.ip_forward=1", "net.ipv4.conf.all.proxy_arp=1",
+               "net.ipv4.neigh.eth0.proxy_delay=0")
     # Nobody is there, and the router answers ARP for it.
     lab.inside("router", "ip", "route", "add", "10.77.0.200/32", "dev", "far0")
     # Another address is there.
@@ -1059,6 +1060,8 @@ class RecordTest(LabTest):
                     break
             self.assertEqual(stat.S_IMODE(os.stat(path).st_mode), 0o600)
             LAB.inside("far", "ip", "address", "del", "10.78.0.60/24", "dev", "eth0")
+            # Else the machine that had it is a router now, on the way to it.
+            LAB.inside("router", "ip", "neigh", "flush", "to", "10.78.0.60", "dev", "far0")
             result = self.run_action("status")
             self.assertEqual(result.code, DEAD, result)
             for damaged in ("{", "[]", '{"10.78.0.60": null}', "", "[" * 100000):
@@ -1097,7 +1100,8 @@ class FewErrorsTest(LabTest):
         LAB.inside("end", "ip", "route", "add", "default", "via", "10.67.1.254")
         LAB.inside("asks", "ip", "route", "add", "10.67.0.0/16", "via", "10.77.0.71")
         # Two addresses for which a router answers ARP.
-        LAB.inside("proxy", "sysctl", "-qw", "net.ipv4.conf.eth0.proxy_arp=1")
+        LAB.inside("proxy", "sysctl", "-qw", "net.ipv4.conf.eth0.proxy_arp=1",
+                   "net.ipv4.neigh.eth0.proxy_delay=0")
         for last in ("72", "73"):
             LAB.inside("proxy", "ip", "route", "add", "10.77.0.%s/32" % last, "dev", "next")
             LAB.address("end", "eth1", "10.77.0.%s/32" % last)

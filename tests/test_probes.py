@@ -242,6 +242,17 @@ class MatchingTest(unittest.TestCase):
         self.take(V4, error, "10.0.0.254")
         self.assertTrue(self.witness.is_forwarded)
 
+    def test_who_answers_arp_by_the_mac_of_a_forwarded_one_is_forwarded_too(self):
+        other = self.sights[address("fd00::9")]
+        for mac, other_echoed, is_forwarded in ((MAC, False, True), (MAC, True, False),
+                                                (b"\4" * 6, False, False)):
+            self.witness.is_forwarded, self.witness.macs = True, {MAC}
+            other.is_forwarded, other.macs, other.echoed = False, {mac}, other_echoed
+            self.four.macs = {MAC}
+            self.look._find_forwarded()
+            self.assertIs(other.is_forwarded, is_forwarded)
+            self.assertFalse(self.four.is_forwarded)
+
     def test_a_look_is_longer_where_a_witness_loses_answers(self):
         for answered, target_echoed, is_lossy in (
                 (0, False, False), (1, False, True), (47, False, True), (48, False, False),
