@@ -100,6 +100,9 @@ METER_SILENT_WATTS = 1.0   # meters show up to 0.9 W of noise on an open relay (
 CHILD_ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"}
 CLUSTER_FILE = "/etc/fencetool/cluster.yml"
 SEEN_FILE = "/var/lib/fencetool/seen.json"  # when each address was last seen alive from here
+# Challenges that the next action answers, too. In memory: a disk may hang while a node is fenced.
+LOGINS_FILE = "/run/fencetool/logins.json"
+MOST_LOGINS = 100
 SEEN_SECONDS = 60    # a record is not made anew more often
 MOST_SEEN = 1000
 FEWEST_ECHOES, MOST_ECHOES = 3, 100  # one lost packet is no silence, and a look is no flood
@@ -1951,6 +1954,33 @@ class FilesAndPrograms:
             signal.signal(signal.SIGALRM, before)
 
 
+class KeptLogins:
+    """What one action leaves to the next of its logins."""
+
+    def read_logins(self):
+        """Return {name: (fields of a challenge, how often it was answered)} of earlier actions."""
+        try:
+            found = json.loads(self.read_file(LOGINS_FILE).decode("utf-8"))
+            return {name: (dict(fields), int(count)) for name, (fields, count) in found.items()}
+        except (UsageError, ValueError, TypeError, AttributeError, RecursionError):
+            return {}  # there is none, it cannot be read, or is damaged: each action begins anew
+
+    def write_login(self, name, login):
+        """Keep one for later actions, where this user may; two at once may lose one of theirs."""
+        kept = self.read_logins()
+        kept.pop(name, None)
+        newest = list(kept.items())[1 - MOST_LOGINS:] + [(name, login)]
+        new_path = "%s.%d" % (LOGINS_FILE, os.getpid())
+        try:
+            os.makedirs(os.path.dirname(LOGINS_FILE), 0o700, exist_ok=True)
+            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
+            with open(os.open(new_path, flags, 0o600), "w") as file:
+                json.dump(dict(newest), file)
+            os.rename(new_path, LOGINS_FILE)
+        except OSError as error:
+            self.debug("the login is not kept: %s" % error)
+
+
 def exchange_with_child(pipes, data, deadline):
     """Write data to a child's stdin, and return what came from its stdout and stderr."""
     import selectors
@@ -2578,7 +2608,7 @@ class Network:
         return select.select(handles, [], [], max(0.0, seconds))[0]
 
 
-class System(Log, FilesAndPrograms, Network):
+class System(Log, FilesAndPrograms, KeptLogins, Network):
     """This machine, as one run of the program sees it."""
 
 
@@ -2753,8 +2783,9 @@ class Login:
     """Who asks, told as the device wants it, for all requests of one action.
 
     One challenge serves the whole action, its nonce with a count that rises: a Shelly keeps 32
-    nonces for an hour, and answers 429 when they are all given away. The password goes out as Basic
-    only where it is asked for so, or where the family of plugs never asks.
+    nonces for an hour, and answers 429 when they are all given away. It may serve the next, too.
+    The password goes out as Basic only where it is asked for so, or where the family of plugs never
+    asks.
     """
 
     def __init__(self, username, password, is_sent_unasked):
@@ -2773,6 +2804,15 @@ class Login:
         self.digest = None  # the fields of the challenge that is answered, with its own cnonce
         self.cnonce = ""    # one for all counts: a -sess algorithm hashes the first
         self.count = 0
+
+    def recall(self, fields, count):
+        """Go on answering a challenge that an earlier action has answered so often."""
+        self.digest, self.cnonce, self.count = fields, os.urandom(8).hex(), count
+
+    def kept(self):
+        """Return (fields, count) for recall, or None where nothing can be answered any more."""
+        is_session = self.digest and self.digest.get("algorithm", "").upper().endswith("-SESS")
+        return (self.digest, self.count) if self.digest and not is_session else None
 
     def build(self, method, path):
         """Return the Authorization header of the next request, "" for none."""
@@ -4260,6 +4300,11 @@ class EsphomeSwitch(HttpOutlet):
 # reading, so that neither a command nor a password goes to what has taken over the address. What
 # tells the states, /status and Shelly.GetStatus, tells the MAC too, and is the whole list.
 #
+# Firmware 2.0 keeps 32 challenges, for an hour each; while all are taken it refuses a new one for
+# 2 s. Three actions a minute would take them all, so each goes on with the challenge of the one
+# before, which is kept by the device's MAC. Where its count was used by two at once, or the device
+# has forgotten it, a 401 brings a new one.
+#
 # A relay that is off may come back by itself. While a timer runs, the status shows it, and such an
 # OFF is none; auto_on starts one at each OFF, so a channel that has it is refused. Switch.Set
 # replies what was before the command. Meters measure also while the relay is off; those of the
@@ -4480,8 +4525,22 @@ class ShellyDevice(HttpDevice):
         found = self.exchange("GET", "/shelly", lambda reply: parse_shelly_identity(
             parse_http_body(reply)), deadline)
         self.check_mac(found.mac)
-        self.identity = self.identity or found
+        if not self.identity:
+            self.identity = found
+            self._recall_login()
         self._check_same(found)
+
+    def _recall_login(self):
+        """Go on with the challenge of earlier actions: the device has few."""
+        kept = self.system.read_logins() if self.settings.password else {}
+        if self.identity.mac in kept and self.identity.generation > FIRST_SHELLY:
+            self.login.recall(*kept[self.identity.mac])
+
+    def close(self):
+        # However the action ended: an answer that counted must not be given again.
+        kept = self.login.kept()
+        if kept and self.identity:
+            self.system.write_login(self.identity.mac, kept)
 
     def _check_same(self, found):
         if found != self.identity:
