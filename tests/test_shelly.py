@@ -438,9 +438,18 @@ class Logins(ShellyTest):
             with open(path) as file:
                 self.assertNotIn("s3cret", file.read())
             device.password = "another"
+            now = [0.0]
+            device.clock = lambda: now[0]
             with self.assertRaises(fencetool.Refused) as caught:
-                self.act("off", device, node, [0.0])
+                self.act("off", device, node, now)
             self.assertIn("refuses the login", str(caught.exception))
+
+    def test_who_has_guessed_makes_nobody_fail_who_knows_the_password(self):
+        device = self.start(virtual.Shelly2(password="s3cret"))
+        guesses = self.call(device, "off", password="wr0ngpw")
+        self.assert_failure(guesses, "refuses the login of user 'admin'")
+        device.slow_until = device.clock() + 2
+        self.assert_success(self.call(device, "off", password="s3cret"))
 
     def test_a_full_table_of_nonces_is_waited_for(self):
         device = self.start(virtual.Shelly2(password="s3cret"))

@@ -1,6 +1,7 @@
 """Virtual devices with the firmware and the faults that only tests need."""
 import hashlib
 import json
+import os
 import re
 import socket
 import struct
@@ -280,7 +281,7 @@ class Http(Faulty):
     def refuse_login(self):
         if not self.algorithm:
             return super().refuse_login()
-        nonce = "%032x" % (7919 + len(self.counts))
+        nonce = os.urandom(16).hex()
         self.counts[nonce] = 0
         fields = ['realm="%s"' % self.realm.encode().decode("latin-1"), 'nonce="%s"' % nonce,
                   'opaque="0123abcd"']
@@ -668,6 +669,7 @@ class Shelly2(Shelly1):
     profile = "switch"
     outputs = ("switch",)  # of the components that it has, the kind of each
     nonces_kept, nonce_s, full_s = 32, 3600, 2.0
+    guess_s = 2.0  # so long after a wrong answer it takes none
     clock = staticmethod(time.monotonic)
 
     def __init__(self, *arguments, **options):
@@ -675,17 +677,27 @@ class Shelly2(Shelly1):
         self.born = {}       # {nonce that is kept: when it was given out}
         self.full_until = 0  # the time up to which a full table refuses
         self.refused = 0     # requests, because of that
+        self.slow_until = 0
         self.rests_until = 0.0
 
     def knows_login(self, method, path, fields):
         now = self.clock()
         self.born = {nonce: born for nonce, born in self.born.items()
                      if now - born < self.nonce_s}
-        if path == "/shelly" or not super().knows_login(method, path, fields):
-            return path == "/shelly"
-        nonce = re.search('[ ,]nonce="([^"]*)"', fields["authorization"]).group(1)
-        self.stale = "" if nonce in self.born else ", stale=true"
-        return not self.stale
+        if path == "/shelly":
+            return True
+        is_right = super().knows_login(method, path, fields)
+        nonce = re.findall('[ ,]nonce="([^"]*)"', fields.get("authorization", ""))
+        if is_right and nonce[0] not in self.born:
+            self.stale = ", stale=true"
+        elif not is_right and nonce and nonce[0] in self.born:
+            self.slow_until = now + self.guess_s
+        return is_right and not self.stale
+
+    def answer(self, method, path, fields):
+        if self.clock() < self.slow_until and path != "/shelly":
+            return 429, {}, "Too many failed authentication attempts"
+        return super().answer(method, path, fields)
 
     def refuse_login(self):
         now = self.clock()
