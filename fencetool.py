@@ -1587,8 +1587,7 @@ def check_look(settings):
     wait = max(settings.verify_wait, settings.early_exit) + find_meter_rest(settings)
     if wait + settings.ping_timeout >= settings.power_timeout:
         raise UsageError("verify_wait or early_exit, and one look after it, do not fit into the %s "
-                         "of the whole confirmation (power_timeout)"
-                         % render_seconds(settings.power_timeout))
+                         "of the whole confirmation" % render_seconds(settings.power_timeout))
 
 
 def parse_named_addresses(parameter, text):
@@ -1955,30 +1954,43 @@ class FilesAndPrograms:
 
 
 class KeptLogins:
-    """What one action leaves to the next of its logins."""
+    """What one action leaves to the next of its logins: the fields of a challenge, and its count.
 
-    def read_logins(self):
-        """Return {name: (fields of a challenge, how often it was answered)} of earlier actions."""
+    It can be lost at any time, and then the next action begins anew.
+    """
+
+    def take_login(self, name):
+        """Return what was kept under this name, or None, and keep it no more."""
+        # Two at once would give one answer twice, which a device takes for a guess.
+        kept = self._read_logins()
+        found = kept.pop(name, None)
+        if found:
+            self._write_logins(kept)
+        return found
+
+    def keep_login(self, name, login):
+        kept = self._read_logins()
+        kept.pop(name, None)
+        self._write_logins(dict(list(kept.items())[1 - MOST_LOGINS:] + [(name, login)]))
+
+    def _read_logins(self):
+        """Return {name: (fields, count)}; nothing where it cannot be read, or is damaged."""
         try:
             found = json.loads(self.read_file(LOGINS_FILE).decode("utf-8"))
             return {name: (dict(fields), int(count)) for name, (fields, count) in found.items()}
         except (UsageError, ValueError, TypeError, AttributeError, RecursionError):
-            return {}  # there is none, it cannot be read, or is damaged: each action begins anew
+            return {}
 
-    def write_login(self, name, login):
-        """Keep one for later actions, where this user may; two at once may lose one of theirs."""
-        kept = self.read_logins()
-        kept.pop(name, None)
-        newest = list(kept.items())[1 - MOST_LOGINS:] + [(name, login)]
+    def _write_logins(self, logins):
         new_path = "%s.%d" % (LOGINS_FILE, os.getpid())
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
         try:
             os.makedirs(os.path.dirname(LOGINS_FILE), 0o700, exist_ok=True)
-            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
             with open(os.open(new_path, flags, 0o600), "w") as file:
-                json.dump(dict(newest), file)
+                json.dump(logins, file)
             os.rename(new_path, LOGINS_FILE)
         except OSError as error:
-            self.debug("the login is not kept: %s" % error)
+            self.debug("logins are not kept: %s" % error)
 
 
 def exchange_with_child(pipes, data, deadline):
@@ -4302,8 +4314,8 @@ class EsphomeSwitch(HttpOutlet):
 #
 # Firmware 2.0 keeps 32 challenges, for an hour each; while all are taken it refuses a new one for
 # 2 s. Three actions a minute would take them all, so each goes on with the challenge of the one
-# before, which is kept by the device's MAC. Where its count was used by two at once, or the device
-# has forgotten it, a 401 brings a new one.
+# before, which is kept by the device's MAC. Of two at once the second asks for a new one, and so
+# does who is told by a 401 that the device has forgotten it.
 #
 # A relay that is off may come back by itself. While a timer runs, the status shows it, and such an
 # OFF is none; auto_on starts one at each OFF, so a channel that has it is refused. Switch.Set
@@ -4525,22 +4537,22 @@ class ShellyDevice(HttpDevice):
         found = self.exchange("GET", "/shelly", lambda reply: parse_shelly_identity(
             parse_http_body(reply)), deadline)
         self.check_mac(found.mac)
-        if not self.identity:
-            self.identity = found
-            self._recall_login()
+        self.identity = self.identity or found
         self._check_same(found)
+        self._recall_login()
 
     def _recall_login(self):
-        """Go on with the challenge of earlier actions: the device has few."""
-        kept = self.system.read_logins() if self.settings.password else {}
-        if self.identity.mac in kept and self.identity.generation > FIRST_SHELLY:
-            self.login.recall(*kept[self.identity.mac])
+        """Go on with the challenge of an earlier action: the device has few."""
+        if self.settings.password and not self.login.digest:
+            kept = self.system.take_login(self.identity.mac)
+            if kept:
+                self.login.recall(*kept)
 
     def close(self):
-        # However the action ended: an answer that counted must not be given again.
         kept = self.login.kept()
         if kept and self.identity:
-            self.system.write_login(self.identity.mac, kept)
+            self.login.forget()
+            self.system.keep_login(self.identity.mac, kept)
 
     def _check_same(self, found):
         if found != self.identity:

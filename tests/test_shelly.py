@@ -3,6 +3,7 @@ import functools
 import os
 import sys
 import tempfile
+import threading
 import unittest
 from unittest import mock
 
@@ -300,7 +301,7 @@ class Meters(ShellyTest):
         check = {"fence_method": "shelly", "fence_ip": "127.0.0.1", "action": "validate-all",
                  "target_mgmt_ip": "127.0.0.2", "nodename": "node", "power_meter": "require"}
         self.assert_failure(support.on_stdin("fence_check", dict(check, power_timeout="55")),
-                            "power_timeout")
+                            "do not fit into the 55 s")
         self.assert_success(support.on_stdin("fence_check", dict(check, power_timeout="60")))
 
     def test_fence_check_does_not_know_who_has_commanded_before_it_came(self):
@@ -443,6 +444,30 @@ class Logins(ShellyTest):
             with self.assertRaises(fencetool.Refused) as caught:
                 self.act("off", device, node, now)
             self.assertIn("refuses the login", str(caught.exception))
+
+    def test_two_actions_at_once_do_not_answer_one_challenge(self):
+        device = self.start(virtual.Shelly2(password="s3cret", metered=True))
+        with tempfile.TemporaryDirectory() as node:
+            self.act("monitor", device, node, [0.0])
+            device.on_power = lambda *_: self.act("monitor", device, node, [0.0])
+            # The monitor comes in the middle of the off, which holds the challenge.
+            device.lock = threading.Lock()
+            device.switch = self.unlocked(device)
+            self.act("off", device, node, [0.0])
+            self.assertEqual(device.slow_until, 0)
+            self.assertEqual(len(device.counts), 2)
+
+    def unlocked(self, device):
+        """Return the device's switch(), in which others may ask it."""
+        switch = device.switch
+
+        def switch_unlocked(*move):
+            device.lock.release()
+            try:
+                switch(*move)
+            finally:
+                device.lock.acquire()
+        return switch_unlocked
 
     def test_who_has_guessed_makes_nobody_fail_who_knows_the_password(self):
         device = self.start(virtual.Shelly2(password="s3cret"))
