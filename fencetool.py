@@ -8147,6 +8147,58 @@ class VirtualTasmota(VirtualHttp):
         return {"ENERGY": {"Total": 3.185, "Power": watts, "Voltage": 230 if shown else 0}}
 
 
+class VirtualShelly(VirtualHttp):
+    """A Shelly of the second generation or a newer one."""
+
+    dialect = "shelly"
+
+    def bare_mac(self):
+        return self.mac.replace(":", "")
+
+    def respond(self, method, path, fields):
+        members = self.find(path.partition("?")[0], parse_query(path))
+        if members is None:
+            return 404, {}, '{"code":404,"message":"No handler for \\"output\\":false"}'
+        return 200, {"Content-Type": "application/json"}, json.dumps(members)
+
+    def find(self, page, query):
+        """Return the members of a reply, or None where there is no such page."""
+        if page == "/rpc/Switch.Set":
+            outlet = self.outlets[int(query["id"])]
+            before = outlet.relay
+            self.obey(outlet.number, query["on"] == "true")
+            return {"was_on": before}
+        pages = {"/shelly": self.identity, "/rpc/Shelly.GetStatus": self.status,
+                 "/rpc/Shelly.GetConfig": self.settings}
+        return pages[page]() if page in pages else None
+
+    def obey(self, number, on):
+        self.switch(number, on)
+
+    def identity(self):
+        return {"id": "shellypro4pm-cc32e5000001", "mac": self.bare_mac(), "gen": 2}
+
+    def status(self):
+        return dict(self.components(self.show_switch), sys={"mac": self.bare_mac(), "uptime": 61})
+
+    def settings(self):
+        return dict(self.components(self.show_settings), sys={"device": {"mac": self.bare_mac()}})
+
+    def components(self, show):
+        """Return {key: members} of all outputs; show: of one."""
+        return {"switch:%d" % (outlet.number - 1): show(outlet) for outlet in self.outlets}
+
+    def show_switch(self, outlet):
+        members = {"id": outlet.number - 1, "output": self.words()[outlet.number] == "ON"}
+        return dict(members, apower=self.show_watts(outlet)) if self.metered else members
+
+    def show_watts(self, outlet):
+        return WATTS if outlet.powered else 0.0
+
+    def show_settings(self, outlet):
+        return {"id": outlet.number - 1, "name": outlet.alias, "auto_on": False}
+
+
 def parse_query(path):
     from urllib.parse import parse_qsl
     return dict(parse_qsl(path.partition("?")[2]))
@@ -8217,9 +8269,13 @@ DEMO_STEPS = (
         "status_url=/switch/relay", expected=0, shows="Success: Powered OFF",
         lesson="ESPHome, by its URLs"),
     DemoStep(
+        device="shelly", parameters="action=off\ndevice=shelly\nplug=storage-b", expected=1,
+        shows="still draws 43 W", lesson="a channel of a Shelly by its name; the meter sees that "
+        "its relay is welded: NOT fenced"),
+    DemoStep(
         device="switch", parameters="action=off\npower_off_url=/relay/0?turn=off\n"
         'status_url=/relay/0\nstatus_on_regex="ison":true\nstatus_off_regex="ison":false',
-        expected=1, shows="sign-in page", lesson="any device with URLs (a Shelly), but its Wi-Fi "
+        expected=1, shows="sign-in page", lesson="any device with URLs, but its Wi-Fi "
         "is a captive portal now: NOT fenced"))
 
 
@@ -8231,6 +8287,7 @@ def cmd_demo(arguments, system):
         "strip": VirtualKasa(["storage-a", "storage-b", "spare"]),
         "welded": VirtualKasa(["storage-b"], metered=True, fault="welded"),
         "tasmota": VirtualTasmota(["POWER1", "POWER2"], password="s3cret"),
+        "shelly": VirtualShelly(["storage-a", "storage-b"], metered=True, fault="welded"),
         "esphome": VirtualSwitch(pages=ESPHOME_PAGES), "switch": VirtualSwitch(fault="portal")}
     try:
         for device in devices.values():

@@ -112,8 +112,7 @@ class SpokenTo(virtual.Shelly2):
         return bytes(byte ^ mask[at % 4] for at, byte in enumerate(stream.read(length)))
 
     def answer_call(self, call):
-        query = "&".join("%s=%s" % (name, json.dumps(value))
-                         for name, value in call.get("params", {}).items())
+        query = {name: json.dumps(value) for name, value in call.get("params", {}).items()}
         with self.lock:
             result = self.find("/rpc/" + call["method"], query)
         if call["method"] == "Shelly.GetComponents":
