@@ -15,7 +15,7 @@ Parts and sections; each uses only those above it (tests/test_layout.py proves i
   1 WORDS    CONSTANTS, ERRORS, SECRETS, TEXT, PROOF, EVIDENCE, DIALECTS, PARAMETERS
   2 MACHINE  LOG, FILES AND PROGRAMS, KERNEL, NETWORK, DEVICE, LOGINS, HTTP
   3 DEVICES  KASA, TASMOTA, ESPHOME, SHELLY, PAGES, INSTALLED AGENT
-  4 FENCING  PROBES, FENCING, CHECKING, AGENTS
+  4 FENCING  PACKETS, PROBES, FENCING, CHECKING, AGENTS
   ---------- the waterline: a fence agent's run needs nothing below it but for fence_check -n NODE
   5 CLUSTER  YAML, CLUSTER FILE, PLAN, CLUSTER CHECKS, OUTPUTS
   6 PEOPLE   LOOK-UP, SIMULATOR AND DEMO, COMMANDS, ENTRY
@@ -110,7 +110,9 @@ SHORTEST_LOOK_SECONDS = 1.0
 ROUTED_LOOK_SECONDS = 4.0
 ASKING_PART = 2 / 3                 # of a look; in the rest the last questions can be answered
 LAST_QUESTIONS = 3    # to a witness, when the target has been asked for the last time
-NEAR_TURNS = 10       # each so manyth turn asks whether a witness is the router itself
+SHORT_TURNS = 10      # each so manyth turn asks how far away an address is
+MOST_ROUTERS = 4      # on the way to a target, that are told apart
+FEWEST_ANSWERS = 0.8  # of a witness, as a part of the questions: with fewer, the look is longer
 SHORTEST_PROOF_SECONDS = 3.0  # of silence, where one look is not enough
 MOST_LATE_READS = 10000             # of what has piled up while the process was held up
 
@@ -156,6 +158,10 @@ class ProtocolError(FenceError):
 
 class Refused(FenceError):
     """The device answered clearly: no, or as another device, model or service would."""
+
+
+class UnknownOutlet(Refused):
+    """The device has no outlet of this name, as its whole list shows."""
 
 
 class StrangeReply(Refused):
@@ -631,11 +637,12 @@ def select_outlet(outlets, wanted, label, doubt_about_list=""):
         raise Refused("plug %s names no outlet that this device lists, and it may have more: %s; %s"
                       % (quote(wanted), doubt_about_list, describe_outlets(outlets)))
     if not found and is_padded_number(wanted):
-        raise Refused("plug %s is no number as on the case (which would be %d), and less than a "
-                      "whole id; %s" % (quote(wanted), int(wanted), describe_outlets(outlets)))
+        raise UnknownOutlet(
+            "plug %s is no number as on the case (which would be %d), and less than a whole id; %s"
+            % (quote(wanted), int(wanted), describe_outlets(outlets)))
     if not found:
-        raise Refused("plug %s names no outlet of this device; %s"
-                      % (quote(wanted), describe_outlets(outlets)))
+        raise UnknownOutlet("plug %s names no outlet of this device; %s"
+                            % (quote(wanted), describe_outlets(outlets)))
     if is_number_of_another(found[0], wanted):
         raise Refused("plug %s is the alias of outlet %s, and not its number: use its id, or "
                       "rename it" % (quote(wanted), found[0].number))
@@ -670,6 +677,41 @@ def describe_outlets(outlets):
         return "the device lists no outlets"
     return "its outlets are: " + ", ".join(
         "%s (%s)" % (outlet.number, quote(outlet.alias, 40)) for outlet in outlets)
+
+
+def split_names(wanted, label):
+    """Return the names in a list like "1, 5"; () where it is none, or the label of the target."""
+    if "," not in wanted or wanted == label:
+        return ()
+    return tuple(name.strip() for name in wanted.split(","))
+
+
+def check_name_in_list(name, wanted, label):
+    """Raise UnknownOutlet for what is no outlet's name where several are named."""
+    if not name:
+        raise UnknownOutlet("plug %s has a comma with no outlet beside it" % quote(wanted))
+    if name == label:
+        raise UnknownOutlet("plug %s names the node itself, which is no outlet in a list"
+                            % quote(wanted))
+
+
+# A target with several power supplies hangs on several outlets of one device. What follows is of
+# each of them, by the name that the caller gave it; of one outlet alone that name is "".
+
+def combine_states(states):
+    """Return the PowerState of what these outlets feed together."""
+    # SAFETY: one that is on feeds it. Test: test_status_is_off_only_when_all_outlets_are
+    return PowerState.OFF if set(states) == {PowerState.OFF} else PowerState.ON
+
+
+def find_doubt(doubts):
+    """Return the first of {name of an outlet: doubt, or ""} with its outlet; "" without any."""
+    return next((tell_outlet(name, doubt) for name, doubt in doubts.items() if doubt), "")
+
+
+def tell_outlet(name, text):
+    """Return the text with the outlet that it is about, where there are several."""
+    return ": ".join(part for part in ("outlet %s" % name if name else "", text) if part)
 
 
 def parse_state_words(words, subject):
@@ -844,12 +886,13 @@ def describe_target(target):
 #   is_port:          it belongs to a bridge, a bond or the like.
 #   odd_way:          what makes it uncertain that packets take this way and answers come back, or
 #                     "": several next hops, a rule by mark, IPsec, a source address of another
-#                     network, a port of an own bridge that forwards nothing.
+#                     network.
+#   dead_port:        the name of a port that forwards nothing, where the link is a bridge, or "".
 #   link_kind:        "" for a network card, "dormant" for a link that still waits (for a login at
 #                     the switch, say), else what the kernel calls it; with what it stands on, if
 #                     its carrier is that one's: "bridge", "bond", "macvlan on bridge".
 Route = namedtuple("Route", "interface index mac source gateway has_carrier carrier_changes "
-                            "is_port odd_way link_kind")
+                            "is_port odd_way dead_port link_kind")
 CABLE_LINKS = ("", "veth")                     # their carrier is fed by the other end alone
 WIRED_LINKS = CABLE_LINKS + ("bond", "team")   # their carrier is that of a wire, or of several
 
@@ -879,16 +922,22 @@ class Sight:
         self.was_alive = False   # it was seen alive from here, now or at any time before
         # What is asked of a witness alone.
         self.answered_last = False  # it answered when the target had been asked for the last time
-        self.is_near = False        # it answered an echo that no router forwards
+        self.is_forwarded = False   # it is attached, and a router takes its packets on all the same
+        self.answers = set()        # sequences of the echoes that it answered
+        # How far away it is: the fewest hops in which an echo reached it, as far as that was tried,
+        # and how many routers on the way have told of themselves.
+        self.hops = MOST_ROUTERS + 1
+        self.routers = 0
         # By ARP in this look, and of a target also by the kernel's table of before.
         self.macs = set()
+        self.port = 0  # the link that is the bridge's port on which these were last heard
 
     def answered(self):
         return self.echoed or self.rejected or self.neighbour or self.was_heard
 
     def is_attached(self):
         """Return whether it can be asked without a router, by ARP or neighbour discovery."""
-        return bool(self.route.mac) and not self.route.gateway
+        return self.route is not None and bool(self.route.mac) and not self.route.gateway
 
     def shares_route(self, other):
         """Return whether packets to both, which have a route, leave in the same way."""
@@ -922,22 +971,72 @@ def judge(evidence):
     return Verdict(Finding.DEAD, [])
 
 
+# One rule of evidence. observed: what was observed, as README has it. finding: what that proves.
+# tell: a function of what was seen; it returns what a reader should know beside that ("" for
+# nothing), or None where the rule does not fit. The first rule that fits is the one that counts.
+Rule = namedtuple("Rule", "observed finding tell")
+
+
+def apply_rules(rules, *seen):
+    """Return (finding, reason) by the first rule that fits, or None where none does."""
+    for rule in rules:
+        reason = rule.tell(*seen)
+        if reason is not None:
+            return rule.finding, reason
+    return None
+
+
 def judge_power(state, reading, policy):
     """Return (finding, reason) for what a device says about the target's outlet.
 
     reading, policy: see doubt_about_meter.
     """
-    # SAFETY: only a positive OFF is evidence of death; a load that is still drawn is evidence of
-    # life: the relay is welded, or another outlet was switched.
-    # Test: test_only_a_positive_off_is_evidence_of_death
-    if state is PowerState.ON:
-        return Finding.ALIVE, ""
-    if state is not PowerState.OFF:
-        return Finding.UNKNOWN, ""
-    doubt = doubt_about_meter(reading, policy)
-    if not doubt:
-        return Finding.DEAD, ""
-    return Finding.ALIVE if shows_load(reading) else Finding.UNKNOWN, doubt
+    return apply_rules(POWER_RULES, state, reading, policy)
+
+
+def tell_on(state, reading, policy):
+    return "" if state is PowerState.ON else None
+
+
+def tell_load(state, reading, policy):
+    if state is PowerState.OFF and shows_load(reading):
+        return doubt_about_meter(reading, policy) or None
+    return None
+
+
+def tell_doubt_about_meter(state, reading, policy):
+    if state is PowerState.OFF:
+        return doubt_about_meter(reading, policy) or None
+    return None
+
+
+def tell_off(state, reading, policy):
+    return "" if state is PowerState.OFF else None
+
+
+def tell_nothing_known(state, reading, policy):
+    return ""
+
+
+# SAFETY: only a positive OFF is evidence of death; a load that is still drawn is evidence of life:
+# the relay is welded, or another outlet was switched.
+# Test: test_only_a_positive_off_is_evidence_of_death
+POWER_RULES = (
+    Rule("the device says ON", Finding.ALIVE, tell_on),
+    Rule("it says OFF, and its meter still shows a load", Finding.ALIVE, tell_load),
+    Rule("it says OFF, and a meter that has to be read cannot be read", Finding.UNKNOWN,
+         tell_doubt_about_meter),
+    Rule("it says OFF", Finding.DEAD, tell_off),
+    Rule("anything else: no answer, half an answer, two answers, another device, a missing agent",
+         Finding.UNKNOWN, tell_nothing_known))
+
+
+def combine_findings(findings):
+    """Return what the findings about each outlet that feeds a target say about the target."""
+    # SAFETY: one outlet that is alive, or in doubt, outweighs all that are dead.
+    # Test: test_the_power_is_dead_only_when_all_outlets_are
+    return next(worst for worst in (Finding.ALIVE, Finding.UNKNOWN, Finding.DEAD)
+                if worst in findings)
 
 
 def judge_address(sight, witnesses, is_direct):
@@ -945,79 +1044,157 @@ def judge_address(sight, witnesses, is_direct):
 
     witnesses: the Witnesses of its network. is_direct: it is one cable from node to node.
     """
-    if sight.answered():
-        return Finding.ALIVE, "reachable", explain_answer(sight)
-    doubt = doubt_about_path(sight, witnesses, is_direct) or doubt_about_record(sight)
-    if doubt:
-        return Finding.UNKNOWN, "unreachable", doubt
-    return Finding.DEAD, "unreachable", explain_silence(sight, witnesses)
+    alive = apply_rules(LIFE_RULES, sight)
+    if alive:
+        return alive[0], "reachable", alive[1]
+    finding, reason = judge_silence(sight, witnesses, is_direct)
+    if finding is Finding.DEAD:
+        finding, reason = apply_rules(RECORD_RULES, sight) or (finding, add_record(reason, sight))
+    return finding, "unreachable", reason
 
 
-def explain_answer(sight):
-    """Return how an address showed life, or "" when it simply answered the echo."""
-    if sight.echoed:
-        return ""
-    if sight.rejected:
-        return "it rejects ICMP echo with an error of its own"
-    if not sight.neighbour:
-        return "its network card sends frames: ICMP and ARP are filtered"
+def judge_silence(sight, witnesses, is_direct):
+    """Return (finding, reason): what silence of this address proves.
+
+    Asked about an address that answers, as monitor does, it tells what its silence would be worth.
+    """
+    return apply_rules(SILENCE_RULES, sight, witnesses, is_direct)
+
+
+def tell_echo(sight):
+    return "" if sight.echoed else None
+
+
+def tell_rejection(sight):
+    return "it rejects ICMP echo with an error of its own" if sight.rejected else None
+
+
+def tell_neighbour(sight):
     means = "ARP" if sight.family == socket.AF_INET else "neighbour discovery"
-    return means + " only: ICMP is filtered"
+    return means + " only: ICMP is filtered" if sight.neighbour else None
 
 
-def explain_silence(sight, witnesses):
-    """Return what had to do as proof where something better is possible, or ""."""
-    interface = sight.route.interface
-    remarks = []
-    if not sight.route.has_carrier:
-        remarks.append("the other end of the direct cable is dead: %s has no carrier" % interface)
-    elif not choose_witnesses(sight, witnesses):
-        remarks.append("no witness known: judged by the route and the carrier of %s alone"
-                       % interface)
-    return "; ".join(remarks + ([] if sight.was_alive else [NEVER_SEEN]))
+def tell_frames(sight):
+    return "its network card sends frames: ICMP and ARP are filtered" if sight.was_heard else None
+
+
+LIFE_RULES = (
+    Rule("the address answers an echo", Finding.ALIVE, tell_echo),
+    Rule("it refuses an echo with an ICMP error of its own", Finding.ALIVE, tell_rejection),
+    Rule("it answers ARP or neighbour discovery, and no echo", Finding.ALIVE, tell_neighbour),
+    Rule("it answers nothing, and its network card sends anything to anybody", Finding.ALIVE,
+         tell_frames))
+
+
+def tell_no_route(sight, witnesses, is_direct):
+    if sight.route:
+        return None
+    return "no usable route from this machine: " + sight.obstacle
+
+
+def tell_obstacle(sight, witnesses, is_direct):
+    return sight.obstacle or None
+
+
+def tell_odd_way(sight, witnesses, is_direct):
+    if not sight.route.odd_way:
+        return None
+    return "the way to it cannot be judged: " + sight.route.odd_way
+
+
+def tell_dead_port(sight, witnesses, is_direct):
+    # SAFETY: the node may be behind that port, and each witness behind another one.
+    # Test: test_a_dead_port_of_an_own_bridge_needs_a_witness_on_the_nodes_port
+    port = sight.route.dead_port
+    beside = [witness for witness in choose_witnesses(sight, witnesses)
+              if sight.port and witness.port == sight.port]
+    if not port or (beside and not doubt_about_witnesses(sight, beside)):
+        return None
+    return ("port %s of this machine's own bridge forwards nothing, and no witness answers on the "
+            "port that the node was last heard on" % port)
+
+
+def tell_dead_cable(sight, witnesses, is_direct):
+    # On a direct cable that is the proof, and no witness could answer.
+    if sight.route.has_carrier or not is_direct or not is_end_of_cable(sight.route):
+        return None
+    return "the other end of the direct cable is dead: %s has no carrier" % sight.route.interface
+
+
+def tell_no_carrier(sight, witnesses, is_direct):
+    if sight.route.has_carrier:
+        return None
+    return "this machine's own link is down: %s has no carrier" % sight.route.interface
+
+
+def tell_witness(sight, witnesses, is_direct):
+    chosen = choose_witnesses(sight, witnesses)
+    return "" if chosen and not doubt_about_witnesses(sight, chosen) else None
+
+
+def tell_silent_witnesses(sight, witnesses, is_direct):
+    chosen = choose_witnesses(sight, witnesses)
+    return doubt_about_witnesses(sight, chosen) if chosen else None
+
+
+def tell_carrier_alone(sight, witnesses, is_direct):
+    if need_of_witness(sight):
+        return None
+    return ("no witness known: judged by the route and the carrier of %s alone"
+            % sight.route.interface)
+
+
+def tell_need_of_witness(sight, witnesses, is_direct):
+    return ("a witness on the same route is needed, because %s: add one to witness_ips"
+            % need_of_witness(sight))
+
+
+# SAFETY: own failures look exactly like a dead target, so silence needs a path that is known to
+# work: a route, a carrier, and the answer of a witness that takes the same route. Where no witness
+# is known only ARP is believed, which no IP firewall on either side filters.
+# Test: test_silence_counts_only_over_a_proven_path
+SILENCE_RULES = (
+    Rule("no usable route leads to it, or the route or the carrier changed during the look",
+         Finding.UNKNOWN, tell_no_route),
+    Rule("something on this side is in the way: a packet that could not be sent or found no room "
+         "here, no permission, an ICMP error of a router (but \"host unreachable\"), answers that "
+         "would come over another network of the node", Finding.UNKNOWN, tell_obstacle),
+    Rule("its packets may take another way: several next hops, a rule by mark, IPsec, an own "
+         "address of another network", Finding.UNKNOWN, tell_odd_way),
+    Rule("a port of this machine's own bridge forwards nothing, and no witness answers on the port "
+         "that the node was last heard on", Finding.UNKNOWN, tell_dead_port),
+    Rule("no carrier, on a network in `direct_networks`: the other node feeds it", Finding.DEAD,
+         tell_dead_cable),
+    Rule("no carrier", Finding.UNKNOWN, tell_no_carrier),
+    Rule("a witness answers on the same route to the end of the look", Finding.DEAD, tell_witness),
+    Rule("there are witnesses, and none of them does", Finding.UNKNOWN, tell_silent_witnesses),
+    Rule("there is no witness, and it is attached by IPv4 and a wire, and was asked by ARP",
+         Finding.DEAD, tell_carrier_alone),
+    Rule("there is no witness, and it is anything else: behind a router, IPv6, a bridge, a tunnel",
+         Finding.UNKNOWN, tell_need_of_witness))
 
 
 NEVER_SEEN = "it was never seen alive from this machine"
 
 
-def doubt_about_record(sight):
-    """Return why an address that was never seen alive cannot be dead, or "" when it can."""
-    # SAFETY: a mistyped address, or a node that answers no echo, is silent for ever. Of one that is
-    # asked by ARP or neighbour discovery too, the record is a remark only.
-    # Test: test_a_routed_address_that_was_never_seen_alive_cannot_be_dead
-    if not sight.asks_neighbour and not sight.was_alive:
-        return NEVER_SEEN + ": is it the node's, and does it answer echo? (fence_check -o status " \
-                            "while the node is up)"
-    return ""
+def add_record(reason, sight):
+    """Return the reason for a death with a remark where the address was never seen alive."""
+    return "; ".join(filter(None, (reason, "" if sight.was_alive else NEVER_SEEN)))
 
 
-def doubt_about_path(sight, witnesses, is_direct):
-    """Return why silence of this address would prove nothing, or "" when it would.
+def tell_no_record(sight):
+    if sight.asks_neighbour or sight.was_alive:
+        return None
+    return NEVER_SEEN + ": is it the node's, and does it answer echo? (fence_check -o status " \
+                        "while the node is up)"
 
-    Asked about an address that answers, as monitor does, it tells what its silence would be worth.
-    """
-    # SAFETY: own failures look exactly like a dead target, so silence needs a path that is known to
-    # work: a route, a carrier, and the answer of a witness that takes the same route. Where no
-    # witness is known only ARP is believed, which no IP firewall on either side filters.
-    # Test: test_silence_counts_only_over_a_proven_path
-    if sight.route is None:
-        return "no usable route from this machine: " + sight.obstacle
-    if sight.obstacle:
-        return sight.obstacle
-    if sight.route.odd_way:
-        return "the way to it cannot be judged: %s" % sight.route.odd_way
-    if not sight.route.has_carrier:
-        # On a direct cable that is the proof, and no witness could answer.
-        if is_direct and is_end_of_cable(sight.route):
-            return ""
-        return "this machine's own link is down: %s has no carrier" % sight.route.interface
-    chosen = choose_witnesses(sight, witnesses)
-    if chosen:
-        return doubt_about_witnesses(sight, chosen)
-    need = need_of_witness(sight)
-    if need:
-        return "a witness on the same route is needed, because %s: add one to witness_ips" % need
-    return ""
+
+# SAFETY: a mistyped address, or a node that answers no echo, is silent for ever. Of one that is
+# asked by ARP or neighbour discovery too, the record is a remark only.
+# Test: test_a_routed_address_that_was_never_seen_alive_cannot_be_dead
+RECORD_RULES = (
+    Rule("it would be dead, is asked by echo alone, and was never seen alive from this machine",
+         Finding.UNKNOWN, tell_no_record),)
 
 
 def choose_witnesses(sight, witnesses):
@@ -1029,7 +1206,7 @@ def choose_witnesses(sight, witnesses):
                if device.route and device.shares_route(sight)]
     named = [witness for witness in witnesses.named
              if witness in devices or witness not in witnesses.devices]
-    return named or devices
+    return named or [device for device in devices if not device.is_forwarded]
 
 
 def is_end_of_cable(route):
@@ -1052,10 +1229,15 @@ def doubt_about_witness(sight, witness):
     if not witness.shares_route(sight):
         return "witness %s is not on the same route" % witness.address
     # SAFETY: a router answers for each of its addresses, whatever has become of the wire there.
-    # Test: test_the_router_is_no_witness_of_what_is_behind_it
-    if sight.route.gateway and witness.is_near:
-        return ("witness %s is the router itself, which says nothing about the wire behind it: "
-                "name an address there" % witness.address)
+    # Test: test_a_router_is_no_witness_of_what_is_behind_it
+    if sight.route.gateway and witness.hops <= max(1, sight.routers):
+        return ("witness %s is a router on the way to it, or no farther away than one, and says "
+                "nothing about the wire behind it: name an address there" % witness.address)
+    # SAFETY: a router that answers ARP for others may do so on this side of the broken wire.
+    # Test: test_a_witness_behind_proxy_arp_is_none
+    if witness.is_forwarded:
+        return ("witness %s is behind a router that answers ARP for it: name an address that is "
+                "attached" % witness.address)
     # SAFETY: one that answered earlier has seen nothing of a path that broke since.
     # Test: test_a_witness_that_falls_silent_in_the_look_proves_nothing
     if not witness.answered_last:
@@ -1291,7 +1473,8 @@ CHECK_PARAMS = (  # fence_check
     param("fence_user", STRING, "User name at the fence device"),
     param("fence_pass", STRING, "Password at the fence device; as password or password_script "
           "Pacemaker hides it in its own outputs", secret=True),
-    param("fence_plug", STRING, "Outlet to be read, if the node's name does not mean it"),
+    param("fence_plug", STRING, "Outlet to be read, or several (1,5), if the node's name does not "
+          "mean it"),
     param("fence_options", STRING, "More parameters of the device: name=value,...", secret=True),
     param("target_mgmt_ip", STRING, "The node's address in the management network"),
     param("target_storage_ip", STRING, "The node's address in the storage network"),
@@ -1316,8 +1499,8 @@ COMMON_PARAMS = (  # all agents
           "that cannot tell its MAC, is refused before anything is switched"),
     param("plug", STRING, "Outlet to switch: the number printed on the case, its alias or its id. "
           "The fenced node's name is the cluster's label, and no outlet unless one carries it; of "
-          "several outlets exactly one must match. For fence_check: the node's name", letter="n",
-          aliases="port"),
+          "several outlets exactly one must match. Several that feed one node: 1,5. For "
+          "fence_check: the node's name", letter="n", aliases="port"),
     param("password", STRING, "Password, where the device asks for one", letter="p",
           aliases="passwd", secret=True),
     param("password_script", STRING, "Program that prints the password", letter="S",
@@ -2040,15 +2223,17 @@ def write_to_child(stdin, data):
 # Linux 6.18.
 
 # The numbers of ICMP in one family. request, reply: types of an echo. errors: the types that quote
-# the packet they are about. silence: the (type, code) of "host unreachable", nobody is there.
+# the packet they are about. exceeded: of these, the type of a router that takes it no farther.
+# silence: the (type, code) of "host unreachable", nobody is there.
 # others: what is listened to besides, a neighbour's advertisement. hops: (level, type) of the
 # option that limits a packet's way.
-IcmpNumbers = namedtuple("IcmpNumbers", "protocol request reply errors silence others hops")
+IcmpNumbers = namedtuple(
+    "IcmpNumbers", "protocol request reply errors exceeded silence others hops")
 ICMP = {socket.AF_INET: IcmpNumbers(protocol=socket.IPPROTO_ICMP, request=8, reply=0,
-                                    errors=(3, 11), silence=(3, 1), others=(),
+                                    errors=(3, 11), exceeded=11, silence=(3, 1), others=(),
                                     hops=(socket.IPPROTO_IP, socket.IP_TTL)),
         socket.AF_INET6: IcmpNumbers(protocol=socket.IPPROTO_ICMPV6, request=128, reply=129,
-                                     errors=(1, 3), silence=(1, 3), others=(136,),
+                                     errors=(1, 3), exceeded=3, silence=(1, 3), others=(136,),
                                      hops=(socket.IPPROTO_IPV6, socket.IPV6_HOPLIMIT))}
 
 # What the kernel is asked about routes and links: messages, and attributes of the answers.
@@ -2069,7 +2254,7 @@ ROUTE_BITS = "bits"        # of the network that a route is for: not an attribut
 AS_IN_TABLE = 0x2000       # flag: the route as it was entered, and not the way of one packet
 RULE_MARK = 10
 NEIGHBOUR_BODY = "BxxxiHBB"  # family, index of the link, state, flags, type
-NEIGHBOUR_ADDRESS, NEIGHBOUR_MAC = 1, 2
+NEIGHBOUR_ADDRESS, NEIGHBOUR_MAC, NEIGHBOUR_MASTER = 1, 2, 9
 # An IPsec policy: selector (target, source, ports, family, bits, protocol), ..., direction.
 POLICY_BODY = "16s16sHHHHHBBBxxxiI64x32xIIB3x"
 POLICY_OUT, POLICY_PRIORITY, POLICY_TEMPLATE = 1, 12, 5
@@ -2188,7 +2373,7 @@ def _find_odd_way(family, target, index, way):
     if not way[1] and not (_is_of_route(family, way[2], table)
                            or _has_own_network(family, index, way[2], target)):
         return "this machine's own address there is of another network"
-    return _find_blocked_port(index)
+    return ""
 
 
 def _is_of_route(family, source, table):
@@ -2213,18 +2398,20 @@ def _is_policy_for(family, target, fields):
         target, network[:len(target)], bits)
 
 
-def _find_blocked_port(index):
-    """Return which port of a bridge of this machine forwards nothing, or ""."""
+def _find_dead_port(index):
+    """Return the name of a port of the bridge with this index that forwards nothing, or ""."""
     # The kernel tells of the ports of all bridges at once.
     for _, facts in _list(GET_LINK, LINK_BODY, BRIDGE_FAMILY):
-        master = facts.get(LINK_MASTER)
         state = parse_attributes(facts.get(PORT_FACTS, b"")).get(PORT_STATE)
         # Without a state it is no port of a bridge: network cards tell here of their bond, too.
-        is_blocked = state not in (None, bytes([PORT_FORWARDS]))
-        if is_blocked and master and struct.unpack("I", master)[0] == index:
-            name = facts.get(LINK_NAME, b"").rstrip(b"\0").decode("ascii", "backslashreplace")
-            return "port %s of this machine's own bridge forwards nothing" % name
+        is_dead = state not in (None, bytes([PORT_FORWARDS]))
+        if is_dead and facts.get(LINK_MASTER) == struct.pack("I", index):
+            return _parse_link_name(facts)
     return ""
+
+
+def _parse_link_name(facts):
+    return facts.get(LINK_NAME, b"").rstrip(b"\0").decode("ascii", "backslashreplace")
 
 
 def _has_own_network(family, index, source, target):
@@ -2298,6 +2485,18 @@ def find_neighbour(family, index, target):
     return b""
 
 
+def find_bridge_port(bridge, mac):
+    """Return the index of the port of a bridge (an index) that a MAC was last heard on, or 0."""
+    try:
+        for fields, facts in _list(GET_NEIGHBOUR, NEIGHBOUR_BODY, BRIDGE_FAMILY):
+            is_of_bridge = facts.get(NEIGHBOUR_MASTER) == struct.pack("I", bridge)
+            if is_of_bridge and facts.get(NEIGHBOUR_MAC) == mac:
+                return fields[1]
+    except OSError as error:
+        raise Unreachable(explain_os_error(error)) from error
+    return 0
+
+
 def find_route(family, target):
     """Return the Route of packets to target (bytes); raise Unreachable where there is none."""
     try:
@@ -2306,6 +2505,7 @@ def find_route(family, target):
         hardware, flags, facts = _ask_link(index)
         link_kind = _find_link_kind(facts)
         odd_way = _find_odd_way(family, target, index, way)
+        dead_port = _find_dead_port(index)
     except OSError as error:
         raise Unreachable(explain_os_error(error)) from error
     is_up, is_running = bool(flags & IFF_LOWER_UP), bool(flags & IFF_RUNNING)
@@ -2315,10 +2515,10 @@ def find_route(family, target):
     if hardware == ETHERNET and not flags & IFF_NOARP:
         mac = facts.get(LINK_MAC, b"")
     return Route(
-        interface=facts[LINK_NAME].rstrip(b"\0").decode("ascii", "backslashreplace"),
+        interface=_parse_link_name(facts),
         index=index, mac=mac, source=way[2], gateway=way[1], has_carrier=is_up and is_running,
         carrier_changes=facts.get(LINK_CHANGES), is_port=LINK_MASTER in facts, odd_way=odd_way,
-        link_kind=link_kind)
+        dead_port=dead_port, link_kind=link_kind)
 
 
 # SECTION: NETWORK ---------------------------------------------------------------------------------
@@ -2333,18 +2533,57 @@ PACKET_BUFFER_BYTES = 4194304
 SOL_RAW, ICMP_FILTER = 255, 1
 FRAMES = -1               # the "family" of a PacketSocket that hears whatever one machine sends
 ETHERTYPE_ALL = 3
-# Source: linux/filter.h. Instructions of a filter: load a word, a half, jump if equal, return.
-LOAD_WORD, LOAD_HALF, JUMP_EQUAL, RETURN = 0x20, 0x28, 0x15, 0x06
-FRAME_SOURCE = 0xFFE00006  # where a filter finds the MAC that a frame comes from
+# Source: linux/filter.h. Instructions of a filter: load a word, a half, a byte, the length of an
+# IPv4 header, a byte behind that; jump if equal, if not less; return.
+LOAD_WORD, LOAD_HALF, LOAD_BYTE, LOAD_LENGTH, LOAD_BEHIND = 0x20, 0x28, 0x30, 0xB1, 0x50
+JUMP_EQUAL, JUMP_NOT_LESS, RETURN = 0x15, 0x35, 0x06
+# Where a filter finds the MAC that a frame comes from, its protocol, and for whom it is.
+FRAME_SOURCE, FRAME_PROTOCOL, FRAME_RECEIVER = 0xFFE00006, 0xFFFFF000, 0xFFFFF004
+FOR_OTHERS = 3             # and above: for another machine, or on its way out
+ETHERTYPES = {socket.AF_INET: 0x0800, socket.AF_INET6: 0x86DD}
+IPV6_HEADER_BYTES = 40
+
+
+def build_filter(steps):
+    return b"".join(struct.pack("HBBI", *step) for step in steps)
 
 
 def build_mac_filter(mac):
     """Return the instructions that let through the frames of one MAC and nothing else."""
     first, last = struct.unpack(">IH", mac)
-    steps = ((LOAD_WORD, 0, 0, FRAME_SOURCE), (JUMP_EQUAL, 0, 3, first),
-             (LOAD_HALF, 0, 0, FRAME_SOURCE + 4), (JUMP_EQUAL, 0, 1, last),
-             (RETURN, 0, 0, 64), (RETURN, 0, 0, 0))
-    return b"".join(struct.pack("HBBI", *step) for step in steps)
+    return build_filter((
+        (LOAD_WORD, 0, 0, FRAME_SOURCE), (JUMP_EQUAL, 0, 3, first),
+        (LOAD_HALF, 0, 0, FRAME_SOURCE + 4), (JUMP_EQUAL, 0, 1, last),
+        (RETURN, 0, 0, 64), (RETURN, 0, 0, 0)))
+
+
+def build_tap_filter(family):
+    """Return the instructions that let through IP packets that can be an answer to us."""
+    numbers = ICMP[family]
+    kinds = (numbers.reply,) + numbers.errors + numbers.others
+    # An advertisement to somebody else says nothing of the way from here.
+    steps = [(LOAD_HALF, 0, 0, FRAME_PROTOCOL), (JUMP_EQUAL, 1, 0, ETHERTYPES[family]),
+             (RETURN, 0, 0, 0), (LOAD_BYTE, 0, 0, FRAME_RECEIVER),
+             (JUMP_NOT_LESS, 0, 1, FOR_OTHERS), (RETURN, 0, 0, 0)]
+    if family == socket.AF_INET:
+        steps += [(LOAD_BYTE, 0, 0, 9), (JUMP_EQUAL, 0, len(kinds) + 2, numbers.protocol),
+                  (LOAD_LENGTH, 0, 0, 0), (LOAD_BEHIND, 0, 0, 0)]
+    else:
+        steps += [(LOAD_BYTE, 0, 0, 6), (JUMP_EQUAL, 0, len(kinds) + 1, numbers.protocol),
+                  (LOAD_BYTE, 0, 0, IPV6_HEADER_BYTES)]
+    steps += [(JUMP_EQUAL, len(kinds) - number, 0, kind) for number, kind in enumerate(kinds)]
+    return build_filter(steps + [(RETURN, 0, 0, 0), (RETURN, 0, 0, MAX_REPLY_BYTES)])
+
+
+def parse_ip_packet(family, packet):
+    """Return (what is in a packet behind its IP header, its sender)."""
+    if family == socket.AF_INET and len(packet) >= 20:
+        header_bytes, sender = (packet[0] & 15) * 4, packet[12:16]  # it tells its length in words
+    elif family == socket.AF_INET6 and len(packet) >= IPV6_HEADER_BYTES:
+        header_bytes, sender = IPV6_HEADER_BYTES, packet[8:24]
+    else:
+        return b"", ""
+    return packet[header_bytes:], socket.inet_ntop(family, sender)
 
 
 def build_icmp_filter(family):
@@ -2398,8 +2637,8 @@ class PacketSocket:
             return b"", ""
         if self.family == FRAMES:
             return packet, address[4]
-        if packet and self.family == socket.AF_INET and self.is_raw:
-            packet = packet[(packet[0] & 15) * 4:]  # the header tells its length in words
+        if self.family == socket.AF_INET and self.is_raw:
+            return parse_ip_packet(self.family, packet)
         return packet, address[0].partition("%")[0]
 
     def count_drops(self):
@@ -2411,6 +2650,16 @@ class PacketSocket:
         drops = struct.unpack("%dI" % (len(facts) // 4), facts)[-1]
         drops, self.known_drops = drops - self.known_drops, drops
         return drops
+
+
+class TapSocket(PacketSocket):
+    """Hears answers as they come in from any link, before this machine's own IP looks at them."""
+
+    def receive(self):
+        try:
+            return parse_ip_packet(self.family, self.handle.recv(MAX_REPLY_BYTES))
+        except OSError:
+            return b"", ""
 
 
 class Connection:
@@ -2507,6 +2756,24 @@ CONNECT_HINTS = {
     errno.ENETUNREACH: "this machine has no route to that network"}
 
 
+def open_filtered(interface, ethertype, steps):
+    """Return a socket for what a filter lets through, of one interface or ("") of all, or None."""
+    import ctypes
+    held = ctypes.create_string_buffer(steps)
+    try:
+        # Protocol 0 hears nothing until it is bound, so the filter is there first. All interfaces
+        # cannot be bound to: what comes before the filter is older than any question.
+        handle = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM,
+                               0 if interface else socket.htons(ethertype))
+        handle.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack(
+            "HP", len(steps) // 8, ctypes.addressof(held)))
+        if interface:
+            handle.bind((interface, ethertype))
+    except OSError:
+        return None
+    return handle
+
+
 class Network:
     """What one run asks of the network and of the kernel."""
 
@@ -2574,6 +2841,7 @@ class Network:
 
     find_route = staticmethod(find_route)
     find_neighbour = staticmethod(find_neighbour)
+    find_bridge_port = staticmethod(find_bridge_port)
 
     def open_echo(self, family):
         """Return a PacketSocket for ICMP, raw where that is permitted; None where none is."""
@@ -2601,18 +2869,14 @@ class Network:
 
     def open_frames(self, interface, mac):
         """Return a PacketSocket for all frames that one MAC sends, or None where there is none."""
-        import ctypes
-        steps = build_mac_filter(mac)
-        held = ctypes.create_string_buffer(steps)
-        try:
-            # Protocol 0 hears nothing until it is bound, so the filter is there first.
-            handle = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, 0)
-            handle.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack(
-                "HP", len(steps) // 8, ctypes.addressof(held)))
-            handle.bind((interface, ETHERTYPE_ALL))
-        except OSError:
-            return None
-        return PacketSocket(handle, FRAMES, True)
+        handle = open_filtered(interface, ETHERTYPE_ALL, build_mac_filter(mac))
+        return PacketSocket(handle, FRAMES, True) if handle else None
+
+    def open_tap(self, family):
+        """Return a TapSocket for answers to us, or None where there can be none."""
+        # As one for all protocols it hears before nft's netdev tables and tc, too.
+        handle = open_filtered("", ETHERTYPE_ALL, build_tap_filter(family))
+        return TapSocket(handle, family, True) if handle else None
 
     def wait_readable(self, handles, seconds):
         """Return those of the PacketSockets that have something to read within the time."""
@@ -2644,9 +2908,10 @@ class Device:
 
     A class of part 3 has list_outlets(deadline), which returns Outlets, and open(deadline), which
     proves which device and which outlet this is and returns an OpenedOutlet: nothing can be
-    switched or read but through that. Every call takes the action's Deadline and raises FenceError:
-    Refused for an answer that asking again will not change, and an error that is retryable for one
-    that may be better the next time.
+    switched or read but through that. Where a device may have several outlets, open goes by way of
+    open_named, which takes a list of names too. Every call takes the action's Deadline and raises
+    FenceError: Refused for an answer that asking again will not change, and an error that is
+    retryable for one that may be better the next time.
     """
 
     name = ""  # of the device's family, for messages
@@ -2656,6 +2921,8 @@ class Device:
         self.settings = settings
         self.label = settings.nodename  # the cluster's name for the target
         self.wanted = settings.plug     # the outlet that the caller named, "" for none
+        self.names = split_names(settings.plug, self.label)  # if it is a list of several
+        self.is_list = False            # no outlet's own name is that list: asked once an action
 
     def describe(self):
         return "%s %s" % (self.name, render_address(self.settings.ip, self.settings.ipport))
@@ -2671,6 +2938,54 @@ class Device:
         if not self.wanted and len(self.list_outlets(deadline)) > 1:
             return None
         return self.open(deadline)
+
+    def open_named(self, open_one):
+        """Return the OpenedOutlet that the caller named; open_one(name) opens that of one name.
+
+        An outlet's own name may hold a comma, so the whole text is looked up first.
+        """
+        if not self.names:
+            return open_one(self.wanted)
+        whole = self._open_whole(open_one)
+        try:
+            group = self._open_all(open_one)
+        except UnknownOutlet as error:
+            if whole:
+                return whole
+            raise UnknownOutlet("%s (taken as a list, because no outlet is called %s)"
+                                % (error, quote(self.wanted))) from error
+        # SAFETY: one outlet or several, to choose would be a guess.
+        # Test: test_a_text_that_is_a_name_and_a_list_is_refused
+        if whole:
+            raise Refused("plug %s is the name of one outlet, and a list of others: use their ids, "
+                          "or rename it" % quote(self.wanted))
+        return group
+
+    def _open_whole(self, open_one):
+        """Return the outlet whose own name is the whole list, or None."""
+        if not self.is_list:
+            try:
+                return open_one(self.wanted)
+            except UnknownOutlet:
+                self.is_list = True
+        return None
+
+    def _open_all(self, open_one):
+        """Return the OutletGroup of all that the caller named; raise Refused for a name too many.
+
+        SAFETY: two names of one outlet leave another one on, which nobody looks at.
+        Test: test_two_names_of_one_outlet_are_refused_before_anything_is_sent
+        """
+        outlets, known = {}, {}
+        for name in self.names:
+            check_name_in_list(name, self.wanted, self.label)
+            outlet = open_one(name)
+            if outlet.identity in known:
+                raise Refused("plug %s names one outlet twice, as %s and as %s" % (
+                    quote(self.wanted), quote(known[outlet.identity]), quote(name)))
+            known[outlet.identity] = name
+            outlets[name] = outlet
+        return OutletGroup(self, outlets)
 
     def check_mac(self, text):
         """Raise Refused unless the MAC that the device tells is the configured one."""
@@ -2690,16 +3005,22 @@ class Device:
 class OpenedOutlet:
     """One outlet of a device, after both have been proven to be the ones that are meant.
 
-    state: what the device said of it while it was opened. A class of part 3 has read(deadline),
+    state: what the device said of it while it was opened. identity: what tells it from the other
+    outlets of the device, whatever name it was called by. A class of part 3 has read(deadline),
     which returns a PowerState, and send(wanted, deadline), which commands one. The reply to a
     command is the device's word about its intentions; read is what it says of the outlet
     afterwards. Both make sure first that it is still the same device: a new connection may lead to
     another one.
     """
 
-    def __init__(self, device, state):
+    def __init__(self, device, state, identity=""):
         self.device = device
         self.state = state
+        self.identity = identity
+
+    def ask_each(self, ask):
+        """Return {name: ask(name, outlet)} of the outlets that this one stands for, see PROOF."""
+        return {"": ask("", self)}
 
     def read_meter(self, deadline):
         """Return the MeterReading of what the outlet draws now.
@@ -2711,6 +3032,26 @@ class OpenedOutlet:
 
     def close(self):
         self.device.close()
+
+
+class OutletGroup(OpenedOutlet):
+    """Several outlets of one device, which feed one target: what is done is done to each of them.
+
+    outlets: {name: OpenedOutlet}. state: OFF when all are.
+    """
+
+    def __init__(self, device, outlets):
+        super().__init__(device, combine_states([outlet.state for outlet in outlets.values()]))
+        self.outlets = outlets
+
+    def ask_each(self, ask):
+        answers = {}
+        for name, outlet in self.outlets.items():
+            try:
+                answers[name] = ask(name, outlet)
+            except FenceError as error:
+                raise type(error)(tell_outlet(name, str(error))) from error
+        return answers
 
 
 # SECTION: LOGINS ----------------------------------------------------------------------------------
@@ -3613,11 +3954,11 @@ class KasaDevice(Device):
 
     def open(self, deadline):
         self.read_description(deadline)
-        return KasaOutlet(self, self.find_outlet())
+        return self.open_named(lambda name: KasaOutlet(self, name))
 
-    def find_outlet(self):
-        """Return the Outlet that the caller named, as the device has just described it."""
-        return select_outlet(self.description.outlets, self.wanted, self.label)
+    def find_outlet(self, name):
+        """Return the Outlet of a name that the caller gave, as the device has just described it."""
+        return select_outlet(self.description.outlets, name, self.label)
 
     def read_description(self, deadline):
         """Ask for the device's description, alone: mixed queries have crashed devices."""
@@ -3700,8 +4041,10 @@ class KasaDevice(Device):
 class KasaOutlet(OpenedOutlet):
     """The relay of a plug, or one outlet of a strip, which its child id names on the wire."""
 
-    def __init__(self, device, outlet):
-        super().__init__(device, outlet.state)
+    def __init__(self, device, wanted):
+        outlet = device.find_outlet(wanted)
+        super().__init__(device, outlet.state, outlet.number)
+        self.wanted = wanted  # the name by which the caller means it
         self.number = outlet.number if device.description.is_strip else None
         self.child_id = self._child_id_of(outlet)
         self.proven_on = device.connection  # where device and outlet have told who they are
@@ -3716,10 +4059,10 @@ class KasaOutlet(OpenedOutlet):
     def _prove(self):
         """Return the outlet's state, and raise Refused for another outlet, as just described."""
         self.proven_on = None
-        outlet = self.device.find_outlet()
+        outlet = self.device.find_outlet(self.wanted)
         if self._child_id_of(outlet) != self.child_id:
             raise Refused("plug %s has become another outlet in the middle of the action: its id "
-                          "was %s and is %s" % (quote(self.device.wanted), quote(self.child_id),
+                          "was %s and is %s" % (quote(self.wanted), quote(self.child_id),
                                                 quote(self._child_id_of(outlet))))
         self.proven_on = self.device.connection
         return outlet.state
@@ -3937,7 +4280,8 @@ class TasmotaDevice(HttpDevice):
 
     def open(self, deadline):
         relays = self.list_outlets(deadline)
-        return TasmotaRelay(self, select_outlet(relays, self.wanted, self.label), len(relays))
+        return self.open_named(lambda name: TasmotaRelay(
+            self, select_outlet(relays, name, self.label), len(relays)))
 
     def read_mac(self, deadline):
         return self.ask("Status 5", lambda members: parse_tasmota_mac(
@@ -3960,7 +4304,7 @@ class TasmotaRelay(HttpOutlet):
     """One relay of a Tasmota device, by its number."""
 
     def __init__(self, device, outlet, relays):
-        super().__init__(device, outlet.state)
+        super().__init__(device, outlet.state, outlet.number)
         self.number = outlet.number
         self.relays = relays  # how many the device has
         self.meter_setting = ""  # what the device says to SetOption21
@@ -4176,8 +4520,8 @@ def select_esphome_outlet(events, wanted, label):
         likely = shorten_identifier(wanted)
         if likely not in [known.number for known in outlets]:
             raise
-        raise Refused("%s; is %s meant, which firmware of 2021 makes of that name?"
-                      % (error, quote(likely))) from error
+        raise type(error)("%s; is %s meant, which firmware of 2021 makes of that name?"
+                          % (error, quote(likely))) from error
     same = [known for known in outlets if known.number == outlet.number]
     if len(same) > 1:
         raise Refused("%d switches of the device share the id %s, rename one: %s" % (
@@ -4202,9 +4546,10 @@ class EsphomeDevice(HttpDevice):
     def __init__(self, system, settings):
         super().__init__(system, settings)
         self.take_outlet_from_urls(parse_esphome_url)
-        if self.wanted:
-            build_esphome_path(self.wanted)
-        self.chosen = None  # the Outlet that the list proved: a lost answer costs no second list
+        for name in filter(None, (self.wanted,) + self.names):
+            build_esphome_path(name)
+        self.events = None  # the EsphomeEvents that proved an outlet
+        self.chosen = {}    # {name: that Outlet}: a lost answer costs no second list
 
     def list_outlets(self, deadline):
         self.check_identity(deadline)
@@ -4212,16 +4557,24 @@ class EsphomeDevice(HttpDevice):
 
     def open(self, deadline):
         self.check_identity(deadline)
-        if self.wanted and not self.chosen:
-            switch, is_exact = self._find_switch(self.wanted, deadline)
+        return self.open_named(lambda name: self._open_switch(name, deadline))
+
+    def _open_switch(self, name, deadline):
+        """Return the EsphomeSwitch that a name means, "" for an only one."""
+        if name and name not in self.chosen:
+            switch, is_exact = self._find_switch(name, deadline)
             if is_exact:
                 return switch
-        if not self.chosen:
-            self.chosen = self._choose(self._listen(deadline, self._is_decided))
-        switch, _ = self._find_switch(self.chosen.alias, deadline)
+            # The list would add nothing: ids hold no comma, and a name is found by itself.
+            if not switch and self.names and name == self.wanted:
+                raise UnknownOutlet("plug %s names no switch of this device" % quote(name))
+        if name not in self.chosen:
+            self._choose(name, self.events or self._listen(deadline, self._is_decided))
+        alias = self.chosen[name].alias
+        switch, _ = self._find_switch(alias, deadline)
         if not switch:
             raise Refused("the device lists the switch %s, and answers that it does not know it"
-                          % quote(self.chosen.alias))
+                          % quote(alias))
         return switch
 
     def prove_usable(self, deadline):
@@ -4231,7 +4584,7 @@ class EsphomeDevice(HttpDevice):
             events = self._listen(deadline, self._is_decided)
             if len(events.outlets) > 1:
                 return None
-            self.chosen = self._choose(events)
+            self._choose(self.wanted, events)
         return self.open(deadline)
 
     def _listen(self, deadline, is_enough_when_quiet):
@@ -4251,10 +4604,11 @@ class EsphomeDevice(HttpDevice):
         is_one_named = self.wanted not in ("", "1", self.label)
         return not is_one_named and (len(events.outlets) > 1 or not events.is_whole)
 
-    def _choose(self, events):
-        """Return the Outlet that the list proves, where a name alone did not prove which it is."""
+    def _choose(self, name, events):
+        """Note the Outlet that the list proves, where a name alone did not prove which it is."""
         try:
-            return select_esphome_outlet(events, self.wanted, self.label)
+            self.chosen[name] = select_esphome_outlet(events, name, self.label)
+            self.events = events
         except Refused as error:
             if events.has_ended or self._is_decided(events):
                 raise
@@ -4291,7 +4645,7 @@ class EsphomeSwitch(HttpOutlet):
     """One switch, by the path under which the device has answered for it."""
 
     def __init__(self, device, state, name, path):
-        super().__init__(device, state)
+        super().__init__(device, state, name)
         self.name = name
         self.path = path
 
@@ -4523,12 +4877,16 @@ class ShellyDevice(HttpDevice):
 
     def open(self, deadline):
         settings, outlets, status = self._read_all(deadline)
-        outlet = select_outlet(outlets, self.wanted, self.label)
-        if has_shelly_auto_on(settings, outlet.number - 1, self.ways):
-            raise Refused("channel %d switches itself on again after each OFF: switch its auto_on "
-                          "off" % outlet.number)
-        members = self.ways.find_channels(status)[outlet.number - 1]
-        return ShellyChannel(self, outlet, self.find_timer(outlet.state, members))
+        channels = self.ways.find_channels(status)
+
+        def open_one(name):
+            outlet = select_outlet(outlets, name, self.label)
+            if has_shelly_auto_on(settings, outlet.number - 1, self.ways):
+                raise Refused("channel %d switches itself on again after each OFF: switch its "
+                              "auto_on off" % outlet.number)
+            timer = self.find_timer(outlet.state, channels[outlet.number - 1])
+            return ShellyChannel(self, outlet, timer)
+        return self.open_named(open_one)
 
     def check_identity(self, deadline):
         """Raise Refused unless the device is the one that is configured, and that of before."""
@@ -4585,7 +4943,7 @@ class ShellyChannel(HttpOutlet):
     """One channel of a Shelly. timer: why its OFF of the opening will end, until a command came."""
 
     def __init__(self, device, outlet, timer):
-        super().__init__(device, outlet.state)
+        super().__init__(device, outlet.state, outlet.number)
         self.channel = outlet.number - 1
         self.timer = timer
         # Who has commanded before that, nobody knows.
@@ -4812,16 +5170,16 @@ class AgentOutlet(OpenedOutlet):
 
 # PART 4: FENCING ==================================================================================
 
-# SECTION: PROBES ----------------------------------------------------------------------------------
-# Packets to addresses, and what one look saw of each. What it means is judged in EVIDENCE.
-
+# SECTION: PACKETS ---------------------------------------------------------------------------------
+# What is asked of addresses and answered, as bytes, and what each packet shows of an address. Sends
+# nothing.
 
 ARP_HEADER = struct.pack(">HHBB", 1, 0x0800, 6, 4)  # Ethernet, IPv4, and their address lengths
 ARP_REQUEST, ARP_REPLY = 1, 2
 BROADCAST_MAC = b"\xff" * 6
 NEIGHBOUR_SOLICITATION, NEIGHBOUR_ADVERTISEMENT = 135, 136
-LOOK_SEQUENCES = 256    # echoes of one look have sequences of their own, so many of them
-NEAR_SEQUENCE = 0xFFFF  # of the echo that no router forwards
+LOOK_SEQUENCES = 1024    # echoes of one look have sequences of their own, so many of them
+SHORT_SEQUENCE = 0xFC00  # and above: of echoes that so few routers forward as it is above this
 
 
 def build_echo(family, marker, sequence):
@@ -4917,10 +5275,10 @@ class Markers:
     def begin_look(self):
         """Return the sequence that the echoes of one more look begin with."""
         self.looks += 1
-        return self.looks % (NEAR_SEQUENCE // LOOK_SEQUENCES) * LOOK_SEQUENCES
+        return self.looks % (SHORT_SEQUENCE // LOOK_SEQUENCES) * LOOK_SEQUENCES
 
-    def near(self, address):
-        """Return the marker of the echo that no router forwards."""
+    def of_short(self, address):
+        """Return the marker of echoes that die on the way if it is long."""
         return self.of(address)[:2] + bytes(byte ^ 0xFF for byte in self.random)
 
     def _first(self):
@@ -4940,7 +5298,7 @@ class Listener:
         self.router_errors = router_errors  # see Look
         self.markers = markers
         self.by_marker = {markers.of(sight.address): sight for sight in sights}
-        self.by_near_marker = {markers.near(sight.address): sight for sight in sights}
+        self.by_short_marker = {markers.of_short(sight.address): sight for sight in sights}
         self.last_sequences = range(0)      # of the echoes that witnesses get at the end of a look
 
     def take(self, family, packet, sender):
@@ -4976,15 +5334,17 @@ class Listener:
             self._take_icmp_error(family, error, sender)
 
     def _take_echo_reply(self, marker, sequence, sender):
-        near = self.by_near_marker.get(marker)
-        if near:
-            near.is_near = True
+        found = self.by_short_marker.get(marker)
+        if found:
+            found.hops = min(found.hops, max(1, sequence - SHORT_SEQUENCE))
+            found.echoed = found.echoed or found.address in self.targets
         sight = self.by_marker.get(marker)
         # SAFETY: only the target could have got the marker, whatever address its answer comes from.
         # Of a witness that would say nothing: its answer comes by the way that is in question.
         # Test: test_an_answer_from_another_address_of_the_target_is_life
         if sight and (sight.address in self.targets or sight.address == sender):
             sight.echoed = True
+            sight.answers.add(sequence)
             sight.answered_last = sight.answered_last or sequence in self.last_sequences
 
     def _take_icmp_error(self, family, error, sender):
@@ -4993,11 +5353,16 @@ class Listener:
         sight = self.sights.get(target)
         if not sight or identifier != self.markers.of(sight.address)[:2]:
             return
-        if sequence == NEAR_SEQUENCE:
-            return  # that no router forwards it is what it is for
+        is_exceeded = kind[0] == ICMP[family].exceeded
         if socket.inet_pton(family, sender) == target:
+            # Whatever it is about: a node that hands its packets on to a container may tell that.
             sight.rejected = True
             sight.answered_last = sight.answered_last or sequence in self.last_sequences
+        elif sequence > SHORT_SEQUENCE:
+            if is_exceeded:
+                sight.routers = max(sight.routers, sequence - SHORT_SEQUENCE)
+        elif is_exceeded and sight.address not in self.targets and sight.is_attached():
+            sight.is_forwarded = True
         elif kind != ICMP[family].silence:
             # "Host unreachable" is what a router says of a dead target: no more than its silence.
             # Everything else tells of a path that does not work.
@@ -5016,6 +5381,9 @@ class Listener:
             sight.answered_last = True
 
 
+# SECTION: PROBES ----------------------------------------------------------------------------------
+# Packets to addresses, and what one look saw of each. What it means is judged in EVIDENCE.
+
 class Asker:
     """Asks addresses, by sockets that are opened when they are first needed.
 
@@ -5026,15 +5394,16 @@ class Asker:
         self.system = system
         self.arp_check = arp_check
         self.markers = Markers()
-        self.near = set()       # witnesses that have turned out to be the router itself
+        self.distances = {}     # {address: its hops, routers and is_forwarded}, see Sight
         self.by_family = {}     # sockets for ICMP; None where there can be none
+        self.taps = {}          # sockets that hear answers which do not come in there; the same
         self.by_interface = {}  # sockets for ARP; the same
         self.by_mac = {}        # sockets for all that a target sends; the same
         self.known_macs = {}    # {address of a target: its MAC}
 
     def opened(self):
-        handles = [handle for group in (self.by_family, self.by_interface, self.by_mac)
-                   for handle in group.values()]
+        groups = (self.by_family, self.taps, self.by_interface, self.by_mac)
+        handles = [handle for group in groups for handle in group.values()]
         return [handle for handle in handles if handle]
 
     def count_drops(self):
@@ -5049,6 +5418,12 @@ class Asker:
         """Find out how an address can be asked, and what then its silence is worth."""
         if sight.family not in self.by_family:
             self.by_family[sight.family] = self.system.open_echo(sight.family)
+            self.taps[sight.family] = self.system.open_tap(sight.family)
+        # SAFETY: this machine's own firewall may drop an answer, and its rp_filter one that comes
+        # back by another link. Test: test_silence_that_no_tap_has_heard_proves_nothing
+        if not self.taps[sight.family]:
+            sight.add_obstacle("no packet socket can be opened, so this machine's own firewall may "
+                               "hide its answers: run it as root")
         echo = self.by_family[sight.family]
         if not echo or not echo.is_raw:
             sight.add_obstacle("no raw ICMP socket can be opened, so silence proves nothing: "
@@ -5086,12 +5461,15 @@ class Asker:
     def _may_ask_neighbour(self, sight):
         return bool(self.arp_check) and sight.is_attached()
 
-    def ask(self, sight, sequence):
-        """Send one echo, and one question to the neighbour where it can be asked."""
+    def ask(self, sight, sequence, hops=0):
+        """Send one echo, and one question to the neighbour where it can be asked.
+
+        hops: see PacketSocket.send.
+        """
         echo = self.by_family[sight.family]
         if echo:
             self._send(sight, echo, build_echo(
-                sight.family, self.markers.of(sight.address), sequence), (sight.address, 0))
+                sight.family, self.markers.of(sight.address), sequence), (sight.address, 0), hops)
         if not self._may_ask_neighbour(sight):
             return
         if sight.uses_arp:
@@ -5099,12 +5477,18 @@ class Asker:
         elif echo and echo.is_raw:
             self._ask_by_discovery(sight, echo)
 
-    def ask_near(self, sight):
-        """Send an echo that no router forwards: who answers it is the router itself, or nearer."""
+    def ask_how_far(self, sight):
+        """Send echoes that die on the way if it has more than so many routers."""
         echo = self.by_family[sight.family]
-        if echo and sight.route.gateway:
-            packet = build_echo(sight.family, self.markers.near(sight.address), NEAR_SEQUENCE)
-            self._send(sight, echo, packet, (sight.address, 0), hops=1)
+        if not echo or not sight.route.gateway:
+            return
+        # SAFETY: a router tells each machine few errors in a second: one that has told of itself is
+        # not asked again, so that it can tell of itself on the way to others.
+        # Test: test_routers_that_tell_few_errors_are_found_on_the_way_to_every_network
+        for hops in range(sight.routers + 1, MOST_ROUTERS + 1):
+            packet = build_echo(sight.family, self.markers.of_short(sight.address),
+                                SHORT_SEQUENCE + hops)
+            self._send(sight, echo, packet, (sight.address, 0), hops)
 
     def _ask_by_arp(self, sight):
         route = sight.route
@@ -5125,129 +5509,72 @@ class Asker:
             sight.add_obstacle(str(error))
 
 
-class Look:
-    """One look at all addresses at once: each is asked several times, in several ways.
+class Inquiry:
+    """The questions of one look, at all addresses at once, and the time to hear the answers."""
 
-    In this order: ask the kernel for the routes, open the sockets, ask and listen, ask the
-    witnesses once more, ask the kernel again. Whatever goes wrong on this side becomes an obstacle
-    of the Sight, never an answer.
-    """
-    # SAFETY: router_errors, {address: what a router said about it}, are those of all looks of an
-    # action: a router tells an error once in a while only, and the path is just silent then.
-    # Test: test_what_a_router_said_holds_for_the_whole_action
-
-    def __init__(self, system, settings, asker, router_errors, device_addresses):
+    def __init__(self, system, asker, listener, sights, settings):
         self.system = system
-        self.settings = settings
         self.asker = asker
-        self.targets = {target.address for target in settings.targets}
-        addresses = self.targets.union(
-            device_addresses, (witness.address for witness in settings.witnesses))
-        self.sights = [Sight(address) for address in sorted(addresses)]
-        for sight in self.sights:
-            sight.is_near = sight.address in asker.near
-            if sight.address in router_errors:
-                sight.add_obstacle(router_errors[sight.address])
-        self.listener = Listener(self.sights, self.targets, asker.markers, router_errors)
+        self.listener = listener
+        self.sights = sights
+        self.targets = listener.targets
         self.first_sequence = asker.markers.begin_look()
         self.seconds = settings.ping_timeout
+        self.turns = settings.ping_count
+
+    def lengthen(self, seconds):
+        """Take so many seconds at least, and ask as often in each of them."""
+        self.turns = int(self.turns * max(1, seconds / self.seconds))
+        self.seconds = max(self.seconds, seconds)
 
     def run(self):
-        """Return {address: Sight}."""
-        for sight in self.sights:
-            self._find_route(sight)
-        self._choose_length()
-        for sight in self._routed():
-            self.asker.choose_questions(sight)
-            if sight.address in self.targets and self.settings.arp_check:
-                self.asker.listen_to(sight)
-        self._catch_up()
-        self._ask_and_listen()
-        self._note_drops()
-        for sight in self._routed():
-            if not self.asker.by_family[sight.family]:
-                run_ping(self.system, self.settings, sight)
-        for sight in self.sights:
-            self._check_route(sight)
-        self.asker.near.update(sight.address for sight in self.sights if sight.is_near)
-        return {sight.address: sight for sight in self.sights}
-
-    def _routed(self):
-        """Return the Sights that there is a route to; the others cannot be asked."""
-        return [sight for sight in self.sights if sight.route]
-
-    def _asked(self):
-        """Return the Sights that packets can be sent to: without a carrier none would leave."""
-        return [sight for sight in self._routed() if sight.route.has_carrier]
-
-    def _asked_witnesses(self):
-        return [sight for sight in self._asked() if sight.address not in self.targets]
-
-    def _find_route(self, sight):
-        try:
-            sight.route = self.system.find_route(sight.family, sight.packed)
-        except Unreachable as error:
-            sight.lose_route(str(error))
-
-    def _choose_length(self):
-        # SAFETY: a router that has lost sight of a node asks for it by ARP, once in a second, and
-        # the question or its answer may get lost.
-        # Test: test_a_look_behind_a_router_is_longer_than_its_search_for_the_node
-        if any(sight.route.gateway for sight in self._routed() if sight.address in self.targets):
-            self.seconds = max(self.seconds, ROUTED_LOOK_SECONDS)
-
-    def _check_route(self, sight):
-        # SAFETY: a link that was gone for a part of the look has hidden answers.
-        # Test: test_a_link_that_flaps_during_the_look_proves_nothing
-        before = sight.route
-        self._find_route(sight)
-        if sight.route != before:
-            sight.lose_route("its route or carrier changed while the answers were awaited")
-
-    def _catch_up(self):
-        """Take in what has come since the look before; what found no room then is lost."""
-        handles = self.asker.opened()
-        end = self.system.clock() + self.seconds
-        ready = self.system.wait_readable(handles, 0)
-        while ready and self.system.clock() < end:
-            for handle in ready:
-                self.listener.take(handle.family, *handle.receive())
-            ready = self.system.wait_readable(handles, 0)
-        self.asker.count_drops()
-
-    def _note_drops(self):
-        # SAFETY: an answer may have been among them.
-        # Test: test_packets_that_found_no_room_are_a_doubt
-        drops = self.asker.count_drops()
-        if drops:
-            for sight in self.sights:
-                sight.add_obstacle("this machine had no room for %d packets, and an answer may "
-                                   "have been among them" % drops)
-
-    def _ask_and_listen(self):
         """Ask at even intervals, so that a burst of losses does not take all questions."""
+        self._ask_turns(range(self.turns))
+        # SAFETY: what a witness on the way loses, a living target may lose, too.
+        # Test: test_a_look_is_longer_where_a_witness_loses_answers
+        if self._is_lossy():
+            self._ask_turns(range(self.turns, 2 * self.turns))
+        self._ask_witnesses_last()
+
+    def _ask_turns(self, turns):
         # Counted, not timed: a process that was held up for a while still asks every question.
-        for turn in range(self.settings.ping_count):
+        for turn in turns:
+            if self._has_found_life():
+                return
             for sight in self._asked():
                 if not (sight.address in self.targets and sight.echoed):
-                    self.asker.ask(sight, self.first_sequence + turn)
-            if turn % NEAR_TURNS == NEAR_TURNS // 2:
-                for witness in self._asked_witnesses():
-                    self.asker.ask_near(witness)
-            self._listen(self.seconds * ASKING_PART / self.settings.ping_count)
-            if all(sight.echoed for sight in self._asked() if sight.address in self.targets):
-                break
-        self._ask_witnesses_last()
+                    self._ask(sight, self.first_sequence + turn)
+            if turn % SHORT_TURNS == SHORT_TURNS // 2:
+                for sight in self._asked():
+                    self.asker.ask_how_far(sight)
+            self._listen(self.seconds * ASKING_PART / self.turns)
+
+    def _has_found_life(self):
+        return all(sight.echoed for sight in self._asked() if sight.address in self.targets)
+
+    def _is_lossy(self):
+        """Return whether a witness that answers has left too many echoes without an answer."""
+        fewest = FEWEST_ANSWERS * self.turns
+        return not self._has_found_life() and any(
+            0 < len(sight.answers) < fewest for sight in self._asked_witnesses())
+
+    def _ask(self, sight, sequence):
+        # A witness that is attached needs no router: what one forwards was never attached.
+        is_near = sight.address not in self.targets and sight.is_attached()
+        self.asker.ask(sight, sequence, hops=1 if is_near else 0)
 
     def _ask_witnesses_last(self):
         """Ask the witnesses again, now that the target has been asked for the last time."""
-        first = self.first_sequence + self.settings.ping_count
+        first = self.first_sequence + 2 * self.turns
         self.listener.last_sequences = range(first, first + LAST_QUESTIONS)
         for sequence in self.listener.last_sequences:
+            # Before, so that their answers are there before; of a target that lives, too: monitor
+            # has to know the routers on the way to it.
+            for sight in self._asked():
+                self.asker.ask_how_far(sight)
             for witness in self._asked_witnesses():
                 if not witness.answered_last:
-                    self.asker.ask_near(witness)  # before, so that its answer is there before
-                    self.asker.ask(witness, sequence)
+                    self._ask(witness, sequence)
             self._listen(self.seconds * (1 - ASKING_PART) / LAST_QUESTIONS)
 
     def _listen(self, seconds):
@@ -5274,6 +5601,119 @@ class Look:
     def _is_settled(self, sight):
         # Of a target only the echo: an early ARP reply does not say that ICMP is filtered.
         return sight.echoed if sight.address in self.targets else sight.answered_last
+
+    def _asked(self):
+        """Return the Sights that packets can be sent to: without a carrier none would leave."""
+        # SAFETY: one that turned out to be forwarded would use up what its router tells of others.
+        # Test: test_what_is_behind_proxy_arp_is_no_witness_in_any_look
+        return [sight for sight in self.sights
+                if sight.route and sight.route.has_carrier and not sight.is_forwarded]
+
+    def _asked_witnesses(self):
+        return [sight for sight in self._asked() if sight.address not in self.targets]
+
+
+class Look:
+    """One look at all addresses at once: each is asked several times, in several ways.
+
+    In this order: ask the kernel for the routes, open the sockets, ask and listen, ask the
+    witnesses once more, ask the kernel again. Whatever goes wrong on this side becomes an obstacle
+    of the Sight, never an answer.
+    """
+    # SAFETY: router_errors, {address: what a router said about it}, are those of all looks of an
+    # action: a router tells an error once in a while only, and the path is just silent then.
+    # Test: test_what_a_router_said_holds_for_the_whole_action
+
+    def __init__(self, system, settings, asker, router_errors, device_addresses):
+        self.system = system
+        self.settings = settings
+        self.asker = asker
+        self.targets = {target.address for target in settings.targets}
+        addresses = self.targets.union(
+            device_addresses, (witness.address for witness in settings.witnesses))
+        # The target first: a router tells few errors, and those about the target count most.
+        self.sights = [Sight(address) for address in sorted(
+            addresses, key=lambda address: (address not in self.targets, address))]
+        for sight in self.sights:
+            sight.hops, sight.routers, sight.is_forwarded = asker.distances.get(
+                sight.address, (sight.hops, sight.routers, sight.is_forwarded))
+            if sight.address in router_errors:
+                sight.add_obstacle(router_errors[sight.address])
+        self.listener = Listener(self.sights, self.targets, asker.markers, router_errors)
+        self.inquiry = Inquiry(system, asker, self.listener, self.sights, settings)
+
+    def run(self):
+        """Return {address: Sight}."""
+        for sight in self.sights:
+            self._find_route(sight)
+        self._choose_length()
+        for sight in self._routed():
+            self.asker.choose_questions(sight)
+            if sight.address in self.targets and self.settings.arp_check:
+                self.asker.listen_to(sight)
+        self._catch_up()
+        self.inquiry.run()
+        self._note_drops()
+        self._find_ports()
+        for sight in self._routed():
+            if not self.asker.by_family[sight.family]:
+                run_ping(self.system, self.settings, sight)
+        for sight in self.sights:
+            self._check_route(sight)
+            self.asker.distances[sight.address] = (
+                sight.hops, sight.routers, sight.is_forwarded)
+        return {sight.address: sight for sight in self.sights}
+
+    def _routed(self):
+        """Return the Sights that there is a route to; the others cannot be asked."""
+        return [sight for sight in self.sights if sight.route]
+
+    def _find_route(self, sight):
+        try:
+            sight.route = self.system.find_route(sight.family, sight.packed)
+        except Unreachable as error:
+            sight.lose_route(str(error))
+
+    def _choose_length(self):
+        # SAFETY: a router that has lost sight of a node asks for it by ARP, once in a second, and
+        # the question or its answer may get lost.
+        # Test: test_a_look_behind_a_router_is_longer_than_its_search_for_the_node
+        if any(sight.route.gateway for sight in self._routed() if sight.address in self.targets):
+            self.inquiry.lengthen(ROUTED_LOOK_SECONDS)
+
+    def _check_route(self, sight):
+        # SAFETY: a link that was gone for a part of the look has hidden answers.
+        # Test: test_a_link_that_flaps_during_the_look_proves_nothing
+        before = sight.route
+        self._find_route(sight)
+        if sight.route != before:
+            sight.lose_route("its route or carrier changed while the answers were awaited")
+
+    def _catch_up(self):
+        """Take in what has come since the look before; what found no room then is lost."""
+        handles = self.asker.opened()
+        end = self.system.clock() + self.inquiry.seconds
+        ready = self.system.wait_readable(handles, 0)
+        while ready and self.system.clock() < end:
+            for handle in ready:
+                self.listener.take(handle.family, *handle.receive())
+            ready = self.system.wait_readable(handles, 0)
+        self.asker.count_drops()
+
+    def _find_ports(self):
+        """Find out on which port of an own bridge each was heard, where one of them is dead."""
+        for sight in self._routed():
+            for mac in sight.macs if sight.route.dead_port else ():
+                sight.port = sight.port or self.system.find_bridge_port(sight.route.index, mac)
+
+    def _note_drops(self):
+        # SAFETY: an answer may have been among them.
+        # Test: test_packets_that_found_no_room_are_a_doubt
+        drops = self.asker.count_drops()
+        if drops:
+            for sight in self.sights:
+                sight.add_obstacle("this machine had no room for %d packets, and an answer may "
+                                   "have been among them" % drops)
 
 
 def run_ping(system, settings, sight):
@@ -5387,11 +5827,13 @@ def check_still_off(job, outlet):
     """Raise NotConfirmed unless the outlet is off at the end of its time without power."""
     # SAFETY: a pulse timer, or another controller, may have closed the relay in between.
     # Test: test_a_relay_that_comes_back_by_itself_is_no_reboot
-    try:
-        state = job.retry(outlet.read, UNTIL_DEADLINE)
+    def look_at(name, one):
+        state = job.retry(one.read, UNTIL_DEADLINE)
         doubt = doubt_about_state(state, PowerState.OFF, "", render_seconds(REBOOT_OFF_SECONDS))
-        doubt = doubt or job.retry(
-            lambda deadline: read_load(job, outlet, deadline, ""), UNTIL_DEADLINE)
+        return doubt or job.retry(
+            lambda deadline: read_load(job, one, deadline, ""), UNTIL_DEADLINE)
+    try:
+        doubt = find_doubt(outlet.ask_each(look_at))
     except FenceError as error:
         doubt = str(error)
     if doubt:
@@ -5439,7 +5881,8 @@ def open_outlet(job):
 
 
 def describe_change(outlet, wanted):
-    return "Success: %s %s" % ("Already" if outlet.state is wanted else "Powered", wanted.value)
+    was_so = outlet.ask_each(lambda name, one: one.state is wanted)
+    return "Success: %s %s" % ("Already" if all(was_so.values()) else "Powered", wanted.value)
 
 
 def switch_off(job, outlet):
@@ -5462,6 +5905,8 @@ def switch_on(job, outlet):
 def confirm_power(job, outlet, wanted):
     """Send the command until it is acknowledged, and look until the outlet is in that state.
 
+    Of several outlets all are commanded before any is looked at, and all must be so in one look.
+
     The command is sent whatever state was seen: OFF may be repeated, and a relay's reported state
     may be stale. The acknowledgement proves nothing and is not needed: a device that breaks the
     connection after it obeyed is read on a new one.
@@ -5470,15 +5915,16 @@ def confirm_power(job, outlet, wanted):
     Test: test_no_fault_of_a_plug_is_ever_taken_for_a_proof
     """
     deadline = job.deadline
-    is_acknowledged, load = False, ""
-    agreed = 0
+    is_acknowledged, agreed = False, 0
+    problems, loads = {}, {}  # {name of an outlet: text, see read_doubt}
     while True:
-        problem = "" if is_acknowledged else send_command(job, outlet, wanted, deadline)
-        if not is_acknowledged and not problem:
+        if not is_acknowledged:
+            problems = send_commands(job, outlet, wanted, deadline)
+        if not is_acknowledged and not any(problems.values()):
             is_acknowledged = True
             deadline = job.deadline.within(job.settings.power_timeout)
             job.system.sleep(min(job.settings.power_wait, deadline.left()))
-        doubt, load = read_doubt(job, outlet, wanted, deadline, problem, load)
+        doubt = read_doubts(job, outlet, wanted, deadline, problems, loads)
         agreed = 0 if doubt else agreed + 1
         if agreed == readings_needed(wanted):
             return
@@ -5486,6 +5932,15 @@ def confirm_power(job, outlet, wanted):
             raise NotConfirmed(doubt or "the device reported %s only once, and the time was up "
                                "before it could be asked again" % wanted.value)
         job.system.debug("not confirmed yet: %s" % (doubt or "one more look"))
+
+
+def send_commands(job, outlet, wanted, deadline):
+    """Command the state of each outlet; return what send_command says of each, by its name.
+
+    SAFETY: one that does not answer must not leave the others on.
+    Test: test_an_outlet_that_does_not_answer_keeps_no_other_one_on
+    """
+    return outlet.ask_each(lambda name, one: send_command(job, one, wanted, deadline))
 
 
 def send_command(job, outlet, wanted, deadline):
@@ -5498,6 +5953,19 @@ def send_command(job, outlet, wanted, deadline):
         if not error.retryable:
             raise
         return str(error)
+
+
+def read_doubts(job, outlet, wanted, deadline, problems, loads):
+    """Return why the outlets cannot all be said to be `wanted` now, "" when they can.
+
+    loads: what read_doubt said of each, by its name; it is brought up to date here.
+    """
+    def read_one(name, one):
+        doubt, loads[name] = read_doubt(
+            job, one, wanted, deadline, problems[name], loads.get(name, ""))
+        return doubt
+
+    return find_doubt(outlet.ask_each(read_one))
 
 
 def read_doubt(job, outlet, wanted, deadline, problem, load):
@@ -5542,8 +6010,9 @@ def ask_twice(job, ask, deadline):
 
 
 def require_meter(outlet, deadline):
-    """Raise Refused unless the outlet's meter gives a reading that will prove something."""
-    doubt = doubt_about_usable_meter(outlet.read_meter(deadline))
+    """Raise Refused unless each outlet's meter gives a reading that will prove something."""
+    doubt = find_doubt(outlet.ask_each(
+        lambda name, one: doubt_about_usable_meter(one.read_meter(deadline))))
     if doubt:
         raise Refused(doubt)
 
@@ -5566,15 +6035,15 @@ class CheckJob(Job):
         self.asker.close()
 
     def read_power(self, deadline):
-        """Return the PowerState of the outlet; the first look finds it, the others read that one.
+        """Return {name: PowerState}; the first look finds the outlets, the others read those.
 
         SAFETY: found anew, a name that has moved could mean an outlet that feeds nothing.
         Test: test_an_alias_that_moves_to_another_outlet_between_two_looks_is_a_doubt
         """
         if self.outlet:
-            return self.outlet.read(deadline)
+            return self.outlet.ask_each(lambda name, one: one.read(deadline))
         self.outlet = self.device.open(deadline)
-        return self.outlet.state
+        return self.outlet.ask_each(lambda name, one: one.state)
 
 
 def collect_evidence(job):
@@ -5593,19 +6062,28 @@ def observe_power(job):
     """Return what the fence device says about the outlet, as Evidence, whatever goes wrong."""
     subject = "STONITH device (%s @ %s)" % (job.settings.fence_method, job.settings.ip)
     try:
-        state = job.retry(job.read_power, READ_ATTEMPTS)
-        reading = NO_METER
-        if state is PowerState.OFF and job.settings.power_meter != "ignore":
-            reading = job.retry(job.outlet.read_meter, READ_ATTEMPTS)
+        states = job.retry(job.read_power, READ_ATTEMPTS)
+        judged = job.outlet.ask_each(lambda name, one: judge_outlet(job, one, states[name]))
     except FenceError as error:
         return Evidence(source=POWER, finding=Finding.UNKNOWN, subject=subject,
                         seen="power=unknown",
                         reason=hide_timer_words(redact(str(error), job.system.secrets)))
     finally:
         job.device.close()
-    finding, reason = judge_power(state, reading, job.settings.power_meter)
+    finding = combine_findings([finding for finding, _ in judged.values()])
+    told = {name: reason for name, (found, reason) in judged.items() if found is finding}
+    state = combine_states([states[name] for name in told])
+    reasons = [tell_outlet(name, reason) for name, reason in told.items()]
     return Evidence(source=POWER, finding=finding, subject=subject,
-                    seen="power=" + state.value.lower(), reason=reason)
+                    seen="power=" + state.value.lower(), reason="; ".join(filter(None, reasons)))
+
+
+def judge_outlet(job, outlet, state):
+    """Return (finding, reason) for one outlet in this state, after a look at its meter."""
+    reading, policy = NO_METER, job.settings.power_meter
+    if state is PowerState.OFF and policy != "ignore":
+        reading = job.retry(outlet.read_meter, READ_ATTEMPTS)
+    return judge_power(state, reading, policy)
 
 
 def look_at_networks(job):
@@ -5728,7 +6206,9 @@ def run_check_monitor(job):
     job.device.close()
     doubts = []
     for target, sight, witnesses, is_direct in look_at_networks(job):
-        doubt = doubt_about_path(sight, witnesses, is_direct) or doubt_about_macs(sight, witnesses)
+        worth, doubt = judge_silence(sight, witnesses, is_direct)
+        if worth is Finding.DEAD:
+            doubt = doubt_about_macs(sight, witnesses)
         if doubt:
             doubts.append("%s: %s" % (describe_target(target), doubt))
         elif not sight.was_alive:
@@ -6564,7 +7044,7 @@ def require_json(text):
 # What a key of the cluster file holds, beside the kinds of PARAMETERS. Some hold many values: of
 # which kind of YamlNode those are, and how a message tells it.
 NODES, ADDRESS, PORT, WHOLE_SECONDS = "nodes", "address", "port", "whole seconds"
-NAMES, NAMED_ADDRESSES, OPTIONS = "names", "named addresses", "options"
+NAMES, NAMED_ADDRESSES, OPTIONS, OUTLETS = "names", "named addresses", "options", "outlets"
 COLLECTIONS = {NAMES: (LIST, "a list [a, b]"), NAMED_ADDRESSES: (MAP, "a map {name: address}"),
                OPTIONS: (MAP, "a map {name: value}")}
 
@@ -6599,7 +7079,7 @@ NODE_KEYS = NETWORK_KEYS + (
     cluster_key("password", power="password", verify="password"),
     cluster_key("password_script", power="password_script", verify="password_script"),
     cluster_key("mac", MAC, power="device_mac", verify="device_mac"),
-    cluster_key("outlet", power="plug", verify="fence_plug"),
+    cluster_key("outlet", OUTLETS, power="plug", verify="fence_plug"),
     cluster_key("switch_name", power="switch_name", verify="switch_name"),
     cluster_key("ssl", BOOLEAN, power="ssl", verify=FENCE_OPTIONS),
     cluster_key("ssl_insecure", BOOLEAN, power="ssl_insecure", verify=FENCE_OPTIONS),
@@ -6750,6 +7230,8 @@ class ClusterReader:
                 self.error(node, "unknown key %s%s" % (quote(key), suggest(key, known)))
             elif known[key].kind in COLLECTIONS:
                 values[key] = self.parse_collection(known[key], node)
+            elif known[key].kind == OUTLETS:
+                values[key] = self.parse_outlets(known[key], node)
             elif known[key].kind != NODES:
                 values[key] = self.parse_single(known[key], node)
         return {key: value for key, value in values.items() if value}
@@ -6761,6 +7243,17 @@ class ClusterReader:
         except UsageError as error:
             self.error(node, "%s: %s" % (row.name, error))
             return ""
+
+    def parse_outlets(self, row, node):
+        """Return one outlet, or a list of those that feed one node, as plug takes them."""
+        if node.kind != LIST or node.foreign:
+            return self.parse_single(row, node)
+        names = [self.parse_single(row, entry) for entry in node.value]
+        is_clean = all(name and "," not in name for name in names)
+        if not names or not is_clean or len(set(names)) < len(names):
+            self.error(node, "%s: a list holds outlets that differ, each by a name without a comma"
+                       % row.name)
+        return ",".join(names)
 
     def parse_collection(self, row, node):
         """Return a tuple of texts or {name: text}; empty after a mistake."""
@@ -7114,7 +7607,8 @@ def build_power_device(node, times):
 
 def build_host_options(name, outlet):
     """Return the options by which Pacemaker's agents learn the outlet of a node."""
-    if re.fullmatch("[A-Za-z0-9._-]+", outlet):  # what pcmk_host_map can hold
+    # What pcmk_host_map can hold: a comma there is a part of what the agent gets.
+    if re.fullmatch("[A-Za-z0-9._,-]+", outlet):
         return {"pcmk_host_map": "%s:%s" % (name, outlet)}
     if not outlet:
         return {"pcmk_host_list": name}
@@ -7401,32 +7895,37 @@ def check_addresses(cluster, report):
 
 def check_shared_devices(cluster, report):
     """Nodes on one device must be on outlets that differ."""
-    users = {}  # {device: [(node, port, outlet)] of those before}
+    users = {}  # {device: [(node, port, outlets)] of those before}
     for node in nodes_with_device(cluster):
-        device, port, outlet = find_outlet(node)
-        for other, other_port, other_outlet in users.setdefault(device, []):
-            if could_be_same(port, other_port) and could_be_same(outlet, other_outlet):
+        device, port, outlets = find_outlets(node)
+        for other, other_port, other_outlets in users.setdefault(device, []):
+            if could_share(port, other_port) and could_share(outlets, other_outlets):
                 shown = node.values.get("ip", node.dialect.method)
                 report.error(place_of(node, "ip"), "%s and %s are on the same outlet of %s, or one "
                              "of them names no outlet (give each its own)"
                              % (other, node.name, shown))
-        users[device].append((node.name, port, outlet))
+        users[device].append((node.name, port, outlets))
 
 
-def find_outlet(node):
-    """Return (device, port, outlet) by which nodes that would be switched together are alike."""
-    # Outlets have several spellings; without an address (a cloud) the agent is the device.
-    text = "".join(node.values.get(key, "") for key in OUTLET_KEYS)
-    outlet = render_identifier(re.sub("^https?://[^/:]*(:%d)?(?=/)" % HTTP_PORT, "", text))
-    port = node.values.get("port", "")
+def find_outlets(node):
+    """Return (device, {port}, {outlet}) that nodes have in common which are switched together."""
+    # Outlets have several spellings; without an address (a cloud) the agent is the device. A text
+    # with commas may be a list, or the name of one outlet.
+    given = [node.values[key] for key in OUTLET_KEYS if key in node.values]
+    texts = [re.sub("^https?://[^/:]*(:%d)?(?=/)" % HTTP_PORT, "", text) for text in given]
+    if "power_off_url" not in node.values:
+        texts += split_list(",".join(texts))
+    outlets = {render_identifier(text) for text in texts}
+    ports = {node.values["port"]} if "port" in node.values else set()
     if "ip" in node.values:
-        return node.values["ip"], port, outlet
+        return node.values["ip"], ports, outlets
     options = sorted(node.values["options"].items())
-    return (node.values.get("agent"), str(options)), port, outlet or render_identifier(node.name)
+    device = node.values.get("agent"), str(options)
+    return device, ports, outlets or {render_identifier(node.name)}
 
 
-def could_be_same(one, other):
-    return one == other or not one or not other
+def could_share(some, others):
+    return not some or not others or bool(some & others)
 
 
 def check_networks(cluster, report):

@@ -77,31 +77,32 @@ TROUBLES = (None, lose_answers, answer_slowly, restart, hang_up, obey_late, drop
 
 
 def make_device(row, chance):
-    """Return (virtual device, parameters beside its address) of a dialect."""
+    """Return (virtual device, parameters beside its address, outlets that are meant)."""
     family = virtual.DEVICES[row.name]
     options = dict(chance.choice(family.logins)) if family.logins and chance.random() < 0.4 else {}
     options.update(family.meter if family.meter and chance.random() < 0.6 else {})
     several = family.two and chance.random() < 0.4
+    is_list = several and chance.random() < 0.5
     if several:
-        options["aliases"] = family.two
+        options["aliases"] = family.two + (("other",) if is_list else ())
     device = family(**options)
     parameters = dict(family.parameters, **row.fixed)
     if "password" in options:
         parameters.update(username="admin", password=options["password"])
     if several:
-        parameters["plug"] = device.second
+        parameters["plug"] = device.both if is_list else device.second
     elif chance.random() < 0.5:
         parameters["nodename"] = parameters["plug"] = "node"
-    return device, parameters
+    return device, parameters, device.outlets[:2] if is_list else device.outlets[-1:]
 
 
 def run_round(number, seed):
     """Return (what was tried, what went wrong or "")."""
     chance = random.Random("%s-%d" % (seed, number))
     row = chance.choice([row for row in fencetool.DIALECTS.values() if row.port])
-    device, parameters = make_device(row, chance)
+    device, parameters, meant = make_device(row, chance)
     trouble, action = chance.choice(TROUBLES), chance.choice(ACTIONS)
-    others = [outlet.powered for outlet in device.outlets[:-1]]
+    wanted = [action != "off" if outlet in meant else outlet.powered for outlet in device.outlets]
     device.start()
     try:
         if trouble:
@@ -111,12 +112,12 @@ def run_round(number, seed):
         result = support.on_stdin(row.agent, call)
     finally:
         device.stop()
-    tried = "%s %s, %s" % (row.name, action, trouble.__name__ if trouble else "no trouble")
+    tried = "%s %s of %d, %s" % (row.name, action, len(meant),
+                                 trouble.__name__ if trouble else "no trouble")
     wrong = result.err.strip() if result.code or result.err else ""
-    if not wrong and device.outlets[-1].powered is not (action != "off"):
-        wrong = "the contact is %s" % device.outlets[-1].powered
-    if not wrong and others != [outlet.powered for outlet in device.outlets[:-1]]:
-        wrong = "another outlet was switched"
+    found = [outlet.powered for outlet in device.outlets]
+    if not wrong and found != wanted:
+        wrong = "the contacts are %s and not %s" % (found, wanted)
     return tried, wrong
 
 

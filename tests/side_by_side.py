@@ -9,6 +9,7 @@ python3 -m unittest tests.test_values, runs as ever and does not come here.
 
 Started as a program, this file is such a child: side_by_side DESCRIPTOR NAME...
 """
+import collections
 import concurrent.futures
 import json
 import os
@@ -243,6 +244,9 @@ class Report:
         slowest = sorted(self.seconds.items(), key=lambda item: -item[1])[:SHOWN_SLOWEST]
         self.say("\n".join(["", "The slowest tests:"] + [
             "%6.1f s  %s" % (seconds, name) for name, seconds in slowest]))
+        reasons = collections.Counter(reason for _, reason in self.result.skipped)
+        for reason, count in sorted(reasons.items()):
+            self.say("%4d skipped: %s" % (count, reason))
 
 
 class Teller(unittest.TestResult):

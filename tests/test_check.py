@@ -1,5 +1,6 @@
 """fence_check without a network: evidence and verdict as tables, parameters, texts."""
 import itertools
+import os
 import types
 import unittest
 from xml.etree import ElementTree
@@ -11,7 +12,7 @@ from tests import support, virtual
 DEAD, ALIVE, UNKNOWN = Finding.DEAD, Finding.ALIVE, Finding.UNKNOWN
 ROUTE = fencetool.Route(
     interface="eth0", index=2, mac=b"\2\0\0\0\0\1", source=b"\n\0\0\1", gateway=b"",
-    has_carrier=True, carrier_changes=b"\2\0\0\0", is_port=False, odd_way="",
+    has_carrier=True, carrier_changes=b"\2\0\0\0", is_port=False, odd_way="", dead_port="",
     link_kind="")
 NOBODY = fencetool.Witnesses([], [])
 GOOD = {"fence_method": "kasa", "fence_ip": "10.20.20.202", "target_mgmt_ip": "10.20.20.2",
@@ -181,7 +182,7 @@ class NetworkEvidenceTest(unittest.TestCase):
             "elsewhere": named(answers(route=ROUTE._replace(interface="eth1"))),
             "other source": named(answers(route=ROUTE._replace(source=b"\n\0\0\2"))),
             "behind a router": named(answers(route=ROUTE._replace(gateway=router))),
-            "the router": named(answers(route=ROUTE._replace(gateway=router), is_near=True)),
+            "the router": named(answers(route=ROUTE._replace(gateway=router), hops=1)),
             "other family": named(answers("fd00::9")),
             "early": named(sight("10.0.0.9", echoed=True)),
             "device": fencetool.Witnesses([], [answers()]),
@@ -230,15 +231,30 @@ class NetworkEvidenceTest(unittest.TestCase):
         self.assertIs(found[0], DEAD)
         self.assertIn("no witness known", found[2])
 
-    def test_the_router_is_no_witness_of_what_is_behind_it(self):
+    def test_a_router_is_no_witness_of_what_is_behind_it(self):
         behind = ROUTE._replace(gateway=b"\1\2\3\4")
-        silent = sight(route=behind)
-        self.assertIs(self.judge(silent, named(answers(route=behind)))[0], DEAD)
-        finding, _, reason = self.judge(silent, named(answers(route=behind, is_near=True)))
-        self.assertIs(finding, UNKNOWN)
-        self.assertIn("is the router itself", reason)
+        for routers, hops, finding in ((0, 1, UNKNOWN), (0, 2, DEAD), (1, 2, DEAD), (2, 1, UNKNOWN),
+                                       (2, 2, UNKNOWN), (2, 3, DEAD), (0, 5, DEAD), (4, 5, DEAD)):
+            silent = sight(route=behind, routers=routers)
+            found = self.judge(silent, named(answers(route=behind, hops=hops)))
+            with self.subTest(routers=routers, hops=hops):
+                self.assertIs(found[0], finding)
+                self.assertEqual("is a router on the way" in found[2], finding is UNKNOWN)
         # Attached to the same link it is as good as any other.
-        self.assertIs(self.judge(sight(), named(answers(is_near=True)))[0], DEAD)
+        self.assertIs(self.judge(sight(), named(answers(hops=1)))[0], DEAD)
+
+    def test_a_witness_behind_proxy_arp_is_none(self):
+        forwarded = answers(is_forwarded=True)
+        finding, _, reason = self.judge(sight(uses_arp=True), named(forwarded))
+        self.assertIs(finding, UNKNOWN)
+        self.assertIn("behind a router that answers ARP for it", reason)
+        # The fence device, which nobody named, is then not in this network.
+        found = self.judge(sight(uses_arp=True), fencetool.Witnesses([], [forwarded]))
+        self.assertEqual((found[0], "no witness known" in found[2]), (DEAD, True))
+        self.assertIs(self.judge(sight(), fencetool.Witnesses([], [forwarded]))[0], UNKNOWN)
+        # Named it is, and then less will not do.
+        found = self.judge(sight(uses_arp=True), fencetool.Witnesses([forwarded], [forwarded]))
+        self.assertEqual((found[0], found[2]), (UNKNOWN, reason))
 
     def test_silence_of_two_networks_over_one_cable_is_silence_of_one(self):
         behind = ROUTE._replace(gateway=b"\1\2\3\4")
@@ -263,6 +279,18 @@ class NetworkEvidenceTest(unittest.TestCase):
         found = sight(route=ROUTE._replace(odd_way="several next hops"), uses_arp=True)
         for witnesses in (NOBODY, named(answers(route=found.route))):
             self.assertIs(self.judge(found, witnesses)[0], UNKNOWN)
+
+    def test_a_dead_port_of_an_own_bridge_needs_a_witness_on_the_nodes_port(self):
+        bridge = ROUTE._replace(link_kind="bridge", dead_port="eth3")
+        for port, witness_port, finding in ((0, 0, UNKNOWN), (5, 0, UNKNOWN), (0, 5, UNKNOWN),
+                                            (5, 6, UNKNOWN), (5, 5, DEAD)):
+            silent = sight(route=bridge, uses_arp=True, port=port)
+            witness = answers(route=bridge, port=witness_port)
+            with self.subTest(port=port, witness_port=witness_port):
+                self.assertIs(self.judge(silent, named(witness))[0], finding)
+                witness.answered_last = False
+                self.assertIs(self.judge(silent, named(witness))[0], UNKNOWN)
+        self.assertIs(self.judge(sight(route=bridge, uses_arp=True, port=5))[0], UNKNOWN)
 
     def test_a_port_of_another_link_needs_a_witness(self):
         port = ROUTE._replace(is_port=True)
@@ -309,7 +337,7 @@ class NetworkEvidenceTest(unittest.TestCase):
                 (sight(route=ROUTE._replace(mac=b"")), (), "because eth0 is a link without ARP"),
                 (sight(), (), "because arp_check is 0: add one to witness_ips")):
             with self.subTest(words):
-                self.assertRegex(fencetool.doubt_about_path(found, named(*witnesses), False), words)
+                self.assertRegex(fencetool.judge_silence(found, named(*witnesses), False)[1], words)
 
     def test_a_routed_address_that_was_never_seen_alive_cannot_be_dead(self):
         behind = ROUTE._replace(gateway=b"\1\2\3\4")
@@ -323,8 +351,8 @@ class NetworkEvidenceTest(unittest.TestCase):
         self.assertEqual((finding, reason), (DEAD, "it was never seen alive from this machine"))
         self.assertIs(self.judge(sight(was_alive=False, echoed=True))[0], ALIVE)
         # What monitor asks is the path alone.
-        self.assertEqual(fencetool.doubt_about_path(
-            sight(route=behind, was_alive=False), named(answers(route=behind)), False), "")
+        self.assertEqual(fencetool.judge_silence(
+            sight(route=behind, was_alive=False), named(answers(route=behind)), False), (DEAD, ""))
 
     def test_what_is_in_the_way_comes_before_the_carrier_of_a_direct_cable(self):
         dark = ROUTE._replace(has_carrier=False)
@@ -337,6 +365,20 @@ class NetworkEvidenceTest(unittest.TestCase):
         lost.lose_route("Network is down")
         lost.add_obstacle("later")
         self.assertEqual((lost.route, lost.obstacle), (None, "Network is down"))
+
+
+class ReadmeTest(unittest.TestCase):
+    def test_the_table_of_what_counts_is_that_of_the_code(self):
+        words = {DEAD: "dead", ALIVE: "alive", UNKNOWN: "not known"}
+        rows = [(rule.observed, rule.finding)
+                for rule in fencetool.POWER_RULES + fencetool.LIFE_RULES]
+        rows += [("silent: " + rule.observed, rule.finding)
+                 for rule in fencetool.SILENCE_RULES + fencetool.RECORD_RULES]
+        with open(os.path.join(support.ROOT, "README.md"), encoding="utf-8") as handle:
+            section = handle.read().split("### What counts as what\n")[1].split("\n###")[0]
+        table = [line for line in section.splitlines() if line.startswith("|")]
+        self.assertEqual(table[2:], ["| %s | %s |" % (observed, words[finding])
+                                     for observed, finding in rows])
 
 
 class ParameterTest(support.AgentTest):
@@ -583,7 +625,7 @@ class WrongTimesTest(unittest.TestCase):
                 system.wait(5)
             return handles if len(taken) < packets else []
         system.wait_readable = wait_readable
-        look._listen(0.1)
+        look.inquiry._listen(0.1)
         return len(taken)
 
     def test_a_process_that_was_held_up_reads_what_has_piled_up(self):

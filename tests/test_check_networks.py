@@ -71,15 +71,26 @@ def build_lab(lab):
     for number, (name, hook, rule) in enumerate((
             ("no-input", "input", NO_ICMP + " drop"), ("no-output", "output", NO_ICMP + " drop"),
             ("rejects-out", "output", NO_ICMP + " reject"),
-            ("no-replies", "input", "icmp type echo-reply drop"))):
+            ("no-node", "input", "ip saddr 10.78.0.2 drop; ip6 saddr fd77::2 drop"),
+            ("no-plug", "output", "ip daddr %s %s drop" % (PLUG, NO_ICMP)))):
         lab.add(name)
         lab.plug_in(name, "switch", "10.77.0.%d/24" % (11 + number))
         lab.firewall(name, [(hook, rule)])
         lab.inside(name, "ip", "route", "add", "default", "via", "10.77.0.254")
+    lab.address("no-node", "eth0", "fd77::14/64")
+    # It asks over one link, and is answered over the other.
+    lab.add("askew")
+    lab.plug_in("askew", "switch", "10.77.0.17/24")
+    lab.plug_in("askew", "switch", "10.77.1.17/24", interface="eth1")
+    lab.inside("askew", "ip", "route", "add", "10.78.0.0/24", "via", "10.77.0.254")
+    lab.address("router", "eth0", "10.77.1.254/24")
+    lab.inside("router", "ip", "route", "add", "10.77.0.17/32", "via", "10.77.1.17")
+    lab.inside("askew", "sysctl", "-qw", "net.ipv4.conf.all.rp_filter=1",
+               "net.ipv4.conf.eth1.rp_filter=1", "net.ipv4.conf.all.arp_ignore=1")
     build_cables(lab)
-    for checker in ("check", "no-input"):
-        lab.see(checker, "10.78.0.99", NOBODY, "10.77.0.98", "10.77.0.96", "fd77::99", "10.76.0.9",
-                "10.75.0.2", "10.74.0.2")
+    for checker in ("check", "no-input", "no-node", "askew", "no-plug"):
+        lab.see(checker, "10.78.0.99", "10.80.0.99", NOBODY, "10.77.0.98", "10.77.0.96", "fd77::99",
+                "10.76.0.9", "10.75.0.2", "10.74.0.2")
 
 
 def build_routes(lab):
@@ -93,7 +104,24 @@ def build_routes(lab):
     lab.inside("router", "sysctl", "-qw", "net.ipv4.ip_forward=1", "net.ipv4.conf.all.proxy_arp=1")
     # Nobody is there, and the router answers ARP for it.
     lab.inside("router", "ip", "route", "add", "10.77.0.200/32", "dev", "far0")
-    lab.inside("router", "ip", "route", "add", "blackhole", "10.81.0.0/24")
+    # Another address is there.
+    lab.inside("router", "ip", "route", "add", "10.77.0.201/32", "dev", "far0")
+    lab.address("far", "eth0", "10.77.0.201/32")
+    # What it says of a missing route would come before what makes these ways odd.
+    for network in ("10.81.0.0/24", "10.84.0.0/16", "10.85.0.0/24", "10.87.0.0/24"):
+        lab.inside("router", "ip", "route", "add", "blackhole", network)
+    # Behind the second router.
+    lab.add("second", "beyond")
+    lab.cable("router", "second0", "second", "eth0")
+    lab.cable("second", "beyond0", "beyond", "eth0")
+    lab.address("router", "second0", "10.67.0.254/24")
+    lab.address("second", "eth0", "10.67.0.2/24")
+    lab.address("second", "beyond0", "10.80.0.254/24")
+    lab.address("beyond", "eth0", "10.80.0.8/24")
+    lab.inside("beyond", "ip", "route", "add", "default", "via", "10.80.0.254")
+    lab.inside("second", "ip", "route", "add", "default", "via", "10.67.0.254")
+    lab.inside("router", "ip", "route", "add", "10.80.0.0/24", "via", "10.67.0.2")
+    lab.inside("second", "sysctl", "-qw", "net.ipv4.ip_forward=1")
     lab.inside("check", "ip", "route", "add", "default", "via", "10.77.0.254")
     lab.inside("check", "ip", "route", "add", "10.83.0.0/24", "dev", "eth0")
     for command in (
@@ -183,19 +211,25 @@ SITUATIONS = (
         target_mgmt_ip="10.77.0.4", arp_check="0"),
     row("target drops ARP, and its MAC is known", ALIVE, "10.77.0.6: reachable\n",
         target_mgmt_ip="10.77.0.6"),
-    row("own input firewall drops the replies of a live target", ALIVE, "(ARP only",
+    row("own input firewall drops the replies of a live target", ALIVE, "10.77.0.2: reachable\n",
         checker="no-input", target_mgmt_ip="10.77.0.2"),
-    row("own input firewall, target dead: ARP is heard", DEAD, "10.77.0.99: unreachable\n",
+    row("own input firewall, target dead", DEAD, "10.77.0.99: unreachable\n",
         checker="no-input", target_mgmt_ip=NOBODY),
-    row("own input firewall, routed: the witness is not heard", UNKNOWN,
-        "witness 10.78.0.8 is silent too", checker="no-input", target_ips="far=10.78.0.2",
-        witness_ips="far=10.78.0.8"),
-    row("own input firewall, and ARP is not asked", UNKNOWN, "10.77.0.8 is silent too",
+    row("own input firewall, routed and alive", ALIVE, "10.78.0.2: reachable\n",
+        checker="no-input", target_ips="far=10.78.0.2", witness_ips="far=10.78.0.8"),
+    row("own input firewall, and ARP is not asked", ALIVE, "10.77.0.2: reachable\n",
         checker="no-input", target_mgmt_ip="10.77.0.2", arp_check="0",
         witness_ips="mgmt=10.77.0.8", fence_method="fence_stub"),
-    row("own firewall drops echo replies; the plug answers over TCP, and not the look", UNKNOWN,
-        "10.77.0.9 is silent too", checker="no-replies", target_mgmt_ip="10.77.0.2",
-        arp_check="0"),
+    row("own firewall drops the replies of the target alone", ALIVE, "10.78.0.2: reachable\n",
+        checker="no-node", target_ips="far=10.78.0.2", witness_ips="far=10.78.0.8"),
+    row("own firewall drops all that the target sends by IPv6", ALIVE,
+        "reachable (neighbour discovery only: ICMP is filtered)", checker="no-node",
+        target_ips="six=fd77::2", witness_ips="six=fd77::8"),
+    row("answers come back by another link, and rp_filter drops them", ALIVE,
+        "10.78.0.2: reachable\n", checker="askew", target_ips="far=10.78.0.2",
+        witness_ips="far=10.78.0.8"),
+    row("the plug answers over TCP, and not the look", UNKNOWN, "10.77.0.9 is silent too",
+        checker="no-plug", target_mgmt_ip=NOBODY, arp_check="0"),
     row("a port that swallows everything; an agent that speaks for an address there", UNKNOWN,
         "10.75.0.9", target_storage_ip="10.75.0.2", witness_ips="storage=10.75.0.8",
         fence_method="fence_stub", fence_ip="10.75.0.9"),
@@ -240,11 +274,28 @@ SITUATIONS = (
         "witness 10.77.0.8 is not on the same route", target_ips="far=10.78.0.99",
         witness_ips="far=10.77.0.8"),
     row("routed, with the router's own far address for a witness", UNKNOWN,
-        "witness 10.78.0.254 is the router itself", target_ips="far=10.78.0.99",
+        "witness 10.78.0.254 is a router on the way", target_ips="far=10.78.0.99",
         witness_ips="far=10.78.0.254"),
+    row("two routers away, with the far address of the second for a witness", UNKNOWN,
+        "witness 10.80.0.254 is a router on the way", target_ips="far=10.80.0.99",
+        witness_ips="far=10.80.0.254"),
+    row("two routers away, with a witness between them", UNKNOWN,
+        "witness 10.67.0.2 is a router on the way", target_ips="far=10.80.0.99",
+        witness_ips="far=10.67.0.2"),
+    row("two routers away, with a witness there", DEAD, "far 10.80.0.99: unreachable\n",
+        target_ips="far=10.80.0.99", witness_ips="far=10.80.0.8"),
+    row("a witness for which a router answers ARP", UNKNOWN,
+        "witness 10.77.0.201 is behind a router that answers ARP for it", target_mgmt_ip=NOBODY,
+        witness_ips="mgmt=10.77.0.201"),
+    row("the plug, for which a router answers ARP, is named for a witness", UNKNOWN,
+        "witness 10.77.0.201 is behind a router that answers ARP for it", target_mgmt_ip=NOBODY,
+        witness_ips="mgmt=10.77.0.201", fence_method="fence_stub", fence_ip="10.77.0.201"),
     row("routed, with the router for a witness, and few questions", UNKNOWN,
-        "witness 10.78.0.254 is the router itself", target_ips="far=10.78.0.99",
+        "witness 10.78.0.254 is a router on the way", target_ips="far=10.78.0.99",
         witness_ips="far=10.78.0.254", ping_count="3"),
+    row("two routers away, with the second for a witness, and few questions", UNKNOWN,
+        "witness 10.80.0.254 is a router on the way", target_ips="far=10.80.0.99",
+        witness_ips="far=10.80.0.254", ping_count="5", ping_timeout="4"),
     row("a next hop that is an object of its own", UNKNOWN, "witness 10.84.5.8 is silent too",
         target_ips="odd=10.84.5.2", witness_ips="odd=10.84.5.8"),
     row("own IPv6 address without a network, and a route for that", DEAD, "fd77::99: unreachable",
@@ -413,14 +464,16 @@ class SituationTest(LabTest):
     def test_a_bridge_of_ones_own_proves_nothing_by_its_carrier(self):
         """Its carrier is lost with a port that is switched off here, and kept by any other port."""
         _, address = self.start_plug(state=False)
-        LAB.add("peer", "guest")
-        LAB.cable("check", "port9", "peer", "port9")
+        LAB.switch("upper9")
+        LAB.add("guest", "node9", "witness9")
+        LAB.cable("check", "port9", "upper9", "port9")
+        LAB.inside("upper9", "ip", "link", "set", "port9", "master", "br0")
+        LAB.plug_in("node9", "upper9", "10.70.0.2/24")
+        LAB.plug_in("witness9", "upper9", "10.70.0.8/24")
         for command in ("link add br9 type bridge forward_delay 0", "link set port9 master br9",
                         "link set br9 up", "link set port9 down"):
             LAB.inside("check", "ip", *command.split())
         LAB.address("check", "br9", "10.70.0.1/24")
-        LAB.address("peer", "port9", "10.70.0.2/24")
-        LAB.address("peer", "port9", "10.70.0.8/24")
         parameters = dict(address, action="status", target_storage_ip="10.70.0.2", **QUICK)
         result = LAB.check("check", dict(parameters, direct_networks="storage"))
         self.assertEqual(result.code, UNKNOWN, result)
@@ -434,8 +487,18 @@ class SituationTest(LabTest):
         found = dict(parameters, target_storage_ip="10.70.0.99")
         result = self.check_until_not(found, "forwards nothing")
         self.assertIn("the carrier of br9 (bridge) does not show a cut cable", result.out)
-        self.assertEqual(LAB.check("check", dict(found, witness_ips="storage=10.70.0.8")).code,
-                         DEAD)
+        found = dict(found, witness_ips="storage=10.70.0.8")
+        self.assertEqual(LAB.check("check", found).code, DEAD)
+        # A port that nobody uses; of the node it must be known that it is not behind that.
+        LAB.inside("check", "ip", "link", "set", "guest9", "down")
+        result = LAB.check("check", found)
+        self.assertEqual(result.code, UNKNOWN, result)
+        self.assertIn("port guest9 of this machine's own bridge forwards nothing", result.out)
+        alive = dict(parameters, witness_ips="storage=10.70.0.8")
+        self.assertEqual(LAB.check("check", alive).code, ALIVE)
+        LAB.inside("node9", "ip", "link", "set", "eth0", "down")
+        result = LAB.check("check", alive)
+        self.assertEqual(result.code, DEAD, result)
 
     def check_until_not(self, parameters, words):
         """Return the result of a check that does not say these words any more: a bridge learns."""
@@ -490,6 +553,113 @@ class SituationTest(LabTest):
                                          **QUICK))
         self.assertEqual(result.code, UNKNOWN, result)
         self.assertIn(BEHIND_ROUTER, result.out)
+
+
+class EarlyFirewallTest(LabTest):
+    def test_an_answer_that_is_dropped_before_any_protocol_sees_it_is_life(self):
+        _, address = self.start_plug(state=False)
+        LAB.add("no-frame")
+        LAB.plug_in("no-frame", "switch", "10.77.0.18/24")
+        LAB.inside("no-frame", "ip", "route", "add", "default", "via", "10.77.0.254")
+        LAB.see("no-frame", "10.78.0.2", "10.78.0.99")
+        rules = "table netdev t {\nchain c {\ntype filter hook ingress device \"eth0\" " \
+            "priority 0; policy accept;\nip saddr 10.78.0.2 drop\n}\n}\n"
+        try:
+            LAB.inside("no-frame", "nft", "-f", "-", stdin=rules)
+        except AssertionError as error:
+            support.require("not supported" not in str(error), "this kernel has no such hook")
+            raise
+        for target, code in (("10.78.0.2", ALIVE), ("10.78.0.99", DEAD)):
+            result = LAB.check("no-frame", dict(
+                address, action="status", target_ips="far=" + target, witness_ips="far=10.78.0.8",
+                **QUICK))
+            self.assertEqual(result.code, code, result)
+
+    def test_silence_that_no_tap_has_heard_proves_nothing(self):
+        """The kernel has no room for a filter."""
+        _, address = self.start_plug(state=False)
+        LAB.add("no-tap")
+        LAB.plug_in("no-tap", "switch", "10.77.0.19/24")
+        try:
+            LAB.inside("no-tap", "sysctl", "-qw", "net.core.optmem_max=64")
+        except AssertionError:
+            support.require(False, "this kernel has one limit for all namespaces")
+        for target, code in (("10.77.0.2", ALIVE), (NOBODY, UNKNOWN)):
+            result = LAB.check("no-tap", dict(
+                address, action="status", target_mgmt_ip=target, **QUICK))
+            self.assertEqual(result.code, code, result)
+        self.assertIn("no packet socket can be opened", result.out)
+
+
+class LinkKindTest(LabTest):
+    """Links that not every kernel has."""
+
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        LAB.switch("upper4")
+        LAB.add("odd4", "node4", "witness4")
+        LAB.plug_in("node4", "upper4")
+        LAB.plug_in("witness4", "upper4")
+        for interface in ("wire0", "wire1", "wire2"):
+            LAB.cable("odd4", interface, "upper4", interface)
+
+    def make(self, *commands):
+        """Make links, or skip the test: a kernel without this kind of link is no failure."""
+        for command in commands:
+            try:
+                LAB.inside("odd4", "ip", *command.split())
+            except AssertionError as error:
+                if "Unknown device type" in str(error):
+                    self.skipTest("this kernel has no such link: ip " + command)
+                raise
+
+    def join_upper(self, *interfaces):
+        for interface in interfaces:
+            LAB.inside("upper4", "ip", "link", "set", interface, "master", "br0")
+
+    def check(self, network, **changes):
+        return LAB.check("odd4", dict(
+            {"action": "status", "nodename": "storage-b", "fence_ip": "10.88.0.1",
+             "fence_method": self.script("fence_stub", "echo Status: OFF; exit 2\n"),
+             "target_storage_ip": network + ".2"}, **dict(QUICK, **changes)))
+
+    def test_a_vlan_has_the_carrier_of_its_wire_and_no_others_path(self):
+        self.make("link add vlan4 link wire2 type vlan id 4", "link set vlan4 up")
+        LAB.address("odd4", "vlan4", "10.64.0.1/24")
+        result = self.check("10.64.0")
+        self.assertEqual(result.code, DEAD, result)
+        # Nobody up there knows this VLAN: the witness is as silent as the node.
+        result = self.check("10.64.0", witness_ips="storage=10.64.0.8")
+        self.assertEqual(result.code, UNKNOWN, result)
+        LAB.inside("upper4", "ip", "link", "set", "wire2", "down")
+        self.assertIn("vlan4 has no carrier", self.check("10.64.0").out)
+
+    def test_a_bond_that_does_not_watch_its_links_needs_a_witness(self):
+        self.make("link add bond4 type bond mode active-backup miimon 0", "link set wire0 down",
+                  "link set wire0 master bond4", "link set bond4 up")
+        self.join_upper("wire0")
+        LAB.address("odd4", "bond4", "10.65.0.1/24")
+        LAB.address("witness4", "eth0", "10.65.0.8/24")
+        LAB.inside("upper4", "ip", "link", "set", "wire0", "down")
+        result = self.check("10.65.0")
+        self.assertEqual(result.code, UNKNOWN, result)
+        self.assertIn("bond without miimon", result.out)
+        result = self.check("10.65.0", witness_ips="storage=10.65.0.8")
+        self.assertEqual(result.code, UNKNOWN, result)
+        LAB.inside("upper4", "ip", "link", "set", "wire0", "up")
+        result = self.check("10.65.0", witness_ips="storage=10.65.0.8")
+        self.assertEqual(result.code, DEAD, result)
+
+    def test_a_link_of_a_vrf_is_a_port_and_needs_a_witness(self):
+        self.make("link add vrf4 type vrf table 404", "link set vrf4 up",
+                  "link set wire1 master vrf4")
+        self.join_upper("wire1")
+        LAB.address("odd4", "wire1", "10.66.0.1/24")
+        LAB.address("node4", "eth0", "10.66.0.2/24")
+        for last in ("2", "99"):
+            result = self.check("10.66.0", target_storage_ip="10.66.0." + last)
+            self.assertNotEqual(result.code, DEAD, result)
 
 
 class PowerTest(LabTest):
@@ -735,6 +905,30 @@ class TimeTest(LabTest):
         self.assertEqual((check.code, check.out), (0, "Success: storage-b is proven dead\n"))
         self.assertIn("alive: Management 10.77.0.31: reachable", check.err)
 
+    def test_a_node_that_was_alive_when_it_had_to_be_dead_must_be_silent_for_long(self):
+        """It hangs for a while, each time for longer than a look, and lives on."""
+        _, address = self.start_plug(state=False)
+        LAB.add("hangs")
+        LAB.plug_in("hangs", "switch", "10.77.0.32/24")
+        address.update(action="off", target_mgmt_ip="10.77.0.32", verify_wait="1",
+                       power_timeout="14", witness_ips="mgmt=10.77.0.8", verbose="1")
+        # Silent for 2.4 s, alive for 1.2 s, and so on; it begins alive.
+        hangs = "for turn in 1 2 3 4 5; do sleep 2.6; ip link set eth0 down; sleep 2.4; " \
+            "ip link set eth0 up; done"
+        check, _ = support.at_once([
+            lambda: LAB.check("check", address),
+            lambda: LAB.inside("hangs", "sh", "-c", hangs)])
+        self.assertEqual(check.code, 1, check)
+        self.assertIn("alive: Management 10.77.0.32: reachable", check.err)
+        self.assertIn("dead: Management 10.77.0.32: unreachable", check.err)
+        # Dead for good, and it was alive when it had to be dead.
+        check, _ = support.at_once([
+            lambda: LAB.check("check", address),
+            lambda: LAB.inside("hangs", "sh", "-c", "sleep 3; ip link set eth0 down")])
+        self.assertEqual((check.code, check.out), (0, "Success: storage-b is proven dead\n"))
+        self.assertIn("alive: Management 10.77.0.32: reachable", check.err)
+        self.assertGreaterEqual(check.err.count("dead: Management 10.77.0.32"), 2, check.err)
+
     def test_a_link_that_flaps_during_the_look_proves_nothing(self):
         _, address = self.start_plug(state=False)
         LAB.cable("check", "flaps", "hole", "flaps")
@@ -865,7 +1059,8 @@ class RecordTest(LabTest):
                     break
             self.assertEqual(stat.S_IMODE(os.stat(path).st_mode), 0o600)
             LAB.inside("far", "ip", "address", "del", "10.78.0.60/24", "dev", "eth0")
-            self.assertEqual(self.run_action("status").code, DEAD)
+            result = self.run_action("status")
+            self.assertEqual(result.code, DEAD, result)
             for damaged in ("{", "[]", '{"10.78.0.60": null}', "", "[" * 100000):
                 with open(path, "w") as handle:
                     handle.write(damaged)
@@ -874,6 +1069,62 @@ class RecordTest(LabTest):
             os.mkfifo(path)
             self.assertEqual(self.run_action("status").code, UNKNOWN)
             os.unlink(path)
+
+
+class FewErrorsTest(LabTest):
+    """Routers that tell a machine six errors at once, and then one in a second, as Linux does."""
+
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        LAB.add("asks", "terse", "terse2", "end", "proxy")
+        LAB.plug_in("asks", "switch", "10.77.0.70/24")
+        LAB.plug_in("terse", "switch", "10.77.0.71/24")
+        LAB.cable("terse", "next", "terse2", "eth0")
+        LAB.cable("terse2", "next", "end", "eth0")
+        LAB.address("terse", "next", "10.67.0.1/24")
+        LAB.address("terse2", "eth0", "10.67.0.2/24")
+        LAB.plug_in("proxy", "switch", "10.77.0.74/24")
+        LAB.cable("proxy", "next", "end", "eth1")
+        for router in ("terse", "terse2", "proxy"):
+            LAB.inside(router, "sysctl", "-qw", "net.ipv4.ip_forward=1",
+                       "net.ipv4.icmp_ratelimit=1000")
+        for number in range(1, 6):
+            LAB.address("terse2", "next", "10.67.%d.254/24" % number)
+            LAB.address("end", "eth0", "10.67.%d.8/24" % number)
+        LAB.inside("terse", "ip", "route", "add", "10.67.0.0/16", "via", "10.67.0.2")
+        LAB.inside("terse2", "ip", "route", "add", "default", "via", "10.67.0.1")
+        LAB.inside("end", "ip", "route", "add", "default", "via", "10.67.1.254")
+        LAB.inside("asks", "ip", "route", "add", "10.67.0.0/16", "via", "10.77.0.71")
+        # Two addresses for which a router answers ARP.
+        LAB.inside("proxy", "sysctl", "-qw", "net.ipv4.conf.eth0.proxy_arp=1")
+        for last in ("72", "73"):
+            LAB.inside("proxy", "ip", "route", "add", "10.77.0.%s/32" % last, "dev", "next")
+            LAB.address("end", "eth1", "10.77.0.%s/32" % last)
+        LAB.see("asks", *["10.67.%d.99" % number for number in range(1, 6)])
+
+    def check(self, **parameters):
+        _, address = self.start_plug(state=False)
+        return LAB.check("asks", dict(address, **dict(QUICK, **parameters)))
+
+    def test_routers_that_tell_few_errors_are_found_on_the_way_to_every_network(self):
+        """In the last of five networks the wire is broken, and its router is the witness there."""
+        networks = range(1, 6)
+        result = self.check(
+            action="status",
+            target_ips=",".join("n%d=10.67.%d.99" % (number, number) for number in networks),
+            witness_ips=",".join("n%d=10.67.%d.%s" % (number, number, "254" if number == 5 else "8")
+                                 for number in networks))
+        self.assertEqual(result.code, UNKNOWN, result)
+        self.assertEqual(result.out.count("is a router on the way"), 1, result)
+        self.assertIn("witness 10.67.5.254 is a router on the way", result.out)
+
+    def test_what_is_behind_proxy_arp_is_no_witness_in_any_look(self):
+        result = self.check(
+            action="off", verify_wait="0", power_timeout="6", target_mgmt_ip=NOBODY,
+            witness_ips="mgmt=10.77.0.72,mgmt=10.77.0.73")
+        self.assert_failure(result, "witness 10.77.0.72 is behind a router",
+                            "witness 10.77.0.73 is behind a router")
 
 
 class MonitorTest(LabTest):
@@ -897,6 +1148,8 @@ class MonitorTest(LabTest):
         cases = (
             ("dark has no carrier", "check", {"target_storage_ip": "10.74.0.2"}),
             (BEHIND_ROUTER, "check", {"target_ips": "far=10.78.0.2"}),
+            ("witness 10.80.0.254 is a router on the way", "check",
+             {"target_ips": "far=10.80.0.8", "witness_ips": "far=10.80.0.254"}),
             ("10.75.0.8 is silent too", "check",
              {"target_storage_ip": "10.75.0.2", "witness_ips": "storage=10.75.0.8"}),
             ("cannot send", "no-output", {"target_mgmt_ip": "10.77.0.2"}),

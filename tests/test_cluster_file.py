@@ -258,6 +258,37 @@ class Mistakes(CheckedFile):
         self.assert_good("stonith_fence_verify: no\nstonith_nodes:\n"
                          "  a: {agent: fence_xvm}\n  b: {agent: fence_xvm}\n")
 
+    def test_several_outlets_are_a_list_or_a_text_with_commas(self):
+        nodes = ("stonith_fence_verify: no\nstonith_nodes:\n"
+                 "  a: {method: kasa, ip: 10.9.9.9, outlet: %s}\n"
+                 "  b: {method: none}\n")
+        for written, outlets in (("[1, 5]", "1,5"), ("'1,5'", "1,5"), ("'1, 5'", "1, 5"),
+                                 ("[5]", "5"), ("['left one', right]", "left one,right")):
+            with self.subTest(written):
+                cluster, mistakes = fencetool.parse_cluster("c", (nodes % written).encode())
+                self.assertTrue(cluster, mistakes)
+                self.assertEqual(cluster.nodes[0].values["outlet"], outlets)
+        cluster, _ = fencetool.parse_cluster("c", (
+            "stonith_fence_verify: no\nstonith_nodes:\n  a:\n    method: kasa\n    ip: 10.9.9.9\n"
+            "    outlet:\n    - 1\n    - five\n  b: {method: none}\n").encode())
+        self.assertEqual(cluster.nodes[0].values["outlet"], "1,five")
+        for written in ("[]", "[1, 1]", "[1, '']", "[1, ~]", "['1,5']", "[1, [5]]", "[1, 05]",
+                        "{1: 5}"):
+            with self.subTest(written):
+                self.assertRegex("\n".join(messages(nodes % written)), "outlet: ")
+
+    def test_an_outlet_is_no_other_nodes_in_a_list_either(self):
+        nodes = "  a: {method: kasa, ip: 10.9.9.9, outlet: %s}\n" \
+                "  b: {method: kasa, ip: 10.9.9.9, outlet: %s}\n"
+        top = "stonith_fence_verify: no\nstonith_nodes:\n"
+        for one, other in (("[1, 5]", "5"), ("5", "[1, 5]"), ("[1, 2]", "[2, 3]"),
+                           ("'1, 5'", "5"), ("[Left, 2]", "left"), ("'1,5'", "[5, 6]")):
+            with self.subTest(one=one, other=other):
+                self.assertRegex("\n".join(messages(top + nodes % (one, other))),
+                                 "a and b are on the same outlet of ")
+        for one, other in (("[1, 5]", "2"), ("[1, 5]", "[2, 6]"), ("[1, 15]", "5")):
+            self.assert_good(top + nodes % (one, other))
+
     def test_a_password_is_not_shown_with_its_mistake(self):
         found = messages(GOOD.replace("password_script: /etc/bmc.sh", "password: 0815"))
         self.assertIn("6: password: YAML may take this for a number, a date or a truth value (put "

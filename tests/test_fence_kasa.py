@@ -299,7 +299,7 @@ class Faults(AgentTest):
     def test_outlets_that_are_not_exactly_named_are_never_switched(self):
         device = self.start(virtual.Kasa(["a", "b", "b"]))
         cases = ({}, {"plug": "9"}, {"plug": "b"}, {"plug": "nothing"},
-                 {"plug": "storage-b", "nodename": "storage-b"}, {"plug": "1,2"})
+                 {"plug": "storage-b", "nodename": "storage-b"}, {"plug": "1-2"})
         for case, result in zip(cases, at_once([
                 call(on_stdin, self.address(device, action="off", **case)) for case in cases])):
             with self.subTest(case):
@@ -410,6 +410,37 @@ class Reconnecting(AgentTest):
                 device.outlets[0].alias, device.outlets[1].alias = "b", "a"
                 device.outlets[0].relay = False
         self.assert_failure(self.run_with(device, rename, plug="b"), "has become another outlet")
+
+    def test_an_outlet_of_a_list_whose_alias_moves_to_another_is_refused(self):
+        device = self.start(virtual.Kasa(["a", "b", "c"], fault="ignore"))
+
+        def rename(number):
+            if number == 4:
+                device.outlets[1].alias, device.outlets[2].alias = "c", "b"
+                device.outlets[2].relay = False
+        self.assert_failure(self.run_with(device, rename, plug="a,b"),
+                            "outlet b: plug 'b' has become another outlet")
+
+    def test_several_outlets_are_switched_and_read_over_one_connection(self):
+        for answers, connections in ((0, 1), (1, None)):
+            device = self.start(virtual.Kasa(["a", "b", "c"], metered=True,
+                                             answers_a_connection=answers))
+            result = on_stdin("fence_kasa", dict(self.address(
+                device, action="off", plug="1,3"), **support.PATIENT_LIMITS))
+            self.assert_success(result)
+            self.assertEqual([outlet.powered for outlet in device.outlets], [False, True, False])
+            if connections:
+                self.assertEqual(len(device.answered), connections)
+
+    def test_a_required_meter_must_be_there_for_each_outlet_of_a_list(self):
+        device = self.start(virtual.Kasa(["a", "b"], metered=True))
+        read = device._emeter_get_realtime
+        device._emeter_get_realtime = lambda arguments, chosen: (
+            dict(fencetool.KASA_REFUSAL) if chosen[0].endswith("01") else read(arguments, chosen))
+        self.assert_failure(on_stdin("fence_kasa", self.address(
+            device, action="off", plug="1,2", power_meter="require")),
+            "outlet 2: no power meter gave a reading")
+        self.assertFalse(switched(device))
 
     def test_two_answers_to_one_question_are_none(self):
         device = self.start(virtual.Kasa())

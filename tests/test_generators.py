@@ -187,6 +187,17 @@ class Decisions(unittest.TestCase):
         verifier = device(configure(two_nodes(", outlet: 3")), "fence-verify-a").options
         self.assertEqual(verifier["fence_plug"], "3")
 
+    def test_several_outlets_go_the_same_ways_to_both_agents(self):
+        for written in ("[1, 5]", "'1,5'"):
+            configuration = configure(two_nodes(", outlet: " + written))
+            options = device(configuration, "fence-a").options
+            self.assertEqual((options["pcmk_host_map"], options.get("plug")), ("a:1,5", None))
+            self.assertEqual(device(configuration, "fence-verify-a").options["fence_plug"], "1,5")
+        configuration = configure(two_nodes(", outlet: ['left one', 5]"))
+        options = device(configuration, "fence-a").options
+        self.assertEqual((options["plug"], options["pcmk_host_list"]), ("left one,5", "a"))
+        self.assertEqual(options["pcmk_host_argument"], "none")
+
     def test_password_script_replaces_the_password(self):
         configuration = configure(two_nodes("", ", password: secret"))
         for name in ("fence-b", "fence-verify-b"):

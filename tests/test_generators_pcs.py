@@ -1,6 +1,7 @@
 """The generated configuration under the real pcs, crmsh and Pacemaker tools, on CIB files."""
 import os
 import re
+import shlex
 import shutil
 import tempfile
 import unittest
@@ -116,6 +117,22 @@ class PcsTest(unittest.TestCase):
         result = self.run_in_lab("sh", script, "--cib", cib, *arguments)
         self.assertEqual(result.code, 0, result.err)
         return result
+
+
+class Readme(PcsTest):
+    def test_the_commands_for_two_power_supplies_make_devices_and_a_level(self):
+        with open(os.path.join(support.ROOT, "README.md"), encoding="utf-8") as handle:
+            section = handle.read().partition("\n## A server with two power supplies\n")[2]
+        commands = re.findall(r"\n    (pcs (?:[^\n]*\\\n)*[^\n]*)", section.partition("\n## ")[0])
+        self.assertEqual(len(commands), 4)
+        cib = self.write_cib("cib.xml", ["storage-a", "storage-b"])
+        for command in commands:
+            words = shlex.split(command.replace("\\\n", " "))
+            result = self.run_in_lab("pcs", "-f", cib, *words[1:])
+            self.assertEqual((result.code, result.out), (0, ""), result)
+        found = describe_cib(cib)
+        self.assertIn(("storage-b", "1", "fence-b-left,fence-b-right"), found)
+        self.assertIn(b'name="pcmk_host_map" value="storage-b:1,5"', read(cib))
 
 
 class EveryClusterFile(PcsTest):

@@ -71,6 +71,7 @@ class Runner(unittest.TestCase):
             self.assertEqual((result.code, result.out), (0, ""), result.err)
             self.assertEqual(re.findall(end, result.err), re.findall(end, plain.err))
             self.assertIn("\nOK (skipped=1)\n", result.err)
+            self.assertIn("\n   1 skipped: not here\n", result.err)
             self.assertIn("The slowest tests:\n", result.err)
             self.assertRegex(result.err, "[12] of 2 tests, 0 failed")
 

@@ -27,6 +27,8 @@ class Faulty:
     parameters = {}  # beside ip, ipport and those of its row in DIALECTS
     two = ("a", "b")  # the aliases of a device with two outlets, () where it has one
     second = "2"     # the plug of the second of two outlets
+    both = "1,2"     # the plug that names both of them
+    meters_each = False  # with `meter`, each of several outlets has one of its own
     logins = ()      # options of devices with a password, one dict a kind of login
     tells_mac = {}   # options with which it tells its MAC; None: it never does
     meter = None     # options with which it has a meter that reads while the relay is off
@@ -131,6 +133,7 @@ class Kasa(Faulty, fencetool.VirtualKasa):
     meter = {"metered": True}
     fault_options = meter
     no_faults = ("portal",)  # it has no web server
+    meters_each = True
     short_ids = False  # of a strip: two digits alone
     old_meter = False  # hardware 1 tells watts, later ones milliwatts
     slots_from = None  # of a strip: the slot_id of its first outlet; None: it tells none
@@ -392,6 +395,7 @@ class Esphome(Http, fencetool.VirtualHttp):
     dialect = "esphome"
     parameters = {"plug": "plug"}  # without a name the list has to be waited for
     second = "b"
+    both = "a,b"
     tells_mac = {"version": "2026.6"}
     no_faults = ("welded", "dead_meter", "garbled_meter")
     version = "2026.10"  # knows switches by name; 2026.6 by object id too, 2024 by that alone
@@ -550,6 +554,7 @@ class Shelly(Http, fencetool.VirtualShelly):
 
     logins = ({"password": "s3cret"},)
     meter = {"metered": True}
+    meters_each = True
     fault_options = meter
     lie = None        # what becomes of a relay's members while it is off
     meter_lie = None  # and of the meter's

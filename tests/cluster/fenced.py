@@ -68,6 +68,10 @@ REPLUGGED = MIXED._replace(
            "esphome": dict(ESPHOME, feeds={1: "quorum"})},
     config=cluster_file({"storage-a": BMC_LINES, "storage-b": KASA_LINES,
                          "quorum": ESPHOME_LINES}))
+# The second node has two power supplies, on two outlets of its strip.
+TWO_SUPPLIES = MIXED._replace(
+    plugs=dict(MIXED.plugs, kasa=dict(KASA_STRIP, feeds={2: "storage-b", 3: "storage-b"})),
+    config=MIXED.config.replace("outlet: 2\n", "outlet: [2, 3]\n"))
 # The storage network has a switch, and every node is powered on again after it was fenced.
 PLUGS = Layout({"kasa": KASA_STRIP, "tasmota": TASMOTA, "esphome": ESPHOME}, {},
                cluster_file({"storage-a": ESPHOME_LINES,

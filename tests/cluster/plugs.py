@@ -29,7 +29,8 @@ READY_WAIT_S = 10
 class Wired:
     """What a virtual device gets added here: the nodes it feeds, slowness, a count of losses.
 
-    feeds: node by number of the outlet, as the cables really are. ups: the nodes live on without.
+    feeds: node by number of the outlet, as the cables really are; a node on several outlets lives
+    on with any of them. ups: the nodes live on without.
     """
 
     delay_s = 0
@@ -43,7 +44,9 @@ class Wired:
 
     def forward(self, number, powered):
         node = self.feeds.get(number)
-        if node and not self.ups:
+        others = [outlet.number for outlet in self.outlets if outlet.powered
+                  and outlet.number != number and self.feeds.get(outlet.number) == node]
+        if node and not self.ups and not others:
             power.ask(self.power_socket, "%s %s" % ("on" if powered else "off", node))
 
     def send_answer(self, handle, answer):

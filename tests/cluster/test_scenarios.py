@@ -110,6 +110,14 @@ class AsInTheGuide(Scenario):
         self.fence("quorum", "storage-b")
         self.cluster.wait_until_online()
 
+    def test_a_node_with_two_power_supplies_is_fenced_when_both_are_off(self):
+        self.cluster.configure(self.cluster["storage-a"], fenced.TWO_SUPPLIES)
+        self.cluster.wait_for_devices()
+        self.fence("storage-b", "quorum")
+        self.assertFalse(self.cluster["storage-b"].alive())
+        self.assertEqual(self.cluster.plugs["kasa"].order()["relays"],
+                         {"1": True, "2": False, "3": False})
+
     def test_a_killed_node_is_fenced_and_verified_and_the_writer_moves(self):
         lost = self.cluster.wait_for_holder()
         self.cluster[lost].cut_power()
