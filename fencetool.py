@@ -14,7 +14,7 @@ a false success corrupts data, which nobody can.
 Parts and sections; each uses only those above it (tests/test_layout.py proves it):
   1 WORDS    CONSTANTS, ERRORS, SECRETS, TEXT, PROOF, EVIDENCE, DIALECTS, PARAMETERS
   2 MACHINE  LOG, FILES AND PROGRAMS, KERNEL, NETWORK, DEVICE, LOGINS, HTTP
-  3 DEVICES  KASA, TASMOTA, ESPHOME, PAGES, INSTALLED AGENT
+  3 DEVICES  KASA, TASMOTA, ESPHOME, SHELLY, PAGES, INSTALLED AGENT
   4 FENCING  PACKETS, PROBES, FENCING, CHECKING, AGENTS
   ---------- the waterline: a fence agent's run needs nothing below it but for fence_check -n NODE
   5 CLUSTER  YAML, CLUSTER FILE, PLAN, CLUSTER CHECKS, OUTPUTS
@@ -100,6 +100,9 @@ METER_SILENT_WATTS = 1.0   # meters show up to 0.9 W of noise on an open relay (
 CHILD_ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"}
 CLUSTER_FILE = "/etc/fencetool/cluster.yml"
 SEEN_FILE = "/var/lib/fencetool/seen.json"  # when each address was last seen alive from here
+# Challenges that the next action answers, too. In memory: a disk may hang while a node is fenced.
+LOGINS_FILE = "/run/fencetool/logins.json"
+MOST_LOGINS = 100
 SEEN_SECONDS = 60    # a record is not made anew more often
 MOST_SEEN = 1000
 FEWEST_ECHOES, MOST_ECHOES = 3, 100  # one lost packet is no silence, and a look is no flood
@@ -573,7 +576,8 @@ def is_number(value):
     return type(value) in (int, float)
 
 
-JSON_TYPES = {dict: "an object", list: "a list", str: "a text", int: "a whole number"}
+JSON_TYPES = {dict: "an object", list: "a list", str: "a text", int: "a whole number",
+              bool: "true or false"}
 
 
 def require_member(reply, name, wanted, where):
@@ -742,7 +746,9 @@ def doubt_about_state(state, wanted, unacknowledged, waited):
 
 # What the meter of one outlet told. watts: None when it told nothing that can be used. obstacle:
 # why no load proves nothing here, "" for a meter that also measures while its relay is off.
-MeterReading = namedtuple("MeterReading", "watts obstacle")
+# is_passing: the obstacle ends by itself, so that a later reading will prove something.
+MeterReading = namedtuple("MeterReading", "watts obstacle is_passing")
+MeterReading.__new__.__defaults__ = (False,)
 NO_METER = MeterReading(None, "the device has none for this outlet")
 
 
@@ -768,6 +774,25 @@ def doubt_about_required_meter(reading):
     if reading.watts is not None and not reading.obstacle:
         return ""
     return "no power meter gave a reading, and power_meter=require wants one: %s" % reading.obstacle
+
+
+def doubt_about_usable_meter(reading):
+    """Return why this meter never will prove that there is no load, or "" when it will."""
+    return "" if reading.is_passing else doubt_about_required_meter(reading)
+
+
+def rest_reading(reading, rest_s, quiet_s):
+    """Return a reading as it counts so long after the last command that may have been.
+
+    rest_s: so long after one the meter may show 0 W, whatever flows.
+
+    SAFETY: neither for nor against; and a load is a load at any time.
+    Test: test_a_zero_that_may_be_the_meters_rest_is_no_proof
+    """
+    if reading.obstacle or shows_load(reading) or quiet_s >= rest_s:
+        return reading
+    return MeterReading(reading.watts, "for %s after a command it may show 0 W, whatever flows"
+                        % render_seconds(rest_s), is_passing=True)
 
 
 def shows_load(reading):
@@ -1302,9 +1327,12 @@ def render_blockers(verdict):
 # and url_form how such a path is shown. keys: of the cluster file, beside
 # those that every method takes; required: of all keys (password_script serves as a password).
 # fixed: parameters that its agent gets each time. comes_back: whether a node is powered on again
-# after it was fenced, unless power_on tells.
+# after it was fenced, unless power_on tells. meter_rest: the seconds after a command in which a
+# meter of its may show 0 W, whatever flows; most have none.
 Dialect = namedtuple(
-    "Dialect", "name title method agent port urls url_form keys required fixed comes_back")
+    "Dialect",
+    "name title method agent port urls url_form keys required fixed comes_back meter_rest")
+Dialect.__new__.__defaults__ = (0,)
 
 DIALECTS = {row.name: row for row in (
     Dialect(
@@ -1325,6 +1353,11 @@ DIALECTS = {row.name: row for row in (
         urls="/switch/", url_form="/switch/",
         keys=("mac", "outlet", "switch_name", "power_meter", "ssl", "ssl_insecure"),
         required=("ip",), fixed={"device": "esphome"}, comes_back=False),
+    # Without urls: who has written URLs has written what proves a state, too, and it counts on.
+    Dialect(
+        name="shelly", title="Shelly", method="shelly", agent="fence_http", port=HTTP_PORT,
+        urls="", url_form="", keys=("mac", "outlet", "power_meter", "ssl", "ssl_insecure"),
+        required=("ip",), fixed={"device": "shelly"}, comes_back=False, meter_rest=46),
     Dialect(
         name="url", title="any other HTTP power switch", method="http", agent="fence_http",
         port=HTTP_PORT, urls="", url_form="",
@@ -1377,7 +1410,8 @@ def tell_dialect_by_urls(urls):
     """Return the name of the dialect that all these paths belong to."""
     found = sorted({tell_dialect_by_url(path) for path in urls})
     if not found:
-        known = " or ".join("device=" + row.name for row in DIALECTS.values() if row.urls)
+        known = " or ".join("device=" + row.name for row in dialects_of("fence_http")
+                            if row.method != BY_URL)
         raise UsageError("nothing says what the device is: set %s, or power_on_url, power_off_url "
                          "and status_url" % known)
     if len(found) > 1:
@@ -1625,6 +1659,16 @@ def check_times(settings):
     if needed_s >= settings.power_timeout:
         raise UsageError("power_wait and stonith_status_sleep leave no time for a second look "
                          "within power_timeout: make it longer")
+    needed_s += find_meter_rest(settings)
+    if needed_s >= settings.power_timeout:
+        raise UsageError("power_meter=require needs a power_timeout of more than %s here: the "
+                         "meter may rest so long after a command" % render_seconds(needed_s))
+
+
+def find_meter_rest(settings):
+    """Return the seconds after a command that a meter which is required may rest."""
+    row = DIALECTS.get(settings.device) or DIALECTS_BY_METHOD.get(settings.fence_method)
+    return row.meter_rest if row and settings.power_meter == "require" else 0
 
 
 def take_switch_name(settings):
@@ -1722,7 +1766,8 @@ def check_look(settings):
     if 0 < settings.early_exit < SHORTEST_PROOF_SECONDS:
         raise UsageError("early_exit must be 0 or %s or more: a shorter silence proves nothing"
                          % render_seconds(SHORTEST_PROOF_SECONDS))
-    wait = max(settings.verify_wait, settings.early_exit)
+    # The first look may come so late, and only from then on nobody can have switched unseen.
+    wait = max(settings.verify_wait, settings.early_exit) + find_meter_rest(settings)
     if wait + settings.ping_timeout >= settings.power_timeout:
         raise UsageError("verify_wait or early_exit, and one look after it, do not fit into the %s "
                          "of the whole confirmation" % render_seconds(settings.power_timeout))
@@ -2089,6 +2134,46 @@ class FilesAndPrograms:
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, before)
+
+
+class KeptLogins:
+    """What one action leaves to the next of its logins: the fields of a challenge, and its count.
+
+    It can be lost at any time, and then the next action begins anew.
+    """
+
+    def take_login(self, name):
+        """Return what was kept under this name, or None, and keep it no more."""
+        # Two at once would give one answer twice, which a device takes for a guess.
+        kept = self._read_logins()
+        found = kept.pop(name, None)
+        if found:
+            self._write_logins(kept)
+        return found
+
+    def keep_login(self, name, login):
+        kept = self._read_logins()
+        kept.pop(name, None)
+        self._write_logins(dict(list(kept.items())[1 - MOST_LOGINS:] + [(name, login)]))
+
+    def _read_logins(self):
+        """Return {name: (fields, count)}; nothing where it cannot be read, or is damaged."""
+        try:
+            found = json.loads(self.read_file(LOGINS_FILE).decode("utf-8"))
+            return {name: (dict(fields), int(count)) for name, (fields, count) in found.items()}
+        except (UsageError, ValueError, TypeError, AttributeError, RecursionError):
+            return {}
+
+    def _write_logins(self, logins):
+        new_path = "%s.%d" % (LOGINS_FILE, os.getpid())
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
+        try:
+            os.makedirs(os.path.dirname(LOGINS_FILE), 0o700, exist_ok=True)
+            with open(os.open(new_path, flags, 0o600), "w") as file:
+                json.dump(logins, file)
+            os.rename(new_path, LOGINS_FILE)
+        except OSError as error:
+            self.debug("logins are not kept: %s" % error)
 
 
 def exchange_with_child(pipes, data, deadline):
@@ -2799,7 +2884,7 @@ class Network:
         return select.select(handles, [], [], max(0.0, seconds))[0]
 
 
-class System(Log, FilesAndPrograms, Network):
+class System(Log, FilesAndPrograms, KeptLogins, Network):
     """This machine, as one run of the program sees it."""
 
 
@@ -3051,8 +3136,9 @@ class Login:
     """Who asks, told as the device wants it, for all requests of one action.
 
     One challenge serves the whole action, its nonce with a count that rises: a Shelly keeps 32
-    nonces for an hour, and answers 429 when they are all given away. The password goes out as Basic
-    only where it is asked for so, or where the family of plugs never asks.
+    nonces for an hour, and answers 429 when they are all given away. It may serve the next, too.
+    The password goes out as Basic only where it is asked for so, or where the family of plugs never
+    asks.
     """
 
     def __init__(self, username, password, is_sent_unasked):
@@ -3071,6 +3157,15 @@ class Login:
         self.digest = None  # the fields of the challenge that is answered, with its own cnonce
         self.cnonce = ""    # one for all counts: a -sess algorithm hashes the first
         self.count = 0
+
+    def recall(self, fields, count):
+        """Go on answering a challenge that an earlier action has answered so often."""
+        self.digest, self.cnonce, self.count = fields, os.urandom(8).hex(), count
+
+    def kept(self):
+        """Return (fields, count) for recall, or None where nothing can be answered any more."""
+        is_session = self.digest and self.digest.get("algorithm", "").upper().endswith("-SESS")
+        return (self.digest, self.count) if self.digest and not is_session else None
 
     def build(self, method, path):
         """Return the Authorization header of the next request, "" for none."""
@@ -3460,6 +3555,7 @@ class HttpDevice(Device):
     default_username = ""
     sends_login_unasked = False  # to a family that never asks for one
     answers_in_pages = False     # a page (HTML) can be its answer
+    open_pages = ()              # that never need a login: they tell whom it would go to
     closed_hint = ""             # what it may mean that it answers nothing
 
     def __init__(self, system, settings):
@@ -3560,7 +3656,8 @@ class HttpDevice(Device):
 
     def _send(self, method, path, deadline, listening):
         origin = render_origin(self.settings)
-        login = self.login.build(method, self.path_with_login(path))
+        login = "" if path in self.open_pages else self.login.build(
+            method, self.path_with_login(path))
         headers = build_http_headers(origin, method, login)
         self.system.message("%s <- %s %s" % (self.describe(), method, self.shown_path(path)))
         limit = deadline.within(self.settings.shell_timeout)
@@ -4560,6 +4657,347 @@ class EsphomeSwitch(HttpOutlet):
         # Answered before it is done; the body is empty.
         self.device.exchange("POST", "%s/turn_%s" % (self.path, wanted.value.lower()),
                              check_command_reply, deadline)
+
+
+# SECTION: SHELLY ----------------------------------------------------------------------------------
+# Shelly's switches: generation 1 with paths such as /relay/0, all later ones by GET /rpc/METHOD.
+# `plug` is the channel, counted from 1 as in the list, or its name; the protocol counts from 0.
+# GET /shelly needs no login and tells generation and MAC: it comes before each command and each
+# reading, so that neither a command nor a password goes to what has taken over the address. What
+# tells the states, /status and Shelly.GetStatus, tells the MAC too, and is the whole list.
+#
+# Firmware 2.0 keeps 32 challenges, for an hour each; while all are taken it refuses a new one for
+# 2 s. Three actions a minute would take them all, so each goes on with the challenge of the one
+# before, which is kept by the device's MAC. Of two at once the second asks for a new one, and so
+# does who is told by a 401 that the device has forgotten it.
+#
+# A relay that is off may come back by itself. While a timer runs, the status shows it, and such an
+# OFF is none; auto_on starts one at each OFF, so a channel that has it is refused. Switch.Set
+# replies what was before the command. Meters measure also while the relay is off; those of the
+# later generations may show 0 W for 45 s after a command. A Shelly 1 and 1L tell as watts what
+# somebody has set by hand, and no counters beside it. Schedules, inputs, scripts, the cloud and
+# webhooks are not looked at.
+# Source: Shelly API documentation of both families, ioBroker.shelly issue 1594; for the login table
+# of firmware 2.0 home-assistant/core 177257 and 178327; read 2026-11. Seen: documents only.
+
+FIRST_SHELLY = 1  # the generation without /rpc
+
+ShellyIdentity = namedtuple("ShellyIdentity", "generation mac")
+
+# How a generation speaks. status, settings: paths, and *_owner: the members that lead to the object
+# with the device's MAC in their replies. command: of the path that switches, with the channel from
+# 0 and one of words, {PowerState: text}; acknowledged: the member of a good reply to it. state: of
+# a channel, true for ON. find_channels: of a reply to {channel from 0: its members}. find_timer: of
+# a channel that is off. parse_meter: of the reply to status, and a channel. meter_rest: see there.
+ShellyWays = namedtuple(
+    "ShellyWays", "status status_owner settings settings_owner command words acknowledged state "
+                  "find_channels find_timer parse_meter meter_rest")
+SHELLY_TIMER = "a timer runs, and will switch it on again (a new OFF ends it)"
+
+
+def parse_shelly_url(path):
+    """Return (channel from 1 as text, "" for a whole status; PowerState or None) of a URL."""
+    if path in ("/status", "/rpc/Shelly.GetStatus"):
+        return "", None
+    reads = re.fullmatch(r"(?:/relay/|/rpc/Switch\.GetStatus\?id=)([0-9])", path)
+    switches = re.fullmatch(r"/relay/([0-9])\?turn=(on|off)", path) or re.fullmatch(
+        r"/rpc/Switch\.Set\?id=([0-9])&on=(true|false)", path)
+    if not reads and not switches:
+        raise UsageError("it is not /relay/N, /relay/N?turn=off, /rpc/Switch.GetStatus?id=N or "
+                         "/rpc/Switch.Set?id=N&on=false (for any other URL set device=url)")
+    channel = str(int((reads or switches).group(1)) + 1)
+    if reads:
+        return channel, None
+    return channel, PowerState.ON if switches.group(2) in ("on", "true") else PowerState.OFF
+
+
+def parse_shelly_identity(text):
+    """Return the ShellyIdentity in the reply to /shelly; the first generation tells none."""
+    members = parse_json_object(text)
+    generation = members.get("gen", FIRST_SHELLY)
+    if type(generation) is not int or not {"gen", "type"} & set(members):
+        raise Refused("this is no Shelly: %s" % quote(text))
+    return ShellyIdentity(generation, parse_shelly_mac(members, (), "the reply"))
+
+
+def parse_shelly_mac(members, owner, where):
+    """Return the MAC that an object of a reply tells; owner: the members that lead to it."""
+    for name in owner:
+        members = require_member(members, name, dict, where)
+    try:
+        return parse_mac(require_member(members, "mac", str, where))
+    except UsageError as error:
+        raise ProtocolError("%s: mac: %s" % (where, error)) from error
+
+
+def find_shelly_relays(members):
+    """Return {channel: members} of the relays in a reply of the first generation."""
+    relays = members.get("relays", [])
+    if type(relays) is not list or not all(type(relay) is dict for relay in relays):
+        raise ProtocolError("relays is no list of objects: %s" % quote(json.dumps(relays)))
+    return dict(enumerate(relays))
+
+
+def find_shelly_switches(members):
+    """Return {channel: members} of the switches in a reply of a later generation."""
+    found = {}
+    for key in members:
+        match = re.fullmatch("switch:([0-9]{1,3})", key)
+        if match:
+            channel, switch = int(match.group(1)), require_member(members, key, dict, "the reply")
+            # SAFETY: what calls itself another switch is not this one's state.
+            # Test: test_a_switch_that_calls_itself_another_is_not_read
+            if require_member(switch, "id", int, key) != channel:
+                raise ProtocolError("%s calls itself %s" % (key, switch["id"]))
+            found[channel] = switch
+    return found
+
+
+def find_shelly_relay_timer(relay):
+    """Return why an OFF of the first generation will end by itself, or ""."""
+    has_timer = require_member(relay, "has_timer", bool, "the relay")
+    return SHELLY_TIMER if has_timer or relay.get("timer_remaining") else ""
+
+
+def find_shelly_switch_timer(switch):
+    """Return why an OFF of a later generation will end by itself, or ""."""
+    return SHELLY_TIMER if any(name.startswith("timer_") for name in switch) else ""
+
+
+def parse_shelly_meters(status, channel):
+    """Return the MeterReading of a channel from the reply to /status."""
+    meters = status.get("meters", [])
+    if type(meters) is not list or not all(type(meter) is dict for meter in meters):
+        raise ProtocolError("meters is no list of objects: %s" % quote(json.dumps(meters)))
+    if not meters:
+        return NO_METER
+    if len(meters) != len(find_shelly_relays(status)):
+        return MeterReading(None, "one meter measures several relays")
+    meter = meters[channel]
+    if not require_member(meter, "is_valid", bool, "the meter"):
+        raise ProtocolError("the meter says that its reading is not valid")
+    return MeterReading(parse_shelly_watts(meter, "power"), "" if "counters" in meter else
+                        "its watts are set by hand, and not measured")
+
+
+def parse_shelly_switch_meter(status, channel):
+    """Return the MeterReading of a channel from the reply to Shelly.GetStatus."""
+    switch = find_shelly_switches(status)[channel]
+    if "apower" not in switch:
+        return NO_METER
+    return MeterReading(parse_shelly_watts(switch, "apower"), "")
+
+
+def parse_shelly_watts(members, name):
+    watts = members.get(name)
+    if not is_number(watts):
+        raise ProtocolError("the meter's %s is not a number: %s" % (name, quote(json.dumps(watts))))
+    return limit_watts(watts)
+
+
+SHELLY_WAYS = ShellyWays(
+    status="/status", status_owner=(), settings="/settings", settings_owner=("device",),
+    command="/relay/%d?turn=%s", words={PowerState.ON: "on", PowerState.OFF: "off"},
+    acknowledged="ison", state="ison", find_channels=find_shelly_relays,
+    find_timer=find_shelly_relay_timer, parse_meter=parse_shelly_meters, meter_rest=0)
+SHELLY_RPC_WAYS = ShellyWays(
+    status="/rpc/Shelly.GetStatus", status_owner=("sys",), settings="/rpc/Shelly.GetConfig",
+    settings_owner=("sys", "device"), command="/rpc/Switch.Set?id=%d&on=%s",
+    words={PowerState.ON: "true", PowerState.OFF: "false"}, acknowledged="was_on", state="output",
+    find_channels=find_shelly_switches, find_timer=find_shelly_switch_timer,
+    parse_meter=parse_shelly_switch_meter, meter_rest=DIALECTS["shelly"].meter_rest)
+
+
+def parse_shelly_state(members, ways):
+    is_on = require_member(members, ways.state, bool, "the channel")
+    return PowerState.ON if is_on else PowerState.OFF
+
+
+def parse_shelly_outlets(status, settings, ways):
+    """Return the channels as Outlets: those of the status, which have to be those of the settings.
+
+    SAFETY: what moves a blind, or dims a lamp, is no switch, and a list with a hole is no list.
+    Test: test_a_shelly_without_switches_is_refused_with_what_it_has
+    """
+    channels, known = ways.find_channels(status), ways.find_channels(settings)
+    owner = settings
+    for name in ways.settings_owner:
+        owner = require_member(owner, name, dict, "the settings")
+    profile = owner.get("profile", settings.get("mode"))
+    if not channels or profile in ("cover", "roller"):
+        others = sorted(name for name in status if re.match("cover|light|rgb|cct|roller", name))
+        raise Refused("the device has no switch: its profile or mode is %s, and it has %s" % (
+            quote(str(profile)), ", ".join(map(quote, others)) or "no other output"))
+    if set(channels) != set(known):
+        raise ProtocolError("the device tells the states of %d channels, and the settings of %d"
+                            % (len(channels), len(known)))
+    return tuple(Outlet(channel + 1, str(known[channel].get("name") or ""), (),
+                        parse_shelly_state(members, ways))
+                 for channel, members in sorted(channels.items()))
+
+
+def has_shelly_auto_on(settings, channel, ways):
+    """Return whether a channel switches itself on again after each OFF.
+
+    SAFETY: it starts a timer, which the reading behind an OFF may be too early to see.
+    Test: test_a_channel_that_switches_itself_on_again_is_refused
+    """
+    value = ways.find_channels(settings)[channel].get("auto_on", False)
+    if type(value) not in (bool, int, float):
+        raise ProtocolError("auto_on is neither yes nor no nor seconds: %s"
+                            % quote(json.dumps(value)))
+    return value > 0
+
+
+@speaks("shelly")
+class ShellyDevice(HttpDevice):
+    """A Shelly of any generation, and who it is."""
+
+    name = "shelly"
+    default_username = "admin"
+    open_pages = ("/shelly",)
+
+    def __init__(self, system, settings):
+        super().__init__(system, settings)
+        self.take_outlet_from_urls(parse_shelly_url)
+        self.identity = None  # the ShellyIdentity of the first answer: no other device's counts
+
+    @property
+    def ways(self):
+        """The ShellyWays of the device that was identified."""
+        return SHELLY_WAYS if self.identity.generation == FIRST_SHELLY else SHELLY_RPC_WAYS
+
+    def list_outlets(self, deadline):
+        settings, outlets, _ = self._read_all(deadline)
+        for outlet in outlets:
+            if has_shelly_auto_on(settings, outlet.number - 1, self.ways):
+                self.system.warn("channel %d of %s cannot fence: it has auto_on"
+                                 % (outlet.number, self.describe()))
+        return outlets
+
+    def open(self, deadline):
+        settings, outlets, status = self._read_all(deadline)
+        channels = self.ways.find_channels(status)
+
+        def open_one(name):
+            outlet = select_outlet(outlets, name, self.label)
+            if has_shelly_auto_on(settings, outlet.number - 1, self.ways):
+                raise Refused("channel %d switches itself on again after each OFF: switch its "
+                              "auto_on off" % outlet.number)
+            timer = self.find_timer(outlet.state, channels[outlet.number - 1])
+            return ShellyChannel(self, outlet, timer)
+        return self.open_named(open_one)
+
+    def check_identity(self, deadline):
+        """Raise Refused unless the device is the one that is configured, and that of before."""
+        # SAFETY: without device_mac too: the proof must come from the device that was switched.
+        # Test: test_another_shelly_in_the_middle_of_an_action_is_neither_switched_nor_believed
+        found = self.exchange("GET", "/shelly", lambda reply: parse_shelly_identity(
+            parse_http_body(reply)), deadline)
+        self.check_mac(found.mac)
+        self.identity = self.identity or found
+        self._check_same(found)
+        self._recall_login()
+
+    def _recall_login(self):
+        """Go on with the challenge of an earlier action: the device has few."""
+        if self.settings.password and not self.login.digest:
+            kept = self.system.take_login(self.identity.mac)
+            if kept:
+                self.login.recall(*kept)
+
+    def close(self):
+        kept = self.login.kept()
+        if kept and self.identity:
+            self.login.forget()
+            self.system.keep_login(self.identity.mac, kept)
+
+    def _check_same(self, found):
+        if found != self.identity:
+            raise Refused("another device answered in the middle of the action: %s, after %s"
+                          % (render_mac(found.mac), render_mac(self.identity.mac)))
+
+    def read_status(self, deadline):
+        return self._read(self.ways.status, self.ways.status_owner, deadline)
+
+    def find_timer(self, state, members):
+        """Return why the state of a channel will end by itself, "" for an ON."""
+        return self.ways.find_timer(members) if state is PowerState.OFF else ""
+
+    def _read_all(self, deadline):
+        """Return (settings, Outlets, status) of the whole device."""
+        self.check_identity(deadline)
+        settings = self._read(self.ways.settings, self.ways.settings_owner, deadline)
+        status = self.read_status(deadline)
+        return settings, parse_shelly_outlets(status, settings, self.ways), status
+
+    def _read(self, path, owner, deadline):
+        """Return the members of a reply, which tells from which device it comes."""
+        members = self.exchange("GET", path, lambda reply: parse_json_object(
+            parse_http_body(reply)), deadline)
+        self._check_same(self.identity._replace(mac=parse_shelly_mac(members, owner, path)))
+        return members
+
+
+class ShellyChannel(HttpOutlet):
+    """One channel of a Shelly. timer: why its OFF of the opening will end, until a command came."""
+
+    def __init__(self, device, outlet, timer):
+        super().__init__(device, outlet.state, outlet.number)
+        self.channel = outlet.number - 1
+        self.timer = timer
+        # Who has commanded before that, nobody knows.
+        self.quiet_since = device.system.clock()
+
+    @property
+    def state(self):
+        if self.timer:
+            raise ProtocolError("the relay is OFF, but %s" % self.timer)
+        return self.opened
+
+    @state.setter
+    def state(self, opened):
+        self.opened = opened
+
+    def read_state(self, deadline):
+        status = self.device.read_status(deadline)
+        members = self._find(status)
+        state = parse_shelly_state(members, self.device.ways)
+        # SAFETY: an OFF that will end by itself is none.
+        # Test: test_an_off_under_a_running_timer_is_none
+        timer = self.device.find_timer(state, members)
+        if timer:
+            raise ProtocolError("the relay is OFF, but %s" % timer)
+        return state
+
+    def send_command(self, wanted, deadline):
+        ways = self.device.ways
+        try:
+            self.device.exchange("GET", ways.command % (self.channel, ways.words[wanted]),
+                                 self._check_acknowledgement, deadline)
+        finally:  # it may have obeyed, whatever came back
+            self.quiet_since = self.device.system.clock()
+            self.timer = ""
+
+    def _check_acknowledgement(self, reply):
+        # Whichever state it tells, it is the one before or the one that is meant to be.
+        check_command_reply(reply)
+        require_member(parse_json_object(reply.body), self.device.ways.acknowledged, bool,
+                       "the reply")
+
+    def read_power_meter(self, deadline):
+        status = self.device.read_status(deadline)
+        self._find(status)
+        ways = self.device.ways
+        return rest_reading(ways.parse_meter(status, self.channel), ways.meter_rest,
+                            self.device.system.clock() - self.quiet_since)
+
+    def _find(self, status):
+        channels = self.device.ways.find_channels(status)
+        if self.channel not in channels:
+            raise ProtocolError("the reply tells nothing of channel %d any more"
+                                % (self.channel + 1))
+        return channels[self.channel]
 
 
 # SECTION: PAGES -----------------------------------------------------------------------------------
@@ -5584,7 +6022,7 @@ def ask_twice(job, ask, deadline):
 def require_meter(outlet, deadline):
     """Raise Refused unless each outlet's meter gives a reading that will prove something."""
     doubt = find_doubt(outlet.ask_each(
-        lambda name, one: doubt_about_required_meter(one.read_meter(deadline))))
+        lambda name, one: doubt_about_usable_meter(one.read_meter(deadline))))
     if doubt:
         raise Refused(doubt)
 
@@ -7074,7 +7512,8 @@ def plan_times(cluster, node):
     # agent, where it is one of ours, that differ from the defaults. verify_*: of the verifier.
     delay = find_delay(cluster, node)
     # A delay comes on top: before 2.1.6, Pacemaker's own timers do not count it.
-    power_given = int(node.values.get("off_timeout", OFF_TIMEOUT_SECONDS + delay))
+    rest = find_required_rest(node)
+    power_given = int(node.values.get("off_timeout", OFF_TIMEOUT_SECONDS + delay + rest))
     if has_own_agent(node):
         power_limits = find_power_limits(node, power_given - delay)
         power_needed = agent_seconds(power_limits)
@@ -7106,11 +7545,19 @@ def find_delay(cluster, node):
     return int(node.values.get("delay", "0"))
 
 
+def find_required_rest(node):
+    """Return the seconds that a meter which is required may rest after a command."""
+    return node.dialect.meter_rest if node.values.get("power_meter") == "require" else 0
+
+
 def find_power_limits(node, seconds):
     """Return the limits of one of our agents that has this many seconds for an action."""
     options = node.values["options"]
-    limits = {name: options[name] for name in TIME_LIMITS if name in options}
-    if "off_timeout" in node.values and "power_timeout" not in limits:
+    rest = find_required_rest(node)
+    usual = parse_seconds(PARAMS_BY_NAME["power_timeout"].default)
+    limits = {"power_timeout": "%d" % (usual + rest)} if rest else {}
+    limits.update({name: options[name] for name in TIME_LIMITS if name in options})
+    if "off_timeout" in node.values and "power_timeout" not in options:
         # What off_timeout adds is time for the device to confirm.
         others = agent_seconds(dict(limits, power_timeout="0")) + SPARE_SECONDS
         limits["power_timeout"] = "%d" % max(1, seconds - others)
@@ -7122,7 +7569,8 @@ def find_verify_limits(cluster, node):
     options = node.values["options"]
     limits = {name: options[name] for name in EXCHANGE_LIMITS
               if parse_seconds(options.get(name, "0"))}  # other agents take 0 for no limit
-    needed = int(cluster.values["stonith_verify_wait"]) + LOOK_SECONDS
+    needed = (int(cluster.values["stonith_verify_wait"]) + LOOK_SECONDS
+              + find_required_rest(node))
     if needed > parse_seconds(PARAMS_BY_NAME["power_timeout"].default):
         limits["power_timeout"] = str(needed)
     return limits
@@ -7366,7 +7814,8 @@ def check_time_limits(cluster, node, report):
         limits = plan_times(cluster, node).power_limits
         key = "options" if "options" in node.places else "off_timeout"
         try:
-            build_settings(dict(node.values["options"], **limits), {})
+            own = dict(node.dialect.fixed, power_meter=node.values.get("power_meter", ""))
+            build_settings(dict(node.values["options"], **dict(limits, **own)), {})
         except UsageError as error:
             report.error(place_of(node, key), "%s: %s" % (key, error))
 
@@ -8207,6 +8656,58 @@ class VirtualTasmota(VirtualHttp):
         return {"ENERGY": {"Total": 3.185, "Power": watts, "Voltage": 230 if shown else 0}}
 
 
+class VirtualShelly(VirtualHttp):
+    """A Shelly of the second generation or a newer one."""
+
+    dialect = "shelly"
+
+    def bare_mac(self):
+        return self.mac.replace(":", "")
+
+    def respond(self, method, path, fields):
+        members = self.find(path.partition("?")[0], parse_query(path))
+        if members is None:
+            return 404, {}, '{"code":404,"message":"No handler for \\"output\\":false"}'
+        return 200, {"Content-Type": "application/json"}, json.dumps(members)
+
+    def find(self, page, query):
+        """Return the members of a reply, or None where there is no such page."""
+        if page == "/rpc/Switch.Set":
+            outlet = self.outlets[int(query["id"])]
+            before = outlet.relay
+            self.obey(outlet.number, query["on"] == "true")
+            return {"was_on": before}
+        pages = {"/shelly": self.identity, "/rpc/Shelly.GetStatus": self.status,
+                 "/rpc/Shelly.GetConfig": self.settings}
+        return pages[page]() if page in pages else None
+
+    def obey(self, number, on):
+        self.switch(number, on)
+
+    def identity(self):
+        return {"id": "shellypro4pm-cc32e5000001", "mac": self.bare_mac(), "gen": 2}
+
+    def status(self):
+        return dict(self.components(self.show_switch), sys={"mac": self.bare_mac(), "uptime": 61})
+
+    def settings(self):
+        return dict(self.components(self.show_settings), sys={"device": {"mac": self.bare_mac()}})
+
+    def components(self, show):
+        """Return {key: members} of all outputs; show: of one."""
+        return {"switch:%d" % (outlet.number - 1): show(outlet) for outlet in self.outlets}
+
+    def show_switch(self, outlet):
+        members = {"id": outlet.number - 1, "output": self.words()[outlet.number] == "ON"}
+        return dict(members, apower=self.show_watts(outlet)) if self.metered else members
+
+    def show_watts(self, outlet):
+        return WATTS if outlet.powered else 0.0
+
+    def show_settings(self, outlet):
+        return {"id": outlet.number - 1, "name": outlet.alias, "auto_on": False}
+
+
 def parse_query(path):
     from urllib.parse import parse_qsl
     return dict(parse_qsl(path.partition("?")[2]))
@@ -8277,9 +8778,13 @@ DEMO_STEPS = (
         "status_url=/switch/relay", expected=0, shows="Success: Powered OFF",
         lesson="ESPHome, by its URLs"),
     DemoStep(
+        device="shelly", parameters="action=off\ndevice=shelly\nplug=storage-b", expected=1,
+        shows="still draws 43 W", lesson="a channel of a Shelly by its name; the meter sees that "
+        "its relay is welded: NOT fenced"),
+    DemoStep(
         device="switch", parameters="action=off\npower_off_url=/relay/0?turn=off\n"
         'status_url=/relay/0\nstatus_on_regex="ison":true\nstatus_off_regex="ison":false',
-        expected=1, shows="sign-in page", lesson="any device with URLs (a Shelly), but its Wi-Fi "
+        expected=1, shows="sign-in page", lesson="any device with URLs, but its Wi-Fi "
         "is a captive portal now: NOT fenced"))
 
 
@@ -8291,6 +8796,7 @@ def cmd_demo(arguments, system):
         "strip": VirtualKasa(["storage-a", "storage-b", "spare"]),
         "welded": VirtualKasa(["storage-b"], metered=True, fault="welded"),
         "tasmota": VirtualTasmota(["POWER1", "POWER2"], password="s3cret"),
+        "shelly": VirtualShelly(["storage-a", "storage-b"], metered=True, fault="welded"),
         "esphome": VirtualSwitch(pages=ESPHOME_PAGES), "switch": VirtualSwitch(fault="portal")}
     try:
         for device in devices.values():

@@ -1,6 +1,7 @@
 """Virtual devices with the firmware and the faults that only tests need."""
 import hashlib
 import json
+import os
 import re
 import socket
 import struct
@@ -31,6 +32,8 @@ class Faulty:
     logins = ()      # options of devices with a password, one dict a kind of login
     tells_mac = {}   # options with which it tells its MAC; None: it never does
     meter = None     # options with which it has a meter that reads while the relay is off
+    meter_rest_s = 0.0  # so long after a command its 0 W counts for nothing
+    in_many = False  # every fault is one of a device with all of `two`
     fault_options = {}  # of a device that shows every fault but those in no_faults
     no_faults = ()
     # Where off must succeed in spite of the fault, because the contact is open in the end.
@@ -281,7 +284,7 @@ class Http(Faulty):
     def refuse_login(self):
         if not self.algorithm:
             return super().refuse_login()
-        nonce = "%032x" % (7919 + len(self.counts))
+        nonce = os.urandom(16).hex()
         self.counts[nonce] = 0
         fields = ['realm="%s"' % self.realm.encode().decode("latin-1"), 'nonce="%s"' % nonce,
                   'opaque="0123abcd"']
@@ -546,70 +549,225 @@ METER2_LIES = {"no power": change(apower=None), "power text": change(apower="0.0
                "fed back": change(apower=-85.1)}
 
 
-class Shelly1(Switch):
-    """A Shelly of the first generation, by its own replies."""
+class Shelly(Http, fencetool.VirtualShelly):
+    """What the virtual Shellys of all generations have in common."""
 
-    metered = True
-    lie = None        # what becomes of the relay's members while it is off
+    logins = ({"password": "s3cret"},)
+    meter = {"metered": True}
+    meters_each = True
+    fault_options = meter
+    lie = None        # what becomes of a relay's members while it is off
     meter_lie = None  # and of the meter's
     render_reply = staticmethod(json.dumps)
-    status_pages = ("/relay/0", "/status")
+    status_pages = ()
+    broken = ()       # the whole answer instead of a status, while it is off
+    timer = False     # one that would switch on again runs, until a command comes
+    auto_on_s = 0.0   # it comes back so long after each OFF
+    profile = ""      # roller or cover: it moves a blind, and has no switch
+
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
+        if self.fault == "dead_meter":
+            self.metered = False  # that is how it says clearly that it has none
+
+    def knows_login(self, method, path, fields):
+        return path == "/shelly" or super().knows_login(method, path, fields)
 
     def respond(self, method, path, fields):
         if self.broken and path in self.status_pages and not self.outlets[0].relay:
             return self.broken
-        return self.falsify(self.respond_soundly(*path.partition("?")[::2]))
+        return super().respond(method, path, fields)
 
-    def respond_soundly(self, page, query):
-        if page == "/relay/0" and query in ("", "turn=on", "turn=off"):
+    def falsify(self, reply):
+        status, headers, body = reply
+        if status == 200:
+            body = self.render_reply(json.loads(body))
+        return super().falsify((status, headers, body))
+
+    def obey(self, number, on):
+        self.timer = bool(self.auto_on_s) and not on
+        super().obey(number, on)
+        if self.timer:
+            self.run_later(self.auto_on_s, self.move, number, True)
+
+    def deceive(self, outlet, members, lie):
+        return lie(members) if lie and not outlet.relay else members
+
+    def has_timer(self, outlet):
+        return self.timer and not outlet.relay
+
+    def show_state(self, outlet):
+        word = self.words()[outlet.number]
+        return word == "ON" if word else None
+
+
+class Shelly1(Shelly):
+    """A Shelly of the first generation, by its own replies."""
+
+    no_faults = ("wrong_key",)  # relays have no names
+    status_pages = ("/relay/0", "/status")
+    one_meter = False  # for all relays
+    counters = True    # beside the meter's watts; a Shelly 1 has none
+
+    def find(self, page, query):
+        match = re.fullmatch("/relay/([0-9])", page)
+        if match and query in ({}, {"turn": "on"}, {"turn": "off"}):
+            number = int(match.group(1)) + 1
             if query:
-                self.switch(1, query == "turn=on")
-            return 200, {}, self.render_reply(self.relay())
-        if page == "/status":
-            return 200, {}, self.render_reply({
-                "wifi_sta": {"connected": True, "ssid": "x"}, "mac": "CC32E5000001",
-                "relays": [self.relay()], "meters": [self.meter()], "uptime": 61})
-        return 404, {}, "Not Found: OFF"
+                self.obey(number, query["turn"] == "on")
+            return self.relay(self.outlets[number - 1])
+        pages = {"/shelly": self.identity, "/status": self.status, "/settings": self.settings}
+        return pages[page]() if page in pages else None
 
-    def deceive(self, members, lie):
-        return lie(members) if lie and not self.outlets[0].relay else members
-
-    def relay(self):
-        return self.deceive({
-            "ison": self.outlets[0].relay, "has_timer": False, "timer_started": 0,
-            "timer_duration": 0, "timer_remaining": 0, "overpower": False, "source": "http"},
-            self.lie)
-
-    def meter(self):
-        watts = fencetool.WATTS if self.outlets[0].powered else 0.0
-        return self.deceive({"power": watts, "is_valid": True, "timestamp": 1700000000,
-                             "counters": [0.0, 0.0, 0.0], "total": 0}, self.meter_lie)
-
-
-class Shelly2(Shelly1):
-    """A Shelly of the second generation or a newer one."""
-
-    status_pages = ("/rpc/Switch.GetStatus?id=0",)
-
-    def respond_soundly(self, page, query):
-        if page == "/rpc/Switch.Set" and query in ("id=0&on=true", "id=0&on=false"):
-            before = self.outlets[0].relay
-            self.switch(1, query.endswith("true"))
-            return 200, {}, self.render_reply({"was_on": before})
-        if page + "?" + query == "/rpc/Switch.GetStatus?id=0":
-            return 200, {}, self.render_reply(self.status())
-        return 404, {}, '{"code":404,"message":"No handler for \\"output\\":false"}'
+    def identity(self):
+        return {"type": "SHSW-25", "mac": self.bare_mac(), "auth": bool(self.password),
+                "fw": "20230913-112234/v1.14.0-gcb84623"}
 
     def status(self):
-        members = {"id": 0, "source": "init", "output": self.outlets[0].relay,
+        found = {"wifi_sta": {"connected": True, "ssid": "x"}, "mac": self.bare_mac(),
+                 "uptime": 61}
+        if self.profile:
+            return dict(found, rollers=[{"state": "stop"}], relays=[], meters=[])
+        meters = [self.show_meter(outlet) for outlet in self.outlets] if self.metered else []
+        return dict(found, relays=[self.relay(outlet) for outlet in self.outlets],
+                    meters=meters[:1] if self.one_meter else meters)
+
+    def settings(self):
+        return {"device": {"type": "SHSW-25", "mac": self.bare_mac()},
+                "login": {"enabled": bool(self.password), "password": self.password},
+                "mode": self.profile or "relay",
+                "relays": [] if self.profile else [
+                    {"name": outlet.alias, "auto_on": self.auto_on_s, "auto_off": 0.0}
+                    for outlet in self.outlets]}
+
+    def relay(self, outlet):
+        return self.deceive(outlet, {
+            "ison": self.show_state(outlet), "has_timer": self.has_timer(outlet),
+            "timer_started": 0, "timer_duration": 0,
+            "timer_remaining": 60 * self.has_timer(outlet), "overpower": False,
+            "source": "http"}, self.lie)
+
+    def show_meter(self, outlet):
+        if self.fault == "garbled_meter":
+            return {"power": 0.0, "is_valid": False}
+        counted = {"timestamp": 1700000000, "counters": [0.0, 0.0, 0.0], "total": 0}
+        return self.deceive(outlet, dict(
+            {"power": self.show_watts(outlet), "is_valid": True},
+            **counted if self.counters else {}), self.meter_lie)
+
+
+class Shelly2(Shelly):
+    """A Shelly of the second generation or a newer one, with the login table of firmware 2.0."""
+
+    algorithm = "SHA-256"
+    realm = "shellypro4pm-cc32e5000001"
+    another = (r'"switch:[0-9]+": {"id": [0-9]+', '"switch:0": {"id": 7')
+    status_pages = ("/rpc/Switch.GetStatus?id=0", "/rpc/Shelly.GetStatus")
+    meter_rest_s = 46.0  # a zero counts so long after a command
+    rest_s = 0.0         # so long after one it shows 0 W, whatever flows
+    profile = "switch"
+    outputs = ("switch",)  # of the components that it has, the kind of each
+    nonces_kept, nonce_s, full_s = 32, 3600, 2.0
+    guess_s = 2.0  # so long after a wrong answer it takes none
+    clock = staticmethod(time.monotonic)
+
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
+        self.born = {}       # {nonce that is kept: when it was given out}
+        self.full_until = 0  # the time up to which a full table refuses
+        self.refused = 0     # requests, because of that
+        self.slow_until = 0
+        self.rests_until = 0.0
+
+    def knows_login(self, method, path, fields):
+        now = self.clock()
+        self.born = {nonce: born for nonce, born in self.born.items()
+                     if now - born < self.nonce_s}
+        if path == "/shelly":
+            return True
+        is_right = super().knows_login(method, path, fields)
+        nonce = re.findall('[ ,]nonce="([^"]*)"', fields.get("authorization", ""))
+        if is_right and nonce[0] not in self.born:
+            self.stale = ", stale=true"
+        elif not is_right and nonce and nonce[0] in self.born:
+            self.slow_until = now + self.guess_s
+        return is_right and not self.stale
+
+    def answer(self, method, path, fields):
+        if self.clock() < self.slow_until and path != "/shelly":
+            return 429, {}, "Too many failed authentication attempts"
+        return super().answer(method, path, fields)
+
+    def refuse_login(self):
+        now = self.clock()
+        if len(self.born) >= self.nonces_kept:
+            self.full_until = self.full_until or now + self.full_s
+            if now < self.full_until:
+                self.refused += 1
+                return 429, {}, "Too many requests"
+            self.born.pop(min(self.born, key=self.born.get))
+        self.full_until = 0
+        reply = super().refuse_login()
+        self.born[list(self.counts)[-1]] = now
+        return reply
+
+    def find(self, page, query):
+        if page == "/rpc/Switch.GetStatus" and set(query) == {"id"}:
+            return self.show_switch(self.outlets[int(query["id"])])
+        page = "/shelly" if page == "/rpc/Shelly.GetDeviceInfo" else page
+        return super().find(page, query)
+
+    def obey(self, number, on):
+        self.rests_until = self.clock() + self.rest_s
+        super().obey(number, on)
+
+    def identity(self):
+        return {"name": None, "id": self.realm, "mac": self.bare_mac(), "slot": 0,
+                "model": "SPSW-104PE16EU", "gen": 2, "ver": "2.0.0", "app": "Pro4PM",
+                "fw_id": "20260701-112234/2.0.0-gcb84623", "auth_en": bool(self.password),
+                "auth_domain": self.realm if self.password else None}
+
+    def components(self, show):
+        return super().components(show) if "switch" in self.outputs else {
+            "%s:0" % kind: {"id": 0} for kind in self.outputs}
+
+    def status(self):
+        return dict(super().status(), ble={}, cloud={"connected": False})
+
+    def settings(self):
+        return dict(super().settings(), ble={"enable": False}, sys={"device": {
+            "name": None, "mac": self.bare_mac(), "profile": self.profile}})
+
+    def show_settings(self, outlet):
+        return dict(super().show_settings(outlet), initial_state="off",
+                    auto_on=bool(self.auto_on_s), auto_on_delay=self.auto_on_s or 60.0)
+
+    def show_watts(self, outlet):
+        if self.fault == "garbled_meter":
+            return None
+        return 0.0 if self.clock() < self.rests_until else super().show_watts(outlet)
+
+    def show_switch(self, outlet):
+        members = {"id": outlet.number - 1, "source": "init", "output": self.show_state(outlet),
                    "temperature": {"tC": 41.2, "tF": 106.2}}
+        if self.has_timer(outlet):
+            members.update(timer_started_at=1700000000.1, timer_duration=60)
         if self.metered:
-            watts = fencetool.WATTS if self.outlets[0].powered else 0.0
-            members = self.deceive(dict(members, apower=watts, voltage=230.1, current=0.0, aenergy={
-                "total": 0.0, "by_minute": [0.0, 0.0, 0.0], "minute_ts": 1700000000}),
+            members = self.deceive(outlet, dict(
+                members, apower=self.show_watts(outlet), voltage=230.1, current=0.0, aenergy={
+                    "total": 0.0, "by_minute": [0.0, 0.0, 0.0], "minute_ts": 1700000000}),
                 self.meter_lie)
-        return self.deceive(members, self.lie)
+        return self.deceive(outlet, members, self.lie)
+
+
+class Shelly4(Shelly2):
+    """One with four channels, of which the last is meant."""
+
+    two = ("a", "b", "c", "d")
+    second = "d"
+    in_many = True
 
 
 # One virtual device for each dialect that fencetool.py speaks itself.
-DEVICES = {device.dialect: device for device in (Kasa, Tasmota, Esphome, Switch)}
+DEVICES = {device.dialect: device for device in (
+    Kasa, Tasmota, Esphome, Shelly2, Switch)}
