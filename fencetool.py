@@ -13,7 +13,7 @@ a false success corrupts data, which nobody can.
 
 Parts and sections; each uses only those above it (tests/test_layout.py proves it):
   1 WORDS    CONSTANTS, ERRORS, SECRETS, TEXT, PROOF, EVIDENCE, DIALECTS, PARAMETERS
-  2 MACHINE  LOG, FILES AND PROGRAMS, KERNEL, NETWORK, DEVICE, LOGINS, HTTP
+  2 MACHINE  LOG, FILES AND PROGRAMS, KERNEL, NETWORK, DEVICE, LOGINS, HTTP, HTTP DEVICE
   3 DEVICES  KASA, TASMOTA, ESPHOME, PAGES, INSTALLED AGENT
   4 FENCING  PROBES, FENCING, CHECKING, AGENTS
   ---------- the waterline: a fence agent's run needs nothing below it but for fence_check -n NODE
@@ -378,6 +378,68 @@ def parse_pattern(text):
     return expression
 
 
+# Set by the agent itself, meant for one connection alone, or given by a parameter of their own.
+NO_OWN_HEADERS = {
+    "connection", "content-length", "content-type", "expect", "host", "keep-alive",
+    "proxy-authenticate", "proxy-authorization", "proxy-connection", "te", "trailer",
+    "transfer-encoding", "upgrade"}
+
+
+def parse_headers(text):
+    """Return {name: value} of "Name: value|Name: value". No value is shown: it may be a secret."""
+    headers = {}
+    for number, item in enumerate(text.split("|"), 1):
+        # SAFETY: a line end in a value would begin another header, or another request.
+        # Test: test_a_header_can_add_nothing_but_itself
+        match = re.fullmatch(" *([A-Za-z0-9_-]+) *: *([!-~](?:[ -~]*[!-~])?) *", item)
+        if not match:
+            raise UsageError("number %d is not 'Name: value' in printable ASCII (| separates two)"
+                             % number)
+        name, value = match.groups()
+        if name.lower() in NO_OWN_HEADERS:
+            raise UsageError("%s is not for you to set (content_type, ip and the length of the "
+                             "body do that)" % name)
+        if name.lower() in map(str.lower, headers):
+            raise UsageError("%s comes twice" % name)
+        headers[name] = value
+    return headers
+
+
+def parse_content_type(text):
+    if not re.fullmatch("[!-~](?:[ -~]*[!-~])?", text):
+        raise UsageError("%s is not a content type (use application/json)" % quote(text))
+    return text
+
+
+# The way to one value of a JSON reply. text: as it was given. steps: names of members, numbers of
+# a list's items.
+MemberPath = namedtuple("MemberPath", "text steps")
+MEMBER_STEP = r'\.([A-Za-z0-9_:-]+)|\[([0-9]{1,4})\]|\["([^"\\]+)"\]'
+
+
+def parse_member_path(text):
+    """Return the MemberPath of $.relays[0]["is on"]; $ alone is the whole reply."""
+    path = text if text[:1] == "$" else "$." + text
+    if not re.fullmatch(r"\$(?:%s)*" % MEMBER_STEP, path):
+        raise UsageError("%s is no way to a member of JSON (use $.relays[0].on, or $.a[\"b c\"])"
+                         % quote(text))
+    steps = []
+    for name, number, quoted in re.findall(MEMBER_STEP, path):
+        steps.append(int(number) if number else name + quoted)
+    return MemberPath(text, steps)
+
+
+def parse_json_word(text):
+    """Return a single value of JSON as render_json writes it; a word without quotes is a text."""
+    try:
+        value = json.loads(text, parse_constant=str)
+    except (ValueError, RecursionError):
+        value = text
+    if isinstance(value, (dict, list)):
+        raise UsageError("%s is not a single value (use true, 1 or \"on\")" % quote(text))
+    return render_json(value)
+
+
 # Without regular expressions: every run of an agent comes by here, and each costs it a part of a
 # millisecond.
 NAME_CHARACTERS = set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-")
@@ -515,15 +577,20 @@ def hide_timer_words(text):
     return re.sub("(?i)(timed?) ?(out)", r"\1-\2", text)
 
 
-def parse_json_object(text):
-    """Return the JSON object in text as a dict; raise ProtocolError for anything else."""
+def parse_json(text):
+    """Return the JSON value in text; raise ProtocolError for anything else."""
     try:
         # NaN and infinities are no JSON, and would pass every comparison with a limit: each becomes
         # its name, a text, which no reading accepts. Another sensor's NaN spoils nothing else.
-        reply = json.loads(text, object_pairs_hook=refuse_doubles, parse_constant=str)
+        return json.loads(text, object_pairs_hook=refuse_doubles, parse_constant=str)
     except (ValueError, RecursionError) as error:
         raise ProtocolError("the reply is not JSON: %s" % show_place(
             text, getattr(error, "pos", 0))) from None
+
+
+def parse_json_object(text):
+    """Return the JSON object in text as a dict; raise ProtocolError for anything else."""
+    reply = parse_json(text)
     if not isinstance(reply, dict):
         raise ProtocolError("the reply is not a JSON object: %s" % quote(text))
     return reply
@@ -578,6 +645,23 @@ def require_member(reply, name, wanted, where):
         raise ProtocolError("%s: %s should be %s and is %s" % (
             where, name, JSON_TYPES[wanted], quote(json.dumps(reply[name]))))
     return reply[name]
+
+
+def find_member(text, path):
+    """Return the value that a MemberPath leads to in a JSON text; raise ProtocolError if none is.
+    """
+    value = parse_json(text)
+    for step in path.steps:
+        if not has_step(value, step):
+            raise ProtocolError("the reply has no %s: %s" % (path.text, quote(text)))
+        value = value[step]
+    return value
+
+
+def has_step(value, step):
+    if isinstance(step, int):
+        return isinstance(value, list) and step < len(value)
+    return isinstance(value, dict) and step in value
 
 
 def limit_watts(value):
@@ -1147,7 +1231,9 @@ DIALECTS = {row.name: row for row in (
         name="url", title="any other HTTP power switch", method="http", agent="fence_http",
         port=HTTP_PORT, urls="", url_form="",
         keys=("power_on_url", "power_off_url", "status_url", "status_on_regex",
-              "status_off_regex", "http_method", "power_meter", "ssl", "ssl_insecure"),
+              "status_off_regex", "status_member", "status_on_value", "status_off_value",
+              "watts_member", "http_method", "power_on_body", "power_off_body", "content_type",
+              "headers", "power_meter", "ssl", "ssl_insecure"),
         required=("ip", "power_off_url", "status_url", "status_on_regex", "status_off_regex"),
         fixed={}, comes_back=False),
     Dialect(
@@ -1217,6 +1303,7 @@ def tell_dialect_by_url(path):
 
 STRING, INTEGER, SECONDS, BOOLEAN = "string", "integer", "second", "boolean"
 SELECT, MAC, URL, PATTERN = "select", "mac", "url", "pattern"
+HEADERS, CONTENT_TYPE, MEMBER, WORD = "headers", "content type", "member", "word"
 
 Param = namedtuple("Param", "name kind letter default aliases secret choices help")
 
@@ -1242,13 +1329,26 @@ HTTP_PARAMS = (  # fence_http
           default="auto", choices=["auto"] + [row.name for row in dialects_of("fence_http")]),
     param("power_on_url", URL, "Path (or full URL on the same host) that switches on"),
     param("power_off_url", URL, "Path (or full URL on the same host) that switches off"),
-    param("http_method", SELECT, "Method of the switching URLs of device=url; auto is GET",
-          default="auto", choices=("auto", "GET", "POST")))
+    param("http_method", SELECT, "Method of the two switching URLs (for device=url); auto is GET, "
+          "and POST where one of them has a body", default="auto",
+          choices=("auto", "GET", "POST", "PUT")),
+    param("power_on_body", STRING, "Body of the request that switches on (for device=url)"),
+    param("power_off_body", STRING, "Body of the request that switches off (for device=url)"),
+    param("content_type", CONTENT_TYPE, "Content type of the bodies; without it application/json "
+          "for a body that begins with { or [, else that of a form"))
 STATUS_PARAMS = (  # fence_http and fence_check
     param("switch_name", STRING, "Name or object id of the ESPHome switch: same as plug"),
     param("status_url", URL, "Path (or full URL on the same host) that tells the power state"),
     param("status_on_regex", PATTERN, "Regex that only a status of ON matches (for device=url)"),
-    param("status_off_regex", PATTERN, "Regex that only a status of OFF matches (for device=url)"))
+    param("status_off_regex", PATTERN, "Regex that only a status of OFF matches (for device=url)"),
+    param("status_member", MEMBER, "Member of a JSON status that tells the power state, as "
+          "$.relays[0].on; instead of the two expressions (for device=url)"),
+    param("status_on_value", WORD, "Value of status_member that means ON: true, 1, \"on\""),
+    param("status_off_value", WORD, "Value of status_member that means OFF: false, 0, \"off\""),
+    param("watts_member", MEMBER, "Member of a JSON status that is the load in watts (for "
+          "device=url)"),
+    param("headers", HEADERS, "Own headers of all requests, Name: value|Name: value; {password} in "
+          "a value stands for the password (for device=url)", secret=True))
 CHECK_PARAMS = (  # fence_check
     param("fence_method", STRING, "What the fence device speaks: %s, or the name of any installed "
           "fence agent" % ", ".join(list_methods())),
@@ -1313,8 +1413,10 @@ PARAMS_BY_NAME = {row.name: row for row in PARAMS}
 
 # How a kind of parameter is read from text, and its name in the metadata.
 PARSERS = {STRING: str, SELECT: str, INTEGER: parse_whole_number, SECONDS: parse_seconds,
-           BOOLEAN: parse_boolean, MAC: parse_mac, URL: parse_url, PATTERN: parse_pattern}
-CONTENT_TYPES = {MAC: STRING, URL: STRING, PATTERN: STRING}
+           BOOLEAN: parse_boolean, MAC: parse_mac, URL: parse_url, PATTERN: parse_pattern,
+           HEADERS: parse_headers, CONTENT_TYPE: parse_content_type, MEMBER: parse_member_path,
+           WORD: parse_json_word}
+CONTENT_TYPES = dict.fromkeys((MAC, URL, PATTERN, HEADERS, CONTENT_TYPE, MEMBER, WORD), STRING)
 # The URLs of a device, and the state that each one leads to.
 URL_PARAMS = {"power_on_url": PowerState.ON, "power_off_url": PowerState.OFF, "status_url": None}
 TIME_LIMITS = ("login_timeout", "shell_timeout", "power_timeout")
@@ -2780,8 +2882,10 @@ class Login:
 
 
 # SECTION: HTTP ------------------------------------------------------------------------------------
-# One exchange over urllib, and what all devices with a web server have in common. Knows no family
-# of plugs.
+# One exchange over urllib. Knows no family of plugs.
+
+# What a device is asked. body: text, "" for none.
+HttpQuestion = namedtuple("HttpQuestion", "method path body")
 
 # status: a number. headers: with get() and get_all(). body: text.
 HttpReply = namedtuple("HttpReply", "status headers body")
@@ -2793,15 +2897,12 @@ Listening = namedtuple("Listening", "silence_s deadline is_enough")
 SILENCE = ":silence"  # marks one in the text, as a comment between two events
 
 
-def send_http_request(connect, method, url, headers, deadline, listening=None):
-    """Send one HTTP request; return its HttpReply, whatever its status.
+def send_http_request(connect, request, deadline, listening=None):
+    """Send one request, made by build_http_request; return its HttpReply, whatever its status.
 
     connect: returns the Connection. listening: the answer is an event stream.
     """
     import http.client
-    import urllib.request  # slow, so before the connection: a small device has only one
-    body = b"" if method == "POST" else None
-    request = urllib.request.Request(url, body, headers, method=method)
     stream = HttpStream(deadline)
     opener = build_opener(stream)
     stream.connection = connect()
@@ -2819,6 +2920,20 @@ def send_http_request(connect, method, url, headers, deadline, listening=None):
     finally:
         stream.connection.close()
     return HttpReply(response.status, response.headers, text.decode(errors="backslashreplace"))
+
+
+def build_http_request(url, question, headers):
+    """Return the request as urllib takes it; a POST or a PUT may have an empty body."""
+    import urllib.request
+    body = None
+    if question.method in ("POST", "PUT"):
+        body = question.body.encode("utf-8", "surrogateescape")
+    return urllib.request.Request(url, body, headers, method=question.method)
+
+
+def find_content_type(body):
+    is_json = body.lstrip()[:1] in ("{", "[")
+    return "application/json" if is_json else "application/x-www-form-urlencoded"
 
 
 def explain_first_line(line):
@@ -2913,6 +3028,29 @@ def read_http_body(response, stream, listening):
     # Test: test_a_second_answer_behind_the_first_is_a_doubt
     if stream.take_rest().strip():
         raise ProtocolError("more came than one answer: %d bytes, and then the next" % len(body))
+    is_packed = response.headers.get("Content-Encoding", "").lower() in GZIP_NAMES
+    return unpack_body(body) if is_packed and body else body
+
+
+GZIP_NAMES = ("gzip", "x-gzip")  # which some servers send unasked
+
+
+def unpack_body(packed):
+    """Return the bytes that were packed by gzip: whole, and no more than any reply may have."""
+    import zlib
+    unpacker = zlib.decompressobj(16 + zlib.MAX_WBITS)  # 16: with the head and the sum of gzip
+    try:
+        body = unpacker.decompress(packed, MAX_REPLY_BYTES)
+    except zlib.error as error:
+        raise ProtocolError("the answer is damaged: %s" % error) from error
+    # SAFETY: a few bytes may be packed from gigabytes, and half of them can read as a state.
+    # Test: test_a_packed_reply_is_unpacked_whole_and_within_bounds_or_refused
+    if unpacker.unconsumed_tail:
+        raise ProtocolError("the answer is longer than %d bytes when it is unpacked (is this the "
+                            "right device and port?)" % MAX_REPLY_BYTES)
+    if unpacker.unused_data or not unpacker.eof:
+        raise ProtocolError("the answer is damaged: it was packed by gzip, and %s" % (
+            "something follows" if unpacker.eof else "its end is missing"))
     return body
 
 
@@ -2972,8 +3110,10 @@ def parse_http_body(reply):
         raise StrangeReply("the device redirects to %s, which is not followed (are address, port "
                            "and ssl right?)" % quote(reply.headers.get("Location", "")))
     check_http_status(reply, (200,))
-    if reply.headers.get("Content-Encoding", "identity").lower() != "identity":
-        raise StrangeReply("the reply is compressed, which was not asked for (a captive portal?)")
+    coding = reply.headers.get("Content-Encoding", "identity").lower()
+    if coding not in ("identity",) + GZIP_NAMES:
+        raise StrangeReply("the reply is compressed by %s, which was not asked for (a captive "
+                           "portal?)" % quote(coding))
     if re.search(r"(?i)<input[^>]{1,200}type\s?=\s?['\"]?password", reply.body):
         raise StrangeReply("a page that asks for a password came instead of an answer (captive "
                            "portal, set-up mode or sign-in page)")
@@ -3059,6 +3199,9 @@ def find_pause(headers, seconds_left):
     return max(LATER_SECONDS, seconds) if seconds < seconds_left else LATER_SECONDS
 
 
+# SECTION: HTTP DEVICE -----------------------------------------------------------------------------
+# What all devices with a web server have in common. Knows no family of plugs.
+
 # Values in a URL's query that are no secrets: hidden, they would be missing in lines of our own.
 PLAIN_VALUES = {"0", "1", "on", "off", "yes", "no", "true", "false", "toggle", "open", "close",
                 "closed", "status", "state", "power", "reboot", "reset", "cycle", "monitor", "list",
@@ -3069,6 +3212,22 @@ def find_url_secrets(url):
     """Return the values in a URL's query whose names say that they are secret."""
     return {value for name, value in re.findall(r"([\w-]+)=([^&+;]+)", url.partition("?")[2])
             if is_secret_name(name) and value.lower() not in PLAIN_VALUES}
+
+
+def find_body_secrets(body):
+    """Return the values in the body of a request, JSON or a form, whose names say the same."""
+    found = set()
+
+    def collect(pairs):
+        found.update(value for name, value in pairs
+                     if isinstance(value, str) and is_secret_name(name))
+        return dict(pairs)
+
+    try:
+        json.loads(body, object_pairs_hook=collect)
+    except (ValueError, RecursionError):
+        return find_url_secrets("?" + body)
+    return {value for value in found if value.lower() not in PLAIN_VALUES}
 
 
 def find_query_values(url):
@@ -3098,10 +3257,12 @@ def find_closed_hint(error, closed_hint, is_encrypted):
     return " (%s)" % "; ".join(hints) if hints else ""
 
 
-def build_http_headers(origin, method, login):
+def build_http_headers(origin, question, login, content_type):
     # No Origin: ESPHome refuses foreign ones. The Referer is for Tasmota's SetOption128 0.
     headers = {"Referer": origin + "/", "User-Agent": "fencetool/" + __version__}
-    if method == "OPTIONS":
+    if question.body:
+        headers["Content-Type"] = content_type or find_content_type(question.body)
+    if question.method == "OPTIONS":
         headers["Access-Control-Request-Private-Network"] = "true"
     if login:
         headers["Authorization"] = login.encode("utf-8", "surrogateescape")
@@ -3120,6 +3281,8 @@ class HttpDevice(Device):
     sends_login_unasked = False  # to a family that never asks for one
     answers_in_pages = False     # a page (HTML) can be its answer
     closed_hint = ""             # what it may mean that it answers nothing
+    own_headers = {}             # of all its requests, {name: value}
+    content_type = ""            # of bodies, "" for what they look like
 
     def __init__(self, system, settings):
         super().__init__(system, settings)
@@ -3160,24 +3323,25 @@ class HttpDevice(Device):
         if self.settings.device_mac:
             self.check_mac(self.read_mac(deadline))
 
-    def exchange(self, method, path, parse, deadline, listening=None):
+    def exchange(self, method, path, parse, deadline, listening=None, body=""):
         """Return parse(reply) of one request; an error of either tells what was asked.
 
         A device that is busy is asked again until the deadline, after a strange reply once.
         """
         try:
-            return self._ask_with_patience(method, path, parse, deadline, listening)
+            return self._ask_with_patience(
+                HttpQuestion(method, path, body), parse, deadline, listening)
         except FenceError as error:
             hint = find_closed_hint(error, self.closed_hint, uses_tls(self.settings))
             raise type(error)("%s %s: %s%s" % (
                 method, self.shown_path(path), error, hint)) from error
 
-    def _ask_with_patience(self, method, path, parse, deadline, listening):
-        page = path.partition("?")[0]
+    def _ask_with_patience(self, question, parse, deadline, listening):
+        page = question.path.partition("?")[0]
         strange_replies = 0
         while True:
             try:
-                reply = self._ask(method, path, deadline, listening)
+                reply = self._ask(question, deadline, listening)
                 if reply.status not in ASKED_LATER:
                     if not self.answers_in_pages:
                         refuse_page(reply)
@@ -3198,10 +3362,10 @@ class HttpDevice(Device):
             self.login.forget(is_basic=bool(strange_replies) and not self.login.tried)
             self.system.sleep(pause)
 
-    def _ask(self, method, path, deadline, listening):
+    def _ask(self, question, deadline, listening):
         """Return the HttpReply to one request, after the login that the device asks for."""
         for answers in range(MOST_LOGIN_ANSWERS + 1):
-            reply = self._send(method, path, deadline, listening)
+            reply = self._send(question, deadline, listening)
             if reply.status != 401:
                 return reply
             asked = reply.headers.get_all("WWW-Authenticate") or []
@@ -3217,14 +3381,17 @@ class HttpDevice(Device):
     def shown_path(self, path):
         return path
 
-    def _send(self, method, path, deadline, listening):
+    def _send(self, question, deadline, listening):
+        method, path, _ = question
         origin = render_origin(self.settings)
         login = self.login.build(method, self.path_with_login(path))
-        headers = build_http_headers(origin, method, login)
+        headers = build_http_headers(origin, question, login, self.content_type)
+        headers.update(self.own_headers)
         self.system.message("%s <- %s %s" % (self.describe(), method, self.shown_path(path)))
         limit = deadline.within(self.settings.shell_timeout)
-        reply = send_http_request(lambda: self._connect(limit), method,
-                                  origin + self.path_with_login(path), headers, limit, listening)
+        # urllib is slow to import, so before the connection: a small device has only one.
+        request = build_http_request(origin + self.path_with_login(path), question, headers)
+        reply = send_http_request(lambda: self._connect(limit), request, limit, listening)
         self.system.message("%s -> %d %s" % (self.describe(), reply.status, reply.body))
         return reply
 
@@ -4209,8 +4376,15 @@ class EsphomeSwitch(HttpOutlet):
 
 
 # SECTION: PAGES -----------------------------------------------------------------------------------
-# Any device with one URL that switches on, one that switches off, and one that tells the state.
-# Two expressions are all that tells its answer from another page; a status must match exactly one.
+# Any device with one URL that switches on, one that switches off, and one that tells the state. Two
+# expressions, of which a status must match exactly one, or two values of a member of JSON, are all
+# that tells its answer from another page.
+
+STATUS_WAYS = (("status_on_regex", "status_off_regex"),
+               ("status_member", "status_on_value", "status_off_value"))
+# Of a meter that nobody has described: a load is a load, and no load proves nothing.
+UNKNOWN_METER = "nobody knows whether this meter measures while the relay is off"
+
 
 def parse_status_page(text, on_pattern, off_pattern):
     """Return the PowerState of a status reply, which must match exactly one expression."""
@@ -4220,6 +4394,28 @@ def parse_status_page(text, on_pattern, off_pattern):
         raise ProtocolError("the reply matches %s of status_on_regex and status_off_regex: %s"
                             % ("both" if found else "neither", quote(text)))
     return found[0]
+
+
+def parse_status_member(text, path, on_value, off_value):
+    """Return the PowerState of a status reply by a member of it; the values are JSON, as text.
+
+    SAFETY: "unavailable" is not off, and neither are null, and 0 where false is meant.
+    Test: test_a_member_that_has_neither_value_is_no_state
+    """
+    value = render_json(find_member(text, path))
+    if value not in (on_value, off_value):
+        raise ProtocolError("%s is %s, and neither status_on_value (%s) nor status_off_value (%s)"
+                            % (path.text, quote(value), quote(on_value), quote(off_value)))
+    return PowerState.ON if value == on_value else PowerState.OFF
+
+
+def parse_watts(text, path):
+    """Return the load that a member of a status reply tells."""
+    value = find_member(text, path)
+    if not is_number(value):
+        raise ProtocolError("the load (%s) is not a number: %s"
+                            % (path.text, quote(render_json(value))))
+    return limit_watts(value)
 
 
 def parse_page(path):
@@ -4234,20 +4430,49 @@ def parse_page(path):
     return steps, set(re.split("[&;]", query.partition("#")[0])) - {""}
 
 
-def check_pages(pages):
+def check_pages(paths, bodies):
     """Raise UsageError unless what reads, what switches on and what switches off are different.
 
-    pages: {URL parameter: what parse_page returns}.
+    paths: {URL parameter: path}; bodies: {URL parameter: body} of those that have one.
     """
     # SAFETY: a web server that knows no parameters of a page ignores them: reading a switching page
     # with more of them would switch. Test: test_no_spelling_of_a_switching_url_is_read
-    status_path, status_parts = pages["status_url"]
-    switching = [page for name, page in pages.items() if name != "status_url"]
-    for path, parts in switching:
-        is_read = path == status_path and parts <= status_parts
-        if is_read or switching.count((path, parts)) > 1:
-            raise UsageError("power_on_url, power_off_url and status_url must differ: a URL that "
-                             "toggles, or switches when it is read, proves nothing")
+    status_path, status_parts = parse_page(paths["status_url"])
+    switching = [parse_page(path) + (bodies.get(name, ""),)
+                 for name, path in paths.items() if path and name != "status_url"]
+    for path, parts, body in switching:
+        # What has to have a body is not done by a question that has none.
+        is_read = not body and path == status_path and parts <= status_parts
+        if is_read or switching.count((path, parts, body)) > 1:
+            raise UsageError("power_on_url, power_off_url and status_url must differ, or the "
+                             "bodies of the first two: a URL that toggles, or switches when it is "
+                             "read, proves nothing")
+
+
+def check_status_way(settings):
+    """Raise UsageError unless exactly one of STATUS_WAYS is given, and all of it."""
+    ways = [way for way in STATUS_WAYS if any(getattr(settings, name) for name in way)]
+    if len(ways) > 1:
+        raise UsageError("status_member and the two expressions are two ways to read one status: "
+                         "leave one out")
+    needed = ["status_url"] + list(ways[0] if ways else STATUS_WAYS[0])
+    if not settings.fence_method:  # fence_check only reads
+        needed.insert(0, "power_off_url")
+    for name in needed:
+        if not getattr(settings, name):
+            raise UsageError("no %s given, and device=url needs it" % name)
+    if settings.status_member and settings.status_on_value == settings.status_off_value:
+        raise UsageError("status_on_value and status_off_value are the same")
+
+
+def choose_switching_method(settings):
+    """Return the HTTP method of the switching URLs."""
+    has_body = bool(settings.power_on_body or settings.power_off_body)
+    if has_body and settings.http_method == "GET":
+        raise UsageError("a GET has no body: leave http_method out, or set POST or PUT")
+    if settings.http_method != "auto":
+        return settings.http_method
+    return "POST" if has_body else "GET"
 
 
 @speaks("url")
@@ -4259,17 +4484,39 @@ class UrlDevice(HttpDevice):
 
     def __init__(self, system, settings):
         super().__init__(system, settings)
-        needed = ["status_url", "status_on_regex", "status_off_regex"]
-        if not settings.fence_method:  # fence_check only reads
-            needed.insert(0, "power_off_url")
-        for name in needed:
-            if not getattr(settings, name):
-                raise UsageError("no %s given, and device=url needs it" % name)
-        check_pages({name: parse_page(path) for name, path in self.paths.items() if path})
+        check_status_way(settings)
+        self.bodies = {"power_on_url": settings.power_on_body,
+                       "power_off_url": settings.power_off_body}
+        check_pages(self.paths, self.bodies)
+        self.method = choose_switching_method(settings)
+        self.content_type = settings.content_type
+        self.own_headers = self.fill_headers()
         for path in self.paths.values():
             system.secrets.update(find_query_values(path))
+        for body in self.bodies.values():
+            system.secrets.update(find_body_secrets(body))
         if self.wanted not in ("", self.label):
             raise UsageError("plug %s: the URLs alone say what is switched" % quote(self.wanted))
+
+    def fill_headers(self):
+        """Return the caller's headers with the password in its place, and hide their values."""
+        settings = self.settings
+        given = settings.headers or {}
+        has_login = "authorization" in map(str.lower, given)
+        is_filled = any("{password}" in value for value in given.values())
+        if is_filled and not (settings.password or settings.password_script):
+            raise UsageError("headers: {password} stands for the password, and none is given")
+        if has_login and settings.password and not is_filled:
+            raise UsageError("headers: Authorization and a password are two logins: leave one out")
+        if is_filled:  # it is no password to be asked for
+            self.login.password = ""
+        headers = {name: value.replace("{password}", settings.password)
+                   for name, value in given.items()}
+        for value in headers.values():
+            self.system.secrets.update(
+                part for part in (value, value.rpartition(" ")[2])
+                if len(part) >= SHORTEST_HIDDEN_SECRET)  # X-CSRF: x is none
+        return headers
 
     def list_outlets(self, deadline):
         return (Outlet(1, self.label, (), self.open(deadline).state),)
@@ -4280,10 +4527,18 @@ class UrlDevice(HttpDevice):
 
     def read_page(self, deadline):
         settings = self.settings
-        return self.exchange("GET", self.paths["status_url"], lambda reply: self.system.compute(
-            lambda: parse_status_page(parse_http_body(reply), settings.status_on_regex,
-                                      settings.status_off_regex),
+        if settings.status_member:
+            return self.ask_status(lambda text: parse_status_member(
+                text, settings.status_member, settings.status_on_value,
+                settings.status_off_value), deadline)
+        return self.ask_status(lambda text: self.system.compute(
+            lambda: parse_status_page(text, settings.status_on_regex, settings.status_off_regex),
             deadline, "status_on_regex or status_off_regex"), deadline)
+
+    def ask_status(self, parse, deadline):
+        """Return parse(text) of the status reply."""
+        return self.exchange("GET", self.paths["status_url"],
+                             lambda reply: parse(parse_http_body(reply)), deadline)
 
     def shown_path(self, path):
         """Return the path without its query, which may hold a login under any name."""
@@ -4299,11 +4554,18 @@ class UrlOutlet(HttpOutlet):
 
     def send_command(self, wanted, deadline):
         name = "power_on_url" if wanted is PowerState.ON else "power_off_url"
-        if not self.device.paths[name]:
+        device = self.device
+        if not device.paths[name]:
             raise UsageError("no %s was given, so the device cannot be switched that way" % name)
-        method = "POST" if self.device.settings.http_method == "POST" else "GET"
-        self.device.exchange(method, self.device.paths[name], lambda reply: check_command_reply(
-            reply, (200, 201, 202, 204)), deadline)
+        device.exchange(device.method, device.paths[name], lambda reply: check_command_reply(
+            reply, (200, 201, 202, 204)), deadline, body=device.bodies[name])
+
+    def read_power_meter(self, deadline):
+        path = self.device.settings.watts_member
+        if not path:
+            return NO_METER
+        watts = self.device.ask_status(lambda text: parse_watts(text, path), deadline)
+        return MeterReading(watts, UNKNOWN_METER)
 
 
 # SECTION: INSTALLED AGENT -------------------------------------------------------------------------
@@ -6174,7 +6436,15 @@ NODE_KEYS = NETWORK_KEYS + (
     cluster_key("status_url", power="status_url", verify="status_url"),
     cluster_key("status_on_regex", power="status_on_regex", verify="status_on_regex"),
     cluster_key("status_off_regex", power="status_off_regex", verify="status_off_regex"),
+    cluster_key("status_member", power="status_member", verify="status_member"),
+    cluster_key("status_on_value", power="status_on_value", verify="status_on_value"),
+    cluster_key("status_off_value", power="status_off_value", verify="status_off_value"),
+    cluster_key("watts_member", power="watts_member", verify="watts_member"),
     cluster_key("http_method", power="http_method"),
+    cluster_key("power_on_body", power="power_on_body"),
+    cluster_key("power_off_body", power="power_off_body"),
+    cluster_key("content_type", power="content_type"),
+    cluster_key("headers", power="headers", verify="headers"),
     cluster_key("power_meter", power="power_meter", verify="power_meter"),
     cluster_key("power_on", BOOLEAN),
     cluster_key("delay", WHOLE_SECONDS),
@@ -6182,8 +6452,11 @@ NODE_KEYS = NETWORK_KEYS + (
     cluster_key("options", OPTIONS))
 # Keys that some methods take and others do not.
 SPECIAL_KEYS = {key for dialect in DIALECTS.values() for key in dialect.keys}
-OUTLET_KEYS = ("outlet", "switch_name", "power_off_url")  # what tells the outlets of a device apart
-STAND_INS = {"password": "password_script"}  # where the second is given, the first is not needed
+# What tells the outlets of a device apart.
+OUTLET_KEYS = ("outlet", "switch_name", "power_off_url", "power_off_body")
+# Where the second is given, the first is not needed.
+STATUS_VALUES = {"status_on_regex": "status_on_value", "status_off_regex": "status_off_value"}
+STAND_INS = dict(STATUS_VALUES, password="password_script")
 NAMED_AGENT = "agent"  # the method of a node whose agent the file names
 NO_DEVICE = "none"     # the method of a node that nothing can fence
 METHODS = tuple(DIALECTS_BY_METHOD) + (NO_DEVICE,)
@@ -6817,6 +7090,18 @@ def check_one_outlet(cluster, node, report):
                      "one of them")
 
 
+def check_status_keys(cluster, node, report):
+    """A status is read in one way: by two expressions, or by a member of JSON and its values."""
+    wanted = ["status_member"] + list(STATUS_VALUES.values())
+    given = [key for key in wanted if key in node.values]
+    if given and given != wanted:
+        report.error(node.places[given[0]], "%s go together: one is missing" % ", ".join(wanted))
+    for key in STATUS_VALUES:
+        if given and key in node.values:
+            report.error(node.places[key], "%s and %s are two ways to tell one state: remove one "
+                         "of them" % (key, given[0]))
+
+
 def check_options(cluster, node, report):
     """Options that cannot be passed to an agent, or that follow from other keys."""
     own, agent, taken = has_own_agent(node), node.dialect.agent, find_taken_parameters(node)
@@ -6895,8 +7180,8 @@ def check_verifiers(cluster, node, report):
 
 
 DEVICE_CHECKS = (
-    check_required_keys, check_agent, check_one_outlet, check_options, check_mangled_values,
-    check_password, check_time_limits, check_off_timeout, check_verifiers)
+    check_required_keys, check_agent, check_one_outlet, check_status_keys, check_options,
+    check_mangled_values, check_password, check_time_limits, check_off_timeout, check_verifiers)
 
 
 def check_size(cluster, report):
@@ -7180,7 +7465,7 @@ finish() {
             { grep '^Error\|^Call' "$work/answer" >&2; exit 1; } # --dry-run tells what came through
     fi
 }
-""".replace("@secrets@", r"\|".join(SECRET_NAMES + ("_url", FENCE_OPTIONS)))
+""".replace("@secrets@", r"\|".join(SECRET_NAMES + ("_url", "_body", "headers", FENCE_OPTIONS)))
 
 
 def render_pcs(configuration, source):
@@ -7605,7 +7890,7 @@ PORTAL_PAGE = ("<!DOCTYPE html><html><title>Sign in: Wi-Fi ON or OFF</title><for
 
 class VirtualHttp(VirtualDevice):
     """A web server; subclasses answer in their dialect."""
-    # requests: (method, path, header fields by their lower-case names).
+    # requests: (method, path, header fields by their lower-case names, and "body").
     password = ""  # of the user admin
     challenge = 'Basic realm="Login Required"'
 
@@ -7616,6 +7901,8 @@ class VirtualHttp(VirtualDevice):
             if len(words) != 3:
                 return
             fields = {name.lower(): value for name, value in parse_headers(stream).items()}
+            length = int(fields.get("content-length", 0))
+            fields["body"] = stream.read(length).decode("utf-8", "replace")
         with self.lock:
             self.requests.append((words[0], words[1], fields))
             reply = self.answer(words[0], words[1], fields)
