@@ -2685,9 +2685,12 @@ class Device:
 
         Pacemaker's monitor names no outlet. Of several, every action will be told which is meant.
         """
-        if not self.wanted and len(self.list_outlets(deadline)) > 1:
+        if not self.wanted and self.count_outlets(deadline) > 1:
             return None
         return self.open(deadline)
+
+    def count_outlets(self, deadline):
+        return len(self.list_outlets(deadline))
 
     def check_mac(self, text):
         """Raise Refused unless the MAC that the device tells is the configured one."""
@@ -3870,7 +3873,8 @@ class KasaOutlet(OpenedOutlet):
 
 # SECTION: TASMOTA ---------------------------------------------------------------------------------
 # Tasmota, and OpenBeken as far as it does the same: commands as /cm?cmnd=, replies in JSON.
-# `plug` is the relay's number. By default the firmware reports 0 W as soon as its relay is off,
+# `plug` is the relay's number, or its FriendlyName, which costs a request of its own before each
+# command and each reading. By default the firmware reports 0 W as soon as its relay is off,
 # whatever flows; SetOption21 1 makes the meter measure always.
 # Source: Tasmota documentation (Commands) and firmware source xdrv_01_9_webserver.ino,
 # OpenBK7231T_App json_interface.c; read 2026-10. Seen: documents only.
@@ -3945,6 +3949,37 @@ def parse_tasmota_relays(members):
                  for number, name in sorted(names.items()))
 
 
+MOST_FRIENDLY_NAMES = 8  # that the firmware keeps, whatever number of relays it has
+
+
+def parse_tasmota_names(members, relays):
+    """Return ([name of each relay], name of the device) in the reply to Status.
+
+    SAFETY: one name for several relays (OpenBeken), or more names than relays, is no relay's.
+    Test: test_names_that_do_not_fit_the_relays_are_no_names
+    """
+    status = require_member(members, "Status", dict, "the reply to Status")
+    names = status.get("FriendlyName")
+    names = names if isinstance(names, list) else [names]
+    is_fitting = len(names) == min(relays, MOST_FRIENDLY_NAMES)
+    if not is_fitting or not all(isinstance(name, str) for name in names):
+        raise Refused("the device has %d relays, and its FriendlyName is %s: give the relay's "
+                      "number as plug" % (relays, quote(json.dumps(names))))
+    return names, str(status.get("DeviceName") or "")
+
+
+def name_tasmota_relays(relays, names, device_name):
+    """Return Outlets that can be called by these names too.
+
+    The device's own name is that of an only relay; of several, it is by default the first's.
+    """
+    named = [relay._replace(alias=name, identifiers=(relay.alias.lower(),))
+             for relay, name in zip(relays, names)]
+    if len(relays) == 1 and device_name:
+        named = [named[0]._replace(identifiers=named[0].identifiers + (device_name.lower(),))]
+    return tuple(named) + tuple(relays[len(named):])
+
+
 def parse_tasmota_mac(members, wanted):
     """Return the MAC in the reply to Status 5: of an ESP32 with a cable that one may be wanted."""
     network = require_member(members, "StatusNET", dict, "the reply to Status 5")
@@ -4002,12 +4037,41 @@ class TasmotaDevice(HttpDevice):
         self.take_outlet_from_urls(parse_tasmota_url)
 
     def list_outlets(self, deadline):
+        relays = self.read_relays(deadline)
+        self.check_identity(deadline)
+        try:
+            return name_tasmota_relays(relays, *self.ask_names(len(relays), deadline))
+        except (Refused, ProtocolError) as error:  # a list without names is still one
+            self.system.debug(str(error))
+            return relays
+
+    def count_outlets(self, deadline):
+        return len(self.read_relays(deadline))
+
+    def read_relays(self, deadline):
         self.check_identity(deadline)
         return self.ask("Status 11", parse_tasmota_relays, deadline)
 
+    def read_names(self, relays, deadline):
+        self.check_identity(deadline)
+        return self.ask_names(relays, deadline)
+
+    def ask_names(self, relays, deadline):
+        return self.ask("Status", lambda members: parse_tasmota_names(members, relays), deadline)
+
     def open(self, deadline):
-        relays = self.list_outlets(deadline)
-        return TasmotaRelay(self, select_outlet(relays, self.wanted, self.label), len(relays))
+        relays, names = self.read_relays(deadline), None
+        if self.is_called_by_name(relays):
+            names = self.read_names(len(relays), deadline)
+            relays = name_tasmota_relays(relays, *names)
+        outlet = select_outlet(relays, self.wanted, self.label)
+        return TasmotaRelay(self, outlet, len(relays), names)
+
+    def is_called_by_name(self, relays):
+        """Return whether the names decide; a number, and what the firmware calls it, needs none."""
+        if self.wanted in ("", self.label):
+            return bool(self.wanted) and len(relays) > 1
+        return not re.fullmatch("(POWER)?[1-9][0-9]?|POWER", self.wanted)
 
     def read_mac(self, deadline):
         return self.ask("Status 5", lambda members: parse_tasmota_mac(
@@ -4029,16 +4093,27 @@ class TasmotaDevice(HttpDevice):
 class TasmotaRelay(HttpOutlet):
     """One relay of a Tasmota device, by its number."""
 
-    def __init__(self, device, outlet, relays):
+    def __init__(self, device, outlet, relays, names):
         super().__init__(device, outlet.state)
         self.number = outlet.number
         self.relays = relays  # how many the device has
+        self.names = names    # of the relays and the device, where one of them was asked for
         self.meter_setting = ""  # what the device says to SetOption21
 
+    def check_names(self, deadline):
+        """Raise Refused unless all names are as they were when this relay was found by its own."""
+        # SAFETY: who swaps two names means another relay by them from then on.
+        # Test: test_a_name_that_moves_to_another_relay_is_a_doubt
+        if self.names and self.device.read_names(self.relays, deadline) != self.names:
+            raise Refused("plug %s may have become another outlet in the middle of the action: the "
+                          "names of the relays were changed" % quote(self.device.wanted))
+
     def read_state(self, deadline):
+        self.check_names(deadline)
         return self._ask_power("Power%d" % self.number, deadline)
 
     def send_command(self, wanted, deadline):
+        self.check_names(deadline)
         command = "Power%d %s" % (self.number, wanted.value)
         state = self._ask_power(command, deadline)
         if state is not wanted:
@@ -4047,6 +4122,7 @@ class TasmotaRelay(HttpOutlet):
 
     def read_power_meter(self, deadline):
         """Return what the meter says; that there is no load it proves with SetOption21 1 alone."""
+        self.check_names(deadline)
         energy = self.device.ask("Status 10", lambda members: parse_tasmota_energy(
             members, self.number, self.relays), deadline)
         if energy is None:
@@ -7961,7 +8037,9 @@ class VirtualTasmota(VirtualHttp):
             return self.power(int(match.group(1) or 1), match.group(2))
         if command == "status 10":
             return {"StatusSNS": self.sensors()}
-        return {"status 5": {"StatusNET": {"Hostname": "plug", "Mac": self.mac}},
+        return {"status": {"Status": {"DeviceName": "virtual", "FriendlyName": [
+                    outlet.alias for outlet in self.outlets][:MOST_FRIENDLY_NAMES]}},
+                "status 5": {"StatusNET": {"Hostname": "plug", "Mac": self.mac}},
                 "status 11": {"StatusSTS": dict(self.members(), UptimeSec=61)},
                 "setoption21": {"SetOption21": "OFF"}}.get(command, {"Command": "Unknown"})
 
