@@ -1321,7 +1321,8 @@ DEVICE_PARAMS = (  # fence_kasa and fence_http
     param("inet4_only", BOOLEAN, "Use IPv4 only", letter="4"),
     param("inet6_only", BOOLEAN, "Use IPv6 only", letter="6"))
 HTTP_PARAMS = (  # fence_http
-    param("ssl", BOOLEAN, "Use TLS, and verify the certificate (default port: 443)", letter="z"),
+    param("ssl", BOOLEAN, "Use TLS, and verify the certificate (default port: 443)", letter="z",
+          aliases="ssl_secure"),
     param("ssl_insecure", BOOLEAN, "Use TLS with any certificate (default port: 443)"),
     param("device", SELECT, "What the device speaks; auto tells it by the URLs (%s; any other URL "
           "is taken as it stands)" % ", ".join("%s: %s..." % (row.name, row.url_form)
@@ -1504,6 +1505,7 @@ def build_settings(values, defaults):
         for row in PARAMS})
     settings.family = choose_family(settings)
     settings.options = {}  # of an installed agent, see build_check_settings
+    settings.first_outlet = int(defaults.get("first_outlet", "1"))  # as the agent's callers count
     settings.targets, settings.witnesses, settings.direct_keys = [], [], set()  # see take_networks
     check_times(settings)
     take_switch_name(settings)
@@ -5693,6 +5695,42 @@ def device_agent(name, method, params, over):
         actions=DEVICE_ACTIONS, settings=build_settings, job=Job)
 
 
+# Agents that others have made for one family each: fence_http takes their names and parameters, so
+# that a cluster that used them needs no other change. They are linked only where nobody else's are
+# installed. first_outlet: the number of the first outlet, as their callers count. defaults: theirs
+# that differ from ours.
+# Source: fence-agents 4.17 fence_shelly_gen2 (the protocol's id as it stands), fence_tasmota and
+# fence_esphome of a fork of it; read 2026-11.
+OtherName = namedtuple("OtherName", "name dialect first_outlet defaults")
+OTHER_NAMES = {row.name: row for row in (
+    OtherName("fence_tasmota", "tasmota", 1, {}),
+    OtherName("fence_esphome", "esphome", 1, {"username": "admin"}),
+    OtherName("fence_shelly_gen2", "shelly", 0, {})) if row.dialect in DIALECTS}
+FOREIGN_PARAMS = (
+    param("notls", BOOLEAN, "Accepted and ignored: TLS is negotiated", letter="t"),
+    param("gnutlscli_path", STRING, "Accepted and ignored: no other program is asked"),
+    param("plug_separator", STRING, "Accepted and ignored", default=","),
+    param("web", BOOLEAN, "Accepted and ignored"))
+OTHER_PARAMS = DEVICE_PARAMS + tuple(
+    row for row in HTTP_PARAMS if row.name in ("ssl", "ssl_insecure")) + (
+    COMMON_PARAMS + FOREIGN_PARAMS)
+
+
+def other_agent(row):
+    """Return the row of fence_http under another name."""
+    dialect = DIALECTS[row.dialect]
+    longdesc = ("%s is fence_http for %s alone, under the name and with the parameters of another "
+                "agent. It reports success only when the device itself has confirmed the new power "
+                "state and, where the outlet has a power meter that can tell, the load is gone."
+                % (row.name, dialect.title))
+    defaults = dict(row.defaults, ipport=str(dialect.port), device=dialect.name,
+                    first_outlet=str(row.first_outlet))
+    return Agent(
+        name=row.name, method=BY_URL, shortdesc="Fence agent for " + dialect.title,
+        longdesc=longdesc, params=OTHER_PARAMS, defaults=defaults, required=("ip",),
+        actions=DEVICE_ACTIONS, settings=build_settings, job=Job)
+
+
 AGENTS = {agent.name: agent for agent in (
     device_agent("fence_kasa", "kasa", DEVICE_PARAMS + COMMON_PARAMS, "their local protocol"),
     device_agent("fence_http", BY_URL, DEVICE_PARAMS + HTTP_PARAMS + STATUS_PARAMS + COMMON_PARAMS,
@@ -5704,6 +5742,7 @@ AGENTS = {agent.name: agent for agent in (
           "doubt.", params=STATUS_PARAMS + CHECK_PARAMS + COMMON_PARAMS,
           defaults={"action": "status"}, required=("fence_method", "fence_ip"),
           actions=CHECK_ACTIONS, settings=build_check_settings, job=CheckJob))}
+AGENTS.update((row.name, other_agent(row)) for row in OTHER_NAMES.values())
 
 
 def names_of(agent):
@@ -7152,7 +7191,7 @@ def check_agent(cluster, node, report):
     if agent in AGENTS and methods:
         report.error(node.places["agent"], "%s has a method of its own: instead of agent, give "
                      "method: %s" % (agent, " or ".join(methods)))
-    elif agent in AGENTS:
+    elif agent in AGENTS and agent not in OTHER_NAMES:
         report.error(node.places["agent"], "%s cannot switch a node off: name the agent of its "
                      "device, or a method" % agent)
     elif agent and not re.fullmatch(AGENT_NAME, agent):
@@ -8192,6 +8231,8 @@ HOST_VARS_OPTION = (("--host-vars",), {
 CHECK_OPTIONS = (
     (("cluster",), {"nargs": "?", "default": CLUSTER_FILE, "help": "cluster file (%(default)s)"}),
     HOST_VARS_OPTION, (("--json",), {"action": "store_true", "help": "for machines"}))
+OTHERS_OPTION = (
+    (("--others",), {"action": "store_true", "help": "those that others have made too, instead"}),)
 GENERATE_OPTIONS = (
     (("words",), {"nargs": "*", "metavar": "CLUSTER", "help": "cluster file (%s)" % CLUSTER_FILE}),
     HOST_VARS_OPTION,
@@ -8253,15 +8294,17 @@ def parse_generate_words(options):
     return form, node, path
 
 
-def cmd_agents(arguments, system):
+def cmd_agents(options, system):
     """Print the names of the fence agents in this file: install.sh makes a link for each."""
-    system.write("\n".join(AGENTS))
+    names = [name for name in AGENTS if (name in OTHER_NAMES) == options.others]
+    system.write("\n".join(names))
     return EXIT_GOOD
 
 
 # Each subcommand with its options; its help is its function's docstring.
 COMMANDS = {"demo": (cmd_demo, ()), "check-config": (cmd_check_config, CHECK_OPTIONS),
-            "gen-config": (cmd_gen_config, GENERATE_OPTIONS), "agents": (cmd_agents, ())}
+            "gen-config": (cmd_gen_config, GENERATE_OPTIONS),
+            "agents": (cmd_agents, OTHERS_OPTION)}
 
 
 def run_command(arguments, system):
