@@ -14,7 +14,7 @@ a false success corrupts data, which nobody can.
 Parts and sections; each uses only those above it (tests/test_layout.py proves it):
   1 WORDS    CONSTANTS, ERRORS, SECRETS, TEXT, PROOF, EVIDENCE, DIALECTS, PARAMETERS
   2 MACHINE  LOG, FILES AND PROGRAMS, KERNEL, NETWORK, DEVICE, LOGINS, HTTP, HTTP DEVICE
-  3 DEVICES  KASA, TASMOTA, ESPHOME, PAGES, INSTALLED AGENT
+  3 DEVICES  KASA, TASMOTA, ESPHOME, SHELLY, PAGES, INSTALLED AGENT
   4 FENCING  PROBES, FENCING, CHECKING, AGENTS
   ---------- the waterline: a fence agent's run needs nothing below it but for fence_check -n NODE
   5 CLUSTER  YAML, CLUSTER FILE, PLAN, CLUSTER CHECKS, OUTPUTS
@@ -634,7 +634,8 @@ def is_number(value):
     return type(value) in (int, float)
 
 
-JSON_TYPES = {dict: "an object", list: "a list", str: "a text", int: "a whole number"}
+JSON_TYPES = {dict: "an object", list: "a list", str: "a text", int: "a whole number",
+              bool: "true or false"}
 
 
 def require_member(reply, name, wanted, where):
@@ -784,7 +785,9 @@ def doubt_about_state(state, wanted, unacknowledged, waited):
 
 # What the meter of one outlet told. watts: None when it told nothing that can be used. obstacle:
 # why no load proves nothing here, "" for a meter that also measures while its relay is off.
-MeterReading = namedtuple("MeterReading", "watts obstacle")
+# is_passing: the obstacle ends by itself, so that a later reading will prove something.
+MeterReading = namedtuple("MeterReading", "watts obstacle is_passing")
+MeterReading.__new__.__defaults__ = (False,)
 NO_METER = MeterReading(None, "the device has none for this outlet")
 
 
@@ -810,6 +813,25 @@ def doubt_about_required_meter(reading):
     if reading.watts is not None and not reading.obstacle:
         return ""
     return "no power meter gave a reading, and power_meter=require wants one: %s" % reading.obstacle
+
+
+def doubt_about_usable_meter(reading):
+    """Return why this meter never will prove that there is no load, or "" when it will."""
+    return "" if reading.is_passing else doubt_about_required_meter(reading)
+
+
+def rest_reading(reading, rest_s, quiet_s):
+    """Return a reading as it counts so long after the last command that may have been.
+
+    rest_s: so long after one the meter may show 0 W, whatever flows.
+
+    SAFETY: neither for nor against; and a load is a load at any time.
+    Test: test_a_zero_that_may_be_the_meters_rest_is_no_proof
+    """
+    if reading.obstacle or shows_load(reading) or quiet_s >= rest_s:
+        return reading
+    return MeterReading(reading.watts, "for %s after a command it may show 0 W, whatever flows"
+                        % render_seconds(rest_s), is_passing=True)
 
 
 def shows_load(reading):
@@ -1204,9 +1226,12 @@ def render_blockers(verdict):
 # and url_form how such a path is shown. keys: of the cluster file, beside
 # those that every method takes; required: of all keys (password_script serves as a password).
 # fixed: parameters that its agent gets each time. comes_back: whether a node is powered on again
-# after it was fenced, unless power_on tells.
+# after it was fenced, unless power_on tells. meter_rest: the seconds after a command in which a
+# meter of its may show 0 W, whatever flows; most have none.
 Dialect = namedtuple(
-    "Dialect", "name title method agent port urls url_form keys required fixed comes_back")
+    "Dialect",
+    "name title method agent port urls url_form keys required fixed comes_back meter_rest")
+Dialect.__new__.__defaults__ = (0,)
 
 DIALECTS = {row.name: row for row in (
     Dialect(
@@ -1227,6 +1252,11 @@ DIALECTS = {row.name: row for row in (
         urls="/switch/", url_form="/switch/",
         keys=("mac", "outlet", "switch_name", "power_meter", "ssl", "ssl_insecure"),
         required=("ip",), fixed={"device": "esphome"}, comes_back=False),
+    # Without urls: who has written URLs has written what proves a state, too, and it counts on.
+    Dialect(
+        name="shelly", title="Shelly", method="shelly", agent="fence_http", port=HTTP_PORT,
+        urls="", url_form="", keys=("mac", "outlet", "power_meter", "ssl", "ssl_insecure"),
+        required=("ip",), fixed={"device": "shelly"}, comes_back=False, meter_rest=46),
     Dialect(
         name="url", title="any other HTTP power switch", method="http", agent="fence_http",
         port=HTTP_PORT, urls="", url_form="",
@@ -1281,7 +1311,8 @@ def tell_dialect_by_urls(urls):
     """Return the name of the dialect that all these paths belong to."""
     found = sorted({tell_dialect_by_url(path) for path in urls})
     if not found:
-        known = " or ".join("device=" + row.name for row in DIALECTS.values() if row.urls)
+        known = " or ".join("device=" + row.name for row in dialects_of("fence_http")
+                            if row.method != BY_URL)
         raise UsageError("nothing says what the device is: set %s, or power_on_url, power_off_url "
                          "and status_url" % known)
     if len(found) > 1:
@@ -1546,6 +1577,16 @@ def check_times(settings):
     if needed_s >= settings.power_timeout:
         raise UsageError("power_wait and stonith_status_sleep leave no time for a second look "
                          "within power_timeout: make it longer")
+    needed_s += find_meter_rest(settings)
+    if needed_s >= settings.power_timeout:
+        raise UsageError("power_meter=require needs a power_timeout of more than %s here: the "
+                         "meter may rest so long after a command" % render_seconds(needed_s))
+
+
+def find_meter_rest(settings):
+    """Return the seconds after a command that a meter which is required may rest."""
+    row = DIALECTS.get(settings.device) or DIALECTS_BY_METHOD.get(settings.fence_method)
+    return row.meter_rest if row and settings.power_meter == "require" else 0
 
 
 def take_switch_name(settings):
@@ -1643,10 +1684,12 @@ def check_look(settings):
     if 0 < settings.early_exit < SHORTEST_PROOF_SECONDS:
         raise UsageError("early_exit must be 0 or %s or more: a shorter silence proves nothing"
                          % render_seconds(SHORTEST_PROOF_SECONDS))
-    wait = max(settings.verify_wait, settings.early_exit)
+    # The first look may come so late, and only from then on nobody can have switched unseen.
+    wait = max(settings.verify_wait, settings.early_exit) + find_meter_rest(settings)
     if wait + settings.ping_timeout >= settings.power_timeout:
         raise UsageError("verify_wait or early_exit, and one look after it, do not fit into the %s "
-                         "of the whole confirmation" % render_seconds(settings.power_timeout))
+                         "of the whole confirmation (power_timeout)"
+                         % render_seconds(settings.power_timeout))
 
 
 def parse_named_addresses(parameter, text):
@@ -3285,6 +3328,7 @@ class HttpDevice(Device):
     default_username = ""
     sends_login_unasked = False  # to a family that never asks for one
     answers_in_pages = False     # a page (HTML) can be its answer
+    open_pages = ()              # that never need a login: they tell whom it would go to
     closed_hint = ""             # what it may mean that it answers nothing
     own_headers = {}             # of all its requests, {name: value}
     content_type = ""            # of bodies, "" for what they look like
@@ -3389,7 +3433,8 @@ class HttpDevice(Device):
     def _send(self, question, deadline, listening):
         method, path, _ = question
         origin = render_origin(self.settings)
-        login = self.login.build(method, self.path_with_login(path))
+        login = "" if path in self.open_pages else self.login.build(
+            method, self.path_with_login(path))
         headers = build_http_headers(origin, question, login, self.content_type)
         headers.update(self.own_headers)
         self.system.message("%s <- %s %s" % (self.describe(), method, self.shown_path(path)))
@@ -4453,6 +4498,330 @@ class EsphomeSwitch(HttpOutlet):
                              check_command_reply, deadline)
 
 
+# SECTION: SHELLY ----------------------------------------------------------------------------------
+# Shelly's switches: generation 1 with paths such as /relay/0, all later ones by GET /rpc/METHOD.
+# `plug` is the channel, counted from 1 as in the list, or its name; the protocol counts from 0, and
+# so do the callers of fence_shelly_gen2.
+# GET /shelly needs no login and tells generation and MAC: it comes before each command and each
+# reading, so that neither a command nor a password goes to what has taken over the address. What
+# tells the states, /status and Shelly.GetStatus, tells the MAC too, and is the whole list.
+#
+# A relay that is off may come back by itself. While a timer runs, the status shows it, and such an
+# OFF is none; auto_on starts one at each OFF, so a channel that has it is refused. Switch.Set
+# replies what was before the command. Meters measure also while the relay is off; those of the
+# later generations may show 0 W for 45 s after a command. A Shelly 1 and 1L tell as watts what
+# somebody has set by hand, and no counters beside it. Schedules, inputs, scripts, the cloud and
+# webhooks are not looked at.
+# Source: Shelly API documentation of both families, ioBroker.shelly issue 1594; for the login table
+# of firmware 2.0 home-assistant/core 177257 and 178327; read 2026-11. Seen: documents only.
+
+FIRST_SHELLY = 1  # the generation without /rpc
+
+ShellyIdentity = namedtuple("ShellyIdentity", "generation mac")
+
+# How a generation speaks. status, settings: paths, and *_owner: the members that lead to the object
+# with the device's MAC in their replies. command: of the path that switches, with the channel from
+# 0 and one of words, {PowerState: text}; acknowledged: the member of a good reply to it. state: of
+# a channel, true for ON. find_channels: of a reply to {channel from 0: its members}. find_timer: of
+# a channel that is off. parse_meter: of the reply to status, and a channel. meter_rest: see there.
+ShellyWays = namedtuple(
+    "ShellyWays", "status status_owner settings settings_owner command words acknowledged state "
+                  "find_channels find_timer parse_meter meter_rest")
+SHELLY_TIMER = "a timer runs, and will switch it on again (a new OFF ends it)"
+
+
+def parse_shelly_url(path):
+    """Return (channel from 1 as text, "" for a whole status; PowerState or None) of a URL."""
+    if path in ("/status", "/rpc/Shelly.GetStatus"):
+        return "", None
+    reads = re.fullmatch(r"(?:/relay/|/rpc/Switch\.GetStatus\?id=)([0-9])", path)
+    switches = re.fullmatch(r"/relay/([0-9])\?turn=(on|off)", path) or re.fullmatch(
+        r"/rpc/Switch\.Set\?id=([0-9])&on=(true|false)", path)
+    if not reads and not switches:
+        raise UsageError("it is not /relay/N, /relay/N?turn=off, /rpc/Switch.GetStatus?id=N or "
+                         "/rpc/Switch.Set?id=N&on=false (for any other URL set device=url)")
+    channel = str(int((reads or switches).group(1)) + 1)
+    if reads:
+        return channel, None
+    return channel, PowerState.ON if switches.group(2) in ("on", "true") else PowerState.OFF
+
+
+def parse_shelly_identity(text):
+    """Return the ShellyIdentity in the reply to /shelly; the first generation tells none."""
+    members = parse_json_object(text)
+    generation = members.get("gen", FIRST_SHELLY)
+    if type(generation) is not int or not {"gen", "type"} & set(members):
+        raise Refused("this is no Shelly: %s" % quote(text))
+    return ShellyIdentity(generation, parse_shelly_mac(members, (), "the reply"))
+
+
+def parse_shelly_mac(members, owner, where):
+    """Return the MAC that an object of a reply tells; owner: the members that lead to it."""
+    for name in owner:
+        members = require_member(members, name, dict, where)
+    try:
+        return parse_mac(require_member(members, "mac", str, where))
+    except UsageError as error:
+        raise ProtocolError("%s: mac: %s" % (where, error)) from error
+
+
+def find_shelly_relays(members):
+    """Return {channel: members} of the relays in a reply of the first generation."""
+    relays = members.get("relays", [])
+    if type(relays) is not list or not all(type(relay) is dict for relay in relays):
+        raise ProtocolError("relays is no list of objects: %s" % quote(json.dumps(relays)))
+    return dict(enumerate(relays))
+
+
+def find_shelly_switches(members):
+    """Return {channel: members} of the switches in a reply of a later generation."""
+    found = {}
+    for key in members:
+        match = re.fullmatch("switch:([0-9]{1,3})", key)
+        if match:
+            channel, switch = int(match.group(1)), require_member(members, key, dict, "the reply")
+            # SAFETY: what calls itself another switch is not this one's state.
+            # Test: test_a_switch_that_calls_itself_another_is_not_read
+            if require_member(switch, "id", int, key) != channel:
+                raise ProtocolError("%s calls itself %s" % (key, switch["id"]))
+            found[channel] = switch
+    return found
+
+
+def find_shelly_relay_timer(relay):
+    """Return why an OFF of the first generation will end by itself, or ""."""
+    has_timer = require_member(relay, "has_timer", bool, "the relay")
+    return SHELLY_TIMER if has_timer or relay.get("timer_remaining") else ""
+
+
+def find_shelly_switch_timer(switch):
+    """Return why an OFF of a later generation will end by itself, or ""."""
+    return SHELLY_TIMER if any(name.startswith("timer_") for name in switch) else ""
+
+
+def parse_shelly_meters(status, channel):
+    """Return the MeterReading of a channel from the reply to /status."""
+    meters = status.get("meters", [])
+    if type(meters) is not list or not all(type(meter) is dict for meter in meters):
+        raise ProtocolError("meters is no list of objects: %s" % quote(json.dumps(meters)))
+    if not meters:
+        return NO_METER
+    if len(meters) != len(find_shelly_relays(status)):
+        return MeterReading(None, "one meter measures several relays")
+    meter = meters[channel]
+    if not require_member(meter, "is_valid", bool, "the meter"):
+        raise ProtocolError("the meter says that its reading is not valid")
+    return MeterReading(parse_shelly_watts(meter, "power"), "" if "counters" in meter else
+                        "its watts are set by hand, and not measured")
+
+
+def parse_shelly_switch_meter(status, channel):
+    """Return the MeterReading of a channel from the reply to Shelly.GetStatus."""
+    switch = find_shelly_switches(status)[channel]
+    if "apower" not in switch:
+        return NO_METER
+    return MeterReading(parse_shelly_watts(switch, "apower"), "")
+
+
+def parse_shelly_watts(members, name):
+    watts = members.get(name)
+    if not is_number(watts):
+        raise ProtocolError("the meter's %s is not a number: %s" % (name, quote(json.dumps(watts))))
+    return limit_watts(watts)
+
+
+SHELLY_WAYS = ShellyWays(
+    status="/status", status_owner=(), settings="/settings", settings_owner=("device",),
+    command="/relay/%d?turn=%s", words={PowerState.ON: "on", PowerState.OFF: "off"},
+    acknowledged="ison", state="ison", find_channels=find_shelly_relays,
+    find_timer=find_shelly_relay_timer, parse_meter=parse_shelly_meters, meter_rest=0)
+SHELLY_RPC_WAYS = ShellyWays(
+    status="/rpc/Shelly.GetStatus", status_owner=("sys",), settings="/rpc/Shelly.GetConfig",
+    settings_owner=("sys", "device"), command="/rpc/Switch.Set?id=%d&on=%s",
+    words={PowerState.ON: "true", PowerState.OFF: "false"}, acknowledged="was_on", state="output",
+    find_channels=find_shelly_switches, find_timer=find_shelly_switch_timer,
+    parse_meter=parse_shelly_switch_meter, meter_rest=DIALECTS["shelly"].meter_rest)
+
+
+def parse_shelly_state(members, ways):
+    is_on = require_member(members, ways.state, bool, "the channel")
+    return PowerState.ON if is_on else PowerState.OFF
+
+
+def parse_shelly_outlets(status, settings, ways, first):
+    """Return the channels as Outlets: those of the status, which have to be those of the settings.
+
+    first: the number of the first channel, as the agent's callers count.
+
+    SAFETY: what moves a blind, or dims a lamp, is no switch, and a list with a hole is no list.
+    Test: test_a_shelly_without_switches_is_refused_with_what_it_has
+    """
+    channels, known = ways.find_channels(status), ways.find_channels(settings)
+    owner = settings
+    for name in ways.settings_owner:
+        owner = require_member(owner, name, dict, "the settings")
+    profile = owner.get("profile", settings.get("mode"))
+    if not channels or profile in ("cover", "roller"):
+        others = sorted(name for name in status if re.match("cover|light|rgb|cct|roller", name))
+        raise Refused("the device has no switch: its profile or mode is %s, and it has %s" % (
+            quote(str(profile)), ", ".join(map(quote, others)) or "no other output"))
+    if set(channels) != set(known):
+        raise ProtocolError("the device tells the states of %d channels, and the settings of %d"
+                            % (len(channels), len(known)))
+    return tuple(Outlet(channel + first, str(known[channel].get("name") or ""), (),
+                        parse_shelly_state(members, ways))
+                 for channel, members in sorted(channels.items()))
+
+
+def has_shelly_auto_on(settings, channel, ways):
+    """Return whether a channel switches itself on again after each OFF.
+
+    SAFETY: it starts a timer, which the reading behind an OFF may be too early to see.
+    Test: test_a_channel_that_switches_itself_on_again_is_refused
+    """
+    value = ways.find_channels(settings)[channel].get("auto_on", False)
+    if type(value) not in (bool, int, float):
+        raise ProtocolError("auto_on is neither yes nor no nor seconds: %s"
+                            % quote(json.dumps(value)))
+    return value > 0
+
+
+@speaks("shelly")
+class ShellyDevice(HttpDevice):
+    """A Shelly of any generation, and who it is."""
+
+    name = "shelly"
+    default_username = "admin"
+    open_pages = ("/shelly",)
+
+    def __init__(self, system, settings):
+        super().__init__(system, settings)
+        self.take_outlet_from_urls(parse_shelly_url)
+        self.identity = None  # the ShellyIdentity of the first answer: no other device's counts
+
+    @property
+    def ways(self):
+        """The ShellyWays of the device that was identified."""
+        return SHELLY_WAYS if self.identity.generation == FIRST_SHELLY else SHELLY_RPC_WAYS
+
+    def list_outlets(self, deadline):
+        settings, outlets, _ = self._read_all(deadline)
+        for outlet in outlets:
+            if has_shelly_auto_on(settings, self.find_channel(outlet), self.ways):
+                self.system.warn("channel %d of %s cannot fence: it has auto_on"
+                                 % (outlet.number, self.describe()))
+        return outlets
+
+    def open(self, deadline):
+        settings, outlets, status = self._read_all(deadline)
+        outlet = select_outlet(outlets, self.wanted, self.label)
+        if has_shelly_auto_on(settings, self.find_channel(outlet), self.ways):
+            raise Refused("channel %d switches itself on again after each OFF: switch its auto_on "
+                          "off" % outlet.number)
+        members = self.ways.find_channels(status)[self.find_channel(outlet)]
+        return ShellyChannel(self, outlet, self.find_timer(outlet.state, members))
+
+    def check_identity(self, deadline):
+        """Raise Refused unless the device is the one that is configured, and that of before."""
+        # SAFETY: without device_mac too: the proof must come from the device that was switched.
+        # Test: test_another_shelly_in_the_middle_of_an_action_is_neither_switched_nor_believed
+        found = self.exchange("GET", "/shelly", lambda reply: parse_shelly_identity(
+            parse_http_body(reply)), deadline)
+        self.check_mac(found.mac)
+        self.identity = self.identity or found
+        self._check_same(found)
+
+    def _check_same(self, found):
+        if found != self.identity:
+            raise Refused("another device answered in the middle of the action: %s, after %s"
+                          % (render_mac(found.mac), render_mac(self.identity.mac)))
+
+    def read_status(self, deadline):
+        return self._read(self.ways.status, self.ways.status_owner, deadline)
+
+    def find_timer(self, state, members):
+        """Return why the state of a channel will end by itself, "" for an ON."""
+        return self.ways.find_timer(members) if state is PowerState.OFF else ""
+
+    def _read_all(self, deadline):
+        """Return (settings, Outlets, status) of the whole device."""
+        self.check_identity(deadline)
+        settings = self._read(self.ways.settings, self.ways.settings_owner, deadline)
+        status = self.read_status(deadline)
+        return settings, parse_shelly_outlets(
+            status, settings, self.ways, self.settings.first_outlet), status
+
+    def find_channel(self, outlet):
+        return outlet.number - self.settings.first_outlet
+
+    def _read(self, path, owner, deadline):
+        """Return the members of a reply, which tells from which device it comes."""
+        members = self.exchange("GET", path, lambda reply: parse_json_object(
+            parse_http_body(reply)), deadline)
+        self._check_same(self.identity._replace(mac=parse_shelly_mac(members, owner, path)))
+        return members
+
+
+class ShellyChannel(HttpOutlet):
+    """One channel of a Shelly. timer: why its OFF of the opening will end, until a command came."""
+
+    def __init__(self, device, outlet, timer):
+        super().__init__(device, outlet.state)
+        self.channel = device.find_channel(outlet)
+        self.timer = timer
+        # Who has commanded before that, nobody knows.
+        self.quiet_since = device.system.clock()
+
+    @property
+    def state(self):
+        if self.timer:
+            raise ProtocolError("the relay is OFF, but %s" % self.timer)
+        return self.opened
+
+    @state.setter
+    def state(self, opened):
+        self.opened = opened
+
+    def read_state(self, deadline):
+        status = self.device.read_status(deadline)
+        members = self._find(status)
+        state = parse_shelly_state(members, self.device.ways)
+        # SAFETY: an OFF that will end by itself is none.
+        # Test: test_an_off_under_a_running_timer_is_none
+        timer = self.device.find_timer(state, members)
+        if timer:
+            raise ProtocolError("the relay is OFF, but %s" % timer)
+        return state
+
+    def send_command(self, wanted, deadline):
+        ways = self.device.ways
+        try:
+            self.device.exchange("GET", ways.command % (self.channel, ways.words[wanted]),
+                                 self._check_acknowledgement, deadline)
+        finally:  # it may have obeyed, whatever came back
+            self.quiet_since = self.device.system.clock()
+            self.timer = ""
+
+    def _check_acknowledgement(self, reply):
+        # Whichever state it tells, it is the one before or the one that is meant to be.
+        check_command_reply(reply)
+        require_member(parse_json_object(reply.body), self.device.ways.acknowledged, bool,
+                       "the reply")
+
+    def read_power_meter(self, deadline):
+        status = self.device.read_status(deadline)
+        self._find(status)
+        ways = self.device.ways
+        return rest_reading(ways.parse_meter(status, self.channel), ways.meter_rest,
+                            self.device.system.clock() - self.quiet_since)
+
+    def _find(self, status):
+        channels = self.device.ways.find_channels(status)
+        if self.channel not in channels:
+            raise ProtocolError("the reply tells nothing of the channel any more")
+        return channels[self.channel]
+
+
 # SECTION: PAGES -----------------------------------------------------------------------------------
 # Any device with one URL that switches on, one that switches off, and one that tells the state. Two
 # expressions, of which a status must match exactly one, or two values of a member of JSON, are all
@@ -5449,7 +5818,7 @@ def ask_twice(job, ask, deadline):
 
 def require_meter(outlet, deadline):
     """Raise Refused unless the outlet's meter gives a reading that will prove something."""
-    doubt = doubt_about_required_meter(outlet.read_meter(deadline))
+    doubt = doubt_about_usable_meter(outlet.read_meter(deadline))
     if doubt:
         raise Refused(doubt)
 
@@ -5705,7 +6074,7 @@ OtherName = namedtuple("OtherName", "name dialect first_outlet defaults")
 OTHER_NAMES = {row.name: row for row in (
     OtherName("fence_tasmota", "tasmota", 1, {}),
     OtherName("fence_esphome", "esphome", 1, {"username": "admin"}),
-    OtherName("fence_shelly_gen2", "shelly", 0, {})) if row.dialect in DIALECTS}
+    OtherName("fence_shelly_gen2", "shelly", 0, {}))}
 FOREIGN_PARAMS = (
     param("notls", BOOLEAN, "Accepted and ignored: TLS is negotiated", letter="t"),
     param("gnutlscli_path", STRING, "Accepted and ignored: no other program is asked"),
@@ -6963,7 +7332,8 @@ def plan_times(cluster, node):
     # agent, where it is one of ours, that differ from the defaults. verify_*: of the verifier.
     delay = find_delay(cluster, node)
     # A delay comes on top: before 2.1.6, Pacemaker's own timers do not count it.
-    power_given = int(node.values.get("off_timeout", OFF_TIMEOUT_SECONDS + delay))
+    rest = find_required_rest(node)
+    power_given = int(node.values.get("off_timeout", OFF_TIMEOUT_SECONDS + delay + rest))
     if has_own_agent(node):
         power_limits = find_power_limits(node, power_given - delay)
         power_needed = agent_seconds(power_limits)
@@ -6995,11 +7365,19 @@ def find_delay(cluster, node):
     return int(node.values.get("delay", "0"))
 
 
+def find_required_rest(node):
+    """Return the seconds that a meter which is required may rest after a command."""
+    return node.dialect.meter_rest if node.values.get("power_meter") == "require" else 0
+
+
 def find_power_limits(node, seconds):
     """Return the limits of one of our agents that has this many seconds for an action."""
     options = node.values["options"]
-    limits = {name: options[name] for name in TIME_LIMITS if name in options}
-    if "off_timeout" in node.values and "power_timeout" not in limits:
+    rest = find_required_rest(node)
+    usual = parse_seconds(PARAMS_BY_NAME["power_timeout"].default)
+    limits = {"power_timeout": "%d" % (usual + rest)} if rest else {}
+    limits.update({name: options[name] for name in TIME_LIMITS if name in options})
+    if "off_timeout" in node.values and "power_timeout" not in options:
         # What off_timeout adds is time for the device to confirm.
         others = agent_seconds(dict(limits, power_timeout="0")) + SPARE_SECONDS
         limits["power_timeout"] = "%d" % max(1, seconds - others)
@@ -7011,7 +7389,8 @@ def find_verify_limits(cluster, node):
     options = node.values["options"]
     limits = {name: options[name] for name in EXCHANGE_LIMITS
               if parse_seconds(options.get(name, "0"))}  # other agents take 0 for no limit
-    needed = int(cluster.values["stonith_verify_wait"]) + LOOK_SECONDS
+    needed = (int(cluster.values["stonith_verify_wait"]) + LOOK_SECONDS
+              + find_required_rest(node))
     if needed > parse_seconds(PARAMS_BY_NAME["power_timeout"].default):
         limits["power_timeout"] = str(needed)
     return limits
@@ -7266,7 +7645,8 @@ def check_time_limits(cluster, node, report):
         limits = plan_times(cluster, node).power_limits
         key = "options" if "options" in node.places else "off_timeout"
         try:
-            build_settings(dict(node.values["options"], **limits), {})
+            own = dict(node.dialect.fixed, power_meter=node.values.get("power_meter", ""))
+            build_settings(dict(node.values["options"], **dict(limits, **own)), {})
         except UsageError as error:
             report.error(place_of(node, key), "%s: %s" % (key, error))
 

@@ -231,10 +231,15 @@ class Meter(ContractTest):
                 outlet = self.build(row, device).open(self.deadline)
                 self.assertGreater(outlet.read_meter(self.deadline).watts, 1)
                 outlet.send(PowerState.OFF, self.deadline)
+                self.let_pass(device.meter_rest_s)
                 self.assertEqual(outlet.read_meter(self.deadline), fencetool.MeterReading(0, ""))
                 device.outlets[0].powered = True
                 self.assertIs(outlet.read(self.deadline), PowerState.OFF)
                 self.assertGreater(outlet.read_meter(self.deadline).watts, 1)
+
+    def let_pass(self, seconds):
+        """Move the clock on that agents go by, until the test ends."""
+        self.system.clock = lambda: fencetool.System.clock() + seconds
 
     def test_without_a_meter_there_is_no_reading(self):
         for row in OWN:
@@ -276,7 +281,7 @@ class Faults(ContractTest):
     def start_faulty(self, row, fault):
         device = virtual.DEVICES[row.name]
         options = dict(device.fault_options, fault=fault)
-        if fault == "wrong_outlet" and device.two:
+        if device.two and (fault == "wrong_outlet" or device.in_many):
             options["aliases"] = device.two
         return self.start_device(row, **options)
 

@@ -491,7 +491,7 @@ class Calls(unittest.TestCase):
             ({"power_off_url": "off"}, "power_off_url: neither a path"),
             ({"power_off_url": "http://10.0.0.9/off"}, "power_off_url: it leads to 10.0.0.9:80"),
             ({"device": "tasmota"}, "power_on_url: it is not /cm?cmnd=Power"),
-            ({"device": "shelly"}, "device: 'shelly'"), ({"http_method": "DELETE"}, "http_method"),
+            ({"device": "zwave"}, "device: 'zwave'"), ({"http_method": "DELETE"}, "http_method"),
             (dict(TASMOTA_URLS, power_off_url="/cm?cmnd=Power%20ON"), "it switches ON"),
             (dict(TASMOTA_URLS, status_url="/cm?cmnd=Power%20OFF"), "it switches OFF"),
             (dict(TASMOTA_URLS, power_off_url="/cm?cmnd=Power"), "it switches nothing"),

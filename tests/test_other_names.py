@@ -22,7 +22,6 @@ PARAMETERS = {
     "fence_tasmota": dict(COMMON, plug="1", port="1"),
     "fence_esphome": dict(COMMON, plug="Relay", port="Relay", username="admin", login="admin"),
     "fence_shelly_gen2": dict(COMMON, plug="0", port="0", **SSL)}
-NAMES = {name: given for name, given in PARAMETERS.items() if name in fencetool.OTHER_NAMES}
 
 
 class OtherNames(AgentTest):
@@ -39,8 +38,11 @@ class OtherNames(AgentTest):
         agent = fencetool.AGENTS[name]
         return agent.settings(dict({"ip": "127.0.0.1"}, **parameters), agent.defaults)
 
+    def test_every_name_has_its_parameters_here(self):
+        self.assertEqual(set(PARAMETERS), set(fencetool.OTHER_NAMES))
+
     def test_every_parameter_of_theirs_is_in_the_metadata_and_is_taken(self):
-        for name, given in NAMES.items():
+        for name, given in PARAMETERS.items():
             root = ElementTree.fromstring(on_stdin(name, {"action": "metadata"}).out)
             self.assertEqual(root.get("name"), name)
             known = {parameter.get("name") for parameter in root.iter("parameter")}
@@ -49,7 +51,7 @@ class OtherNames(AgentTest):
             for unknown in ("", "web=1\n"):
                 lines = "".join("%s=%s\n" % item for item in given.items())
                 self.assert_success(support.fencetool(name, stdin=lines + unknown))
-        for name, given in NAMES.items():
+        for name, given in PARAMETERS.items():
             values = {option: value for option, value in given.items() if value and option not in (
                 "verbose", "quiet", "ssl", "ssl_secure", "ssl_insecure", "notls", "web")}
             self.assert_success(in_argv(name, values))
@@ -78,7 +80,10 @@ class OtherNames(AgentTest):
             ("fence_tasmota", virtual.OpenBeken(["a", "b"], password="s3cret"), "2", 2),
             ("fence_esphome", virtual.Esphome(["Led", "Relay"], password="s3cret"), "Relay", 2),
             ("fence_esphome", virtual.Esphome(
-                ["Led", "Relay"], version="2024", password="s3cret", algorithm="MD5"), "Relay", 2)]
+                ["Led", "Relay"], version="2024", password="s3cret", algorithm="MD5"), "Relay", 2),
+            ("fence_shelly_gen2", virtual.Shelly2(["a", "b"], password="s3cret"), "1", 2),
+            ("fence_shelly_gen2", virtual.Shelly2(["a", "b"], password="s3cret"), "0", 1),
+            ("fence_shelly_gen2", virtual.Shelly2(password="s3cret"), "0", 1)]
 
         def use(name, device, plug, number):
             # As Pacemaker calls it: the node's name in port, beside the configured plug.
@@ -94,10 +99,21 @@ class OtherNames(AgentTest):
             self.start(device)
         at_once([functools.partial(use, *case) for case in cases])
 
+    def test_a_list_counts_as_its_callers_do(self):
+        device = self.start(virtual.Shelly2(["a", "b"]))
+        for name, lines in (("fence_shelly_gen2", "0,a\n1,b\n"), ("fence_http", "1,a\n2,b\n")):
+            given = dict(self.address(device), action="list")
+            given.update({"device": "shelly"} if name == "fence_http" else {})
+            self.assertEqual(on_stdin(name, given).out, lines)
+
     def test_what_is_no_outlet_moves_nothing(self):
         cases = (("fence_tasmota", virtual.Tasmota(["a", "b"]), {"plug": "0"}, "names no outlet"),
                  ("fence_tasmota", virtual.Tasmota(["a", "b"]), {}, "no outlet was named"),
                  ("fence_tasmota", virtual.Tasmota(["a", "b"]), {"plug": "1;2"}, "no outlet"),
+                 ("fence_shelly_gen2", virtual.Shelly2(["a", "b"]), {"plug": "2"},
+                  "'2' names no outlet of this device; its outlets are: 0 ('a'), 1 ('b')"),
+                 ("fence_shelly_gen2", virtual.Shelly2(["a"]), {"plug": "1"}, "names no outlet"),
+                 ("fence_shelly_gen2", virtual.Shelly2(["a", "b"]), {"plug": "01"}, "is no number"),
                  ("fence_esphome", virtual.Esphome(["a"]), {"plug": "b"}, "b"))
         for name, device, given, words in cases:
             self.start(device)

@@ -73,7 +73,7 @@ class Methods(PageTest):
         return 200, {}, ""
 
     def test_a_login_by_digest_goes_with_a_body_and_a_put_without_one_is_empty(self):
-        device = self.start(virtual_pages.DigitalLoggers(password="s3cret", algorithm="MD5"))
+        device = self.start(virtual_pages.DigitalLoggers(password="s3cret"))
         for action, code in (("off", 0), ("status", 2), ("on", 0)):
             self.assert_success(self.call(
                 device, action, username="admin", password="s3cret", **DLI), code)

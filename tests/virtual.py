@@ -29,6 +29,8 @@ class Faulty:
     logins = ()      # options of devices with a password, one dict a kind of login
     tells_mac = {}   # options with which it tells its MAC; None: it never does
     meter = None     # options with which it has a meter that reads while the relay is off
+    meter_rest_s = 0.0  # so long after a command its 0 W counts for nothing
+    in_many = False  # every fault is one of a device with all of `two`
     fault_options = {}  # of a device that shows every fault but those in no_faults
     no_faults = ()
     # Where off must succeed in spite of the fault, because the contact is open in the end.
@@ -542,70 +544,229 @@ METER2_LIES = {"no power": change(apower=None), "power text": change(apower="0.0
                "fed back": change(apower=-85.1)}
 
 
-class Shelly1(Switch):
+class Shelly1(Http, fencetool.VirtualHttp):
     """A Shelly of the first generation, by its own replies."""
 
-    metered = True
-    lie = None        # what becomes of the relay's members while it is off
+    dialect = "shelly"
+    logins = ({"password": "s3cret"},)
+    meter = {"metered": True}
+    fault_options = meter
+    no_faults = ("wrong_key",)  # relays have no names
+    lie = None        # what becomes of a relay's members while it is off
     meter_lie = None  # and of the meter's
     render_reply = staticmethod(json.dumps)
     status_pages = ("/relay/0", "/status")
+    broken = ()       # the whole answer instead of a status, while it is off
+    timer = False     # one that would switch on again runs, until a command comes
+    auto_on_s = 0.0   # it comes back so long after each OFF
+    profile = ""      # roller or cover: it moves a blind, and has no switch
+    one_meter = False  # for all relays
+    counters = True   # beside the meter's watts; a Shelly 1 has none
+
+    def knows_login(self, method, path, fields):
+        return path == "/shelly" or super().knows_login(method, path, fields)
 
     def respond(self, method, path, fields):
-        if self.broken and path in self.status_pages and not self.outlets[0].relay:
+        page, _, query = path.partition("?")
+        is_off = not self.outlets[0].relay
+        if self.broken and path in self.status_pages and is_off:
             return self.broken
-        return self.falsify(self.respond_soundly(*path.partition("?")[::2]))
+        members = self.find(page, query)
+        if members is None:
+            return self.falsify((404, {}, '{"code":404,"message":"No handler for \\"ison\\":false, '
+                                 '\\"output\\":false"}'))
+        return self.falsify((200, {"Content-Type": "application/json"},
+                             self.render_reply(members)))
 
-    def respond_soundly(self, page, query):
-        if page == "/relay/0" and query in ("", "turn=on", "turn=off"):
+    def bare_mac(self):
+        return self.mac.replace(":", "")
+
+    def find(self, page, query):
+        """Return the members of a reply, or None where there is no such page."""
+        match = re.fullmatch("/relay/([0-9])", page)
+        if match and query in ("", "turn=on", "turn=off"):
+            number = int(match.group(1)) + 1
             if query:
-                self.switch(1, query == "turn=on")
-            return 200, {}, self.render_reply(self.relay())
-        if page == "/status":
-            return 200, {}, self.render_reply({
-                "wifi_sta": {"connected": True, "ssid": "x"}, "mac": "CC32E5000001",
-                "relays": [self.relay()], "meters": [self.meter()], "uptime": 61})
-        return 404, {}, "Not Found: OFF"
+                self.obey(number, query == "turn=on")
+            return self.relay(self.outlets[number - 1])
+        return {"/shelly": self.identity, "/status": self.status,
+                "/settings": self.settings}.get(page, lambda: None)()
 
-    def deceive(self, members, lie):
-        return lie(members) if lie and not self.outlets[0].relay else members
+    def obey(self, number, on):
+        self.timer = bool(self.auto_on_s) and not on
+        self.switch(number, on)
+        if self.timer:
+            self.run_later(self.auto_on_s, self.move, number, True)
 
-    def relay(self):
-        return self.deceive({
-            "ison": self.outlets[0].relay, "has_timer": False, "timer_started": 0,
-            "timer_duration": 0, "timer_remaining": 0, "overpower": False, "source": "http"},
-            self.lie)
+    def identity(self):
+        return {"type": "SHSW-25", "mac": self.bare_mac(), "auth": bool(self.password),
+                "fw": "20230913-112234/v1.14.0-gcb84623"}
 
-    def meter(self):
-        watts = fencetool.WATTS if self.outlets[0].powered else 0.0
-        return self.deceive({"power": watts, "is_valid": True, "timestamp": 1700000000,
-                             "counters": [0.0, 0.0, 0.0], "total": 0}, self.meter_lie)
+    def status(self):
+        found = {"wifi_sta": {"connected": True, "ssid": "x"}, "mac": self.bare_mac(),
+                 "uptime": 61}
+        if self.profile:
+            return dict(found, rollers=[{"state": "stop"}], relays=[], meters=[])
+        meters = [self.show_meter(outlet) for outlet in self.outlets] if self.metered else []
+        return dict(found, relays=[self.relay(outlet) for outlet in self.outlets],
+                    meters=meters[:1] if self.one_meter else meters)
+
+    def settings(self):
+        return {"device": {"type": "SHSW-25", "mac": self.bare_mac()},
+                "login": {"enabled": bool(self.password), "password": self.password},
+                "mode": self.profile or "relay",
+                "relays": [] if self.profile else [
+                    {"name": outlet.alias, "auto_on": self.auto_on_s, "auto_off": 0.0}
+                    for outlet in self.outlets]}
+
+    def deceive(self, outlet, members, lie):
+        return lie(members) if lie and not outlet.relay else members
+
+    def has_timer(self, outlet):
+        return self.timer and not outlet.relay
+
+    def show_state(self, outlet):
+        word = self.words()[outlet.number]
+        return word == "ON" if word else None
+
+    def relay(self, outlet):
+        return self.deceive(outlet, {
+            "ison": self.show_state(outlet), "has_timer": self.has_timer(outlet),
+            "timer_started": 0, "timer_duration": 0,
+            "timer_remaining": 60 * self.has_timer(outlet), "overpower": False,
+            "source": "http"}, self.lie)
+
+    def show_watts(self, outlet):
+        return fencetool.WATTS if outlet.powered else 0.0
+
+    def show_meter(self, outlet):
+        if self.fault == "garbled_meter":
+            return {"power": 0.0, "is_valid": False}
+        counted = {"timestamp": 1700000000, "counters": [0.0, 0.0, 0.0], "total": 0}
+        return self.deceive(outlet, dict(
+            {"power": self.show_watts(outlet), "is_valid": True},
+            **counted if self.counters else {}), self.meter_lie)
+
+    def __setattr__(self, name, value):
+        # What says clearly that it has no meter is one without.
+        super().__setattr__(name, value)
+        if name == "fault" and value == "dead_meter":
+            super().__setattr__("metered", False)
 
 
 class Shelly2(Shelly1):
-    """A Shelly of the second generation or a newer one."""
+    """A Shelly of the second generation or a newer one, with the login table of firmware 2.0."""
 
-    status_pages = ("/rpc/Switch.GetStatus?id=0",)
+    logins = ({"password": "s3cret"},)
+    algorithm = "SHA-256"
+    realm = "shellypro4pm-cc32e5000001"
+    no_faults = ()
+    another = (r'"switch:[0-9]+": {"id": [0-9]+', '"switch:0": {"id": 7')
+    status_pages = ("/rpc/Switch.GetStatus?id=0", "/rpc/Shelly.GetStatus")
+    meter_rest_s = 46.0  # a zero counts so long after a command
+    rest_s = 0.0         # so long after one it shows 0 W, whatever flows
+    profile = "switch"
+    outputs = ("switch",)  # of the components that it has, the kind of each
+    nonces_kept, nonce_s, full_s = 32, 3600, 2.0
+    clock = staticmethod(time.monotonic)
 
-    def respond_soundly(self, page, query):
-        if page == "/rpc/Switch.Set" and query in ("id=0&on=true", "id=0&on=false"):
-            before = self.outlets[0].relay
-            self.switch(1, query.endswith("true"))
-            return 200, {}, self.render_reply({"was_on": before})
-        if page + "?" + query == "/rpc/Switch.GetStatus?id=0":
-            return 200, {}, self.render_reply(self.status())
-        return 404, {}, '{"code":404,"message":"No handler for \\"output\\":false"}'
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
+        self.born = {}       # {nonce that is kept: when it was given out}
+        self.full_until = 0  # the time up to which a full table refuses
+        self.refused = 0     # requests, because of that
+        self.rests_until = 0.0
+
+    def knows_login(self, method, path, fields):
+        now = self.clock()
+        self.born = {nonce: born for nonce, born in self.born.items()
+                     if now - born < self.nonce_s}
+        if path == "/shelly" or not super().knows_login(method, path, fields):
+            return path == "/shelly"
+        nonce = re.search('[ ,]nonce="([^"]*)"', fields["authorization"]).group(1)
+        self.stale = "" if nonce in self.born else ", stale=true"
+        return not self.stale
+
+    def refuse_login(self):
+        now = self.clock()
+        if len(self.born) >= self.nonces_kept:
+            self.full_until = self.full_until or now + self.full_s
+            if now < self.full_until:
+                self.refused += 1
+                return 429, {}, "Too many requests"
+            self.born.pop(min(self.born, key=self.born.get))
+        self.full_until = 0
+        reply = super().refuse_login()
+        self.born[list(self.counts)[-1]] = now
+        return reply
+
+    def find(self, page, query):
+        match = re.fullmatch("id=([0-9])(?:&on=(true|false))?", query)
+        if page == "/rpc/Switch.Set" and match and match.group(2):
+            outlet = self.outlets[int(match.group(1))]
+            before = outlet.relay
+            self.obey(outlet.number, match.group(2) == "true")
+            return {"was_on": before}
+        if page == "/rpc/Switch.GetStatus" and match:
+            return self.show_switch(self.outlets[int(match.group(1))])
+        return {"/shelly": self.identity, "/rpc/Shelly.GetDeviceInfo": self.identity,
+                "/rpc/Shelly.GetStatus": self.status,
+                "/rpc/Shelly.GetConfig": self.settings}.get(page, lambda: None)()
+
+    def obey(self, number, on):
+        self.rests_until = self.clock() + self.rest_s
+        super().obey(number, on)
+
+    def identity(self):
+        return {"name": None, "id": self.realm, "mac": self.bare_mac(), "slot": 0,
+                "model": "SPSW-104PE16EU", "gen": 2, "ver": "2.0.0", "app": "Pro4PM",
+                "fw_id": "20260701-112234/2.0.0-gcb84623", "auth_en": bool(self.password),
+                "auth_domain": self.realm if self.password else None}
+
+    def components(self, show):
+        """Return {key: members} of all outputs; show: of a switch."""
+        found = {"switch:%d" % (outlet.number - 1): show(outlet) for outlet in self.outlets}
+        return found if "switch" in self.outputs else {
+            "%s:0" % kind: {"id": 0} for kind in self.outputs}
 
     def status(self):
-        members = {"id": 0, "source": "init", "output": self.outlets[0].relay,
+        return dict({"ble": {}, "cloud": {"connected": False}}, sys={
+            "mac": self.bare_mac(), "restart_required": False, "uptime": 61},
+            **self.components(self.show_switch))
+
+    def settings(self):
+        return dict({"ble": {"enable": False}}, sys={"device": {
+            "name": None, "mac": self.bare_mac(), "profile": self.profile}},
+            **self.components(lambda outlet: {
+                "id": outlet.number - 1, "name": outlet.alias, "initial_state": "off",
+                "auto_on": bool(self.auto_on_s), "auto_on_delay": self.auto_on_s or 60.0}))
+
+    def show_watts(self, outlet):
+        if self.fault == "garbled_meter":
+            return None
+        return 0.0 if self.clock() < self.rests_until else super().show_watts(outlet)
+
+    def show_switch(self, outlet):
+        members = {"id": outlet.number - 1, "source": "init", "output": self.show_state(outlet),
                    "temperature": {"tC": 41.2, "tF": 106.2}}
+        if self.has_timer(outlet):
+            members.update(timer_started_at=1700000000.1, timer_duration=60)
         if self.metered:
-            watts = fencetool.WATTS if self.outlets[0].powered else 0.0
-            members = self.deceive(dict(members, apower=watts, voltage=230.1, current=0.0, aenergy={
-                "total": 0.0, "by_minute": [0.0, 0.0, 0.0], "minute_ts": 1700000000}),
+            members = self.deceive(outlet, dict(
+                members, apower=self.show_watts(outlet), voltage=230.1, current=0.0, aenergy={
+                    "total": 0.0, "by_minute": [0.0, 0.0, 0.0], "minute_ts": 1700000000}),
                 self.meter_lie)
-        return self.deceive(members, self.lie)
+        return self.deceive(outlet, members, self.lie)
+
+
+class Shelly4(Shelly2):
+    """One with four channels, of which the last is meant."""
+
+    two = ("a", "b", "c", "d")
+    second = "d"
+    in_many = True
 
 
 # One virtual device for each dialect that fencetool.py speaks itself.
-DEVICES = {device.dialect: device for device in (Kasa, Tasmota, Esphome, Switch)}
+DEVICES = {device.dialect: device for device in (
+    Kasa, Tasmota, Esphome, Shelly2, Switch)}

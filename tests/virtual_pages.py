@@ -106,6 +106,7 @@ class DigitalLoggers(Rest):
     """Source: public clients of its REST API (state, physical_state, X-CSRF); read 2026-11. Seen:
     documents only."""
 
+    algorithm = "MD5"
     status_page = "/restapi/relay/outlets/0/physical_state/"
 
     def tell(self):

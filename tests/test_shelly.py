@@ -1,0 +1,397 @@
+"""Shelly as real devices are: their generations, channels, timers, meters, logins."""
+import functools
+import sys
+import unittest
+from unittest import mock
+
+import fencetool
+from fencetool import DIALECTS, PowerState
+from tests import support, test_contract, virtual
+from tests.support import at_once
+from tests.test_rooms import NO_STATUS, RENDERINGS, RoomTest
+
+WORKERS = 12
+EVERY = (virtual.Shelly1, virtual.Shelly2)
+LATER = {"login_timeout": "5", "shell_timeout": "5"}
+
+
+class OfFamily:
+    """The contract with another virtual device than that of tests/virtual.py's DEVICES."""
+
+    family = None
+
+    def setUp(self):
+        for patch in (mock.patch.object(test_contract, "OWN", [DIALECTS["shelly"]]),
+                      mock.patch.dict(virtual.DEVICES, shelly=self.family)):
+            patch.start()
+            self.addCleanup(patch.stop)
+        super().setUp()
+
+
+def add_contract_of(family):
+    """Add the classes of the contract, for this virtual device, to those of this module."""
+    for base in (test_contract.Order, test_contract.Identity, test_contract.Login,
+                 test_contract.Meter, test_contract.Faults, test_contract.Time):
+        name = base.__name__ + "Of" + family.__name__
+        setattr(sys.modules[__name__], name, type(name, (OfFamily, base), {
+            "family": family, "__module__": __name__}))
+
+
+add_contract_of(virtual.Shelly1)
+add_contract_of(virtual.Shelly4)
+
+
+class ShellyTest(RoomTest):
+    def build(self, device, **parameters):
+        """Return (system, Job) of an action in this process, on a clock that sleeping moves on."""
+        agent = fencetool.AGENTS["fence_http"]
+        values = dict(self.address(device), device="shelly", **LATER)
+        settings = fencetool.build_settings(dict(values, **parameters), agent.defaults)
+        system = self.make_system(device)
+        return system, fencetool.Job(system, fencetool.make_device(agent, settings, system),
+                                     settings)
+
+    def make_system(self, device):
+        """Return a System that shares its clock with a virtual device."""
+        system = fencetool.System("test")
+        passed = [0.0]
+        system.clock = lambda: passed[0]
+        system.sleep = lambda seconds: passed.append(passed.pop() + seconds)
+        device.clock = lambda: passed[0]
+        return system
+
+
+class Channels(ShellyTest):
+    def start_four(self, make=virtual.Shelly2, names=("web", "db", "3rd", "")):
+        return self.start(make(names, metered=True))
+
+    def test_the_only_channel_is_taken_without_a_plug(self):
+        for make in EVERY:
+            device = self.start(make(("web",)))
+            self.assert_success(self.call(device, "off", nodename="node", plug="node"))
+            self.assertEqual(device.moved, [(1, False)])
+
+    def test_of_several_channels_one_is_named_by_its_number_or_its_name(self):
+        for make in EVERY:
+            for plug, number in (("2", 2), ("db", 2), ("3rd", 3), ("4", 4)):
+                device = self.start_four(make)
+                with self.subTest(make.__name__, plug=plug):
+                    self.assert_success(self.call(device, "off", plug=plug))
+                    self.assertEqual(device.moved, [(number, False)])
+
+    def test_a_list_tells_numbers_from_1_and_names(self):
+        for make in EVERY:
+            result = self.call(self.start_four(make), "list-status")
+            self.assertEqual(result.out, "1,web,ON\n2,db,ON\n3,3rd,ON\n4,,ON\n")
+
+    def test_what_does_not_mean_exactly_one_channel_is_refused_before_anything_is_sent(self):
+        for make in EVERY:
+            device = self.start_four(make, ("a", "a", "2", ""))
+            for parameters, words in (
+                    ({}, "no outlet was named"), ({"plug": "a"}, "names 2 outlets"),
+                    ({"plug": "0"}, "names no outlet"), ({"plug": "5"}, "names no outlet"),
+                    ({"plug": "2"}, "names 2 outlets"), ({"plug": "02"}, "no number as on"),
+                    ({"plug": "node", "nodename": "node"}, "names no outlet")):
+                with self.subTest(make.__name__, **parameters):
+                    self.assert_failure(self.call_briefly(device, "off", **parameters), words)
+            self.assert_untouched(device)
+
+    def test_a_shelly_without_switches_is_refused_with_what_it_has(self):
+        for device, words in (
+                (virtual.Shelly1(profile="roller"), ("'roller'", "'rollers'")),
+                (virtual.Shelly2(profile="cover", outputs=("cover",)), ("'cover'", "'cover:0'")),
+                (virtual.Shelly2(profile="cover"), ("'cover'",)),
+                (virtual.Shelly2(outputs=("light", "rgbw")), ("'light:0', 'rgbw:0'",))):
+            self.start(device)
+            for action in ("off", "monitor", "list", "status"):
+                with self.subTest(words, action=action):
+                    self.assert_failure(self.call_briefly(device, action),
+                                        "the device has no switch", *words)
+            self.assert_untouched(device)
+
+    def test_settings_of_other_channels_than_those_of_the_status_are_no_list(self):
+        for make in EVERY:
+            device = self.start_four(make)
+            told = device.settings()
+            told = dict(told, relays=told["relays"][:2]) if "relays" in told else {
+                key: value for key, value in told.items() if key != "switch:3"}
+            device.settings = lambda told=told: told
+            self.assert_failure(self.call_briefly(device, "off", plug="1"), "of 4 channels")
+            self.assert_untouched(device)
+
+    def test_a_switch_that_calls_itself_another_is_not_read(self):
+        for lie in (virtual.change(id=1), virtual.change(id="0"), virtual.change(id=None)):
+            device = self.start(virtual.Shelly2(lie=lie))
+            self.assert_failure(self.call_briefly(device, "off"))
+            self.assertEqual(self.call_briefly(device, "status").code, 1)
+
+    def test_what_is_no_shelly_is_refused(self):
+        for device, words in ((virtual.Tasmota(), "this is no Shelly"),
+                              (virtual.Switch(), "HTTP status 404"),
+                              (virtual.Kasa(), "")):
+            self.start(device)
+            result = support.on_stdin("fence_http", dict(
+                self.address(device), device="shelly", action="off"))
+            self.assert_failure(result, "GET /shelly", words)
+            self.assert_untouched(device)
+        device = self.start(virtual.Shelly2())
+        for told in ({"mac": "CC32E5000001"}, {"gen": "2", "mac": "CC32E5000001"}, {"gen": 2},
+                     {"gen": 2, "mac": "CC32"}):
+            device.identity = lambda told=told: told
+            self.assert_failure(self.call_briefly(device, "off"), "GET /shelly")
+        self.assert_untouched(device)
+
+    def test_urls_of_a_shelly_name_its_channel(self):
+        parse = fencetool.parse_shelly_url
+        for path, expected in (
+                ("/relay/0", ("1", None)), ("/relay/1?turn=off", ("2", PowerState.OFF)),
+                ("/status", ("", None)), ("/rpc/Switch.GetStatus?id=3", ("4", None)),
+                ("/rpc/Switch.Set?id=0&on=true", ("1", PowerState.ON)),
+                ("/rpc/Switch.Set?id=2&on=false", ("3", PowerState.OFF))):
+            self.assertEqual(parse(path), expected)
+        for path in ("/relay/0?turn=toggle", "/relay/0?turn=off&timer=5", "/rpc/Switch.Set?id=0",
+                     "/rpc/Switch.Set?id=0&on=false&toggle_after=5", "/rpc/Switch.Toggle?id=0",
+                     "/rpc/Switch.GetStatus?id=0&on=true", "/relay/10", "/settings"):
+            with self.subTest(path), self.assertRaises(fencetool.UsageError):
+                parse(path)
+        device = self.start_four()
+        self.assert_success(self.call(
+            device, "off", power_off_url="/rpc/Switch.Set?id=2&on=false",
+            status_url="/rpc/Switch.GetStatus?id=2"))
+        self.assertEqual(device.moved, [(3, False)])
+
+    def test_urls_of_a_shelly_alone_go_on_meaning_any_device(self):
+        for path in ("/relay/0?turn=off", "/rpc/Switch.Set?id=0&on=false", "/status"):
+            self.assertEqual(fencetool.tell_dialect_by_url(path), "url")
+
+
+class Proof(ShellyTest):
+    def test_no_lie_about_a_relay_or_its_meter_is_taken_for_off(self):
+        cases = [(make, name, {option: lie}) for make, own, meter in (
+            (virtual.Shelly1, virtual.SHELLY1_LIES, virtual.METER1_LIES),
+            (virtual.Shelly2, virtual.SHELLY2_LIES, virtual.METER2_LIES))
+            for option, lies in (("lie", dict(virtual.SHELLY_LIES, **own)), ("meter_lie", meter))
+            for name, lie in lies.items()]
+        # Of 1 W it cannot be told whether it is a load; without a member there is no meter.
+        cases = [case for case in cases if case[1] not in ("small load",)
+                 and case[:2] != (virtual.Shelly2, "no power")]
+        cases += [(make, name, {"broken": reply}) for make in EVERY
+                  for name, reply in NO_STATUS.items()]
+        devices = [self.start(make(metered=True, **options)) for make, _, options in cases]
+        for action in ("off", "status"):
+            results = at_once([functools.partial(self.call_briefly, device, action)
+                               for device in devices], WORKERS)
+            for (make, name, options), result in zip(cases, results):
+                with self.subTest(make.__name__, lie=name, action=action):
+                    if action == "off":
+                        self.assert_failure(result)
+                    elif "meter_lie" not in options:
+                        self.assertNotEqual(result.code, fencetool.EXIT_OFF)
+
+    def test_a_reply_counts_however_it_is_written(self):
+        calls = []
+        for make in EVERY:
+            for rendering in RENDERINGS:
+                device = self.start(make(metered=True))
+                device.render_reply = rendering
+                calls.append(functools.partial(self.call, device, "off"))
+        for result in at_once(calls, WORKERS):
+            self.assert_success(result)
+
+    def test_an_off_under_a_running_timer_is_none(self):
+        for make in EVERY:
+            device = self.start(make(timer=True))
+            device.move(1, False)
+            with self.subTest(make.__name__):
+                self.assert_failure(self.call_briefly(device, "status"), "a timer runs")
+                # A command ends it.
+                result = self.call(device, "off")
+                self.assert_success(result)
+                self.assertFalse(device.timer)
+            device = self.start(make(lie=virtual.SHELLY_LIES["timer"]))
+            self.assert_failure(self.call_briefly(device, "off"), "a timer runs")
+
+    def test_a_timer_of_a_relay_that_is_on_changes_nothing(self):
+        for make in EVERY:
+            device = self.start(make(timer=True))
+            self.assertEqual(self.call(device, "status").out, "Status: ON\n")
+
+    def test_a_channel_that_switches_itself_on_again_is_refused(self):
+        for make in EVERY:
+            device = self.start(make(auto_on_s=60.0))
+            for action in ("off", "reboot", "monitor", "status"):
+                with self.subTest(make.__name__, action=action):
+                    self.assert_failure(self.call_briefly(device, action), "auto_on")
+            self.assertEqual(self.call(device, "list").out, "1,plug\n")
+            self.assert_untouched(device)
+
+    def test_errors_that_a_switch_tells_make_no_off_doubtful(self):
+        device = self.start(virtual.Shelly2(metered=True, lie=lambda found: dict(
+            found, errors=["overtemp", "overpower"])))
+        self.assert_success(self.call(device, "off"))
+
+    def test_what_the_reply_to_a_command_says_is_no_proof(self):
+        # was_on is the state before, and a relay that does not move says the same.
+        device = self.start(virtual.Shelly2(fault="ignore"))
+        device.outlets[0].relay = True
+        self.assert_failure(self.call_briefly(device, "off"), "still reports ON")
+        device = self.start(virtual.Shelly2())
+        device.move(1, False)
+        self.assertEqual(self.call(device, "off").out, "Success: Already OFF\n")
+
+    def test_a_reason_that_the_device_gives_is_told(self):
+        for code in (400, 404, 500, 503):
+            device = self.start(virtual.Shelly2(broken=(
+                code, {}, '{"code":-103,"message":"Invalid argument \'id\'!"}')))
+            self.assert_failure(self.call_briefly(device, "off"), "HTTP status %d" % code,
+                                '{"code":-103,"message":"Invalid argument')
+
+
+class Meters(ShellyTest):
+    REQUIRED = {"power_meter": "require", "power_timeout": "60", "stonith_status_sleep": "1"}
+
+    def test_a_load_that_is_shown_is_a_load_of_either_generation(self):
+        for make in EVERY:
+            device = self.start(make(metered=True, fault="welded"))
+            self.assert_failure(self.call_briefly(device, "off"), "still draws 43 W")
+
+    def test_a_zero_that_may_be_the_meters_rest_is_no_proof(self):
+        reading = fencetool.MeterReading(0.0, "")
+        self.assertEqual(fencetool.rest_reading(reading, 46, 46), reading)
+        rested = fencetool.rest_reading(reading, 46, 45.9)
+        self.assertTrue(fencetool.doubt_about_meter(rested, "require"))
+        self.assertEqual(fencetool.doubt_about_meter(rested, "auto"), "")
+        self.assertEqual(fencetool.doubt_about_usable_meter(rested), "")
+        load = fencetool.MeterReading(43.0, "")
+        self.assertEqual(fencetool.rest_reading(load, 46, 0), load)
+        self.assertTrue(fencetool.doubt_about_usable_meter(
+            fencetool.MeterReading(None, "the device has none")))
+
+    def test_a_meter_that_is_required_is_waited_for_and_shows_the_welded_relay(self):
+        for fault in ("", "welded"):
+            device = self.start(virtual.Shelly2(metered=True, rest_s=45.0, fault=fault))
+            system, job = self.build(device, **self.REQUIRED)
+            if fault:
+                with self.assertRaises(fencetool.NotConfirmed) as caught:
+                    fencetool.run_off(job)
+                self.assertIn("still draws 43 W", str(caught.exception))
+            else:
+                self.assertEqual(fencetool.run_off(job)[0], 0)
+                self.assertGreater(system.clock(), 46)
+                self.assertLess(system.clock(), 50)
+
+    def test_a_required_meter_of_an_outlet_that_is_off_fails_no_monitor(self):
+        device = self.start(virtual.Shelly2(metered=True))
+        device.move(1, False)
+        self.assert_success(self.call(device, "monitor", power_meter="require",
+                                      power_timeout="60"))
+        for make in EVERY:
+            self.assert_failure(self.call(self.start(make()), "monitor", power_meter="require",
+                                          power_timeout="60"), "power_meter=require wants one")
+
+    def test_a_required_meter_and_too_short_a_time_is_a_usage_error(self):
+        device = self.start(virtual.Shelly2(metered=True))
+        for action in ("validate-all", "monitor", "off"):
+            self.assert_failure(self.call(device, action, power_meter="require",
+                                          power_timeout="45"), "power_timeout of more than")
+        self.assertEqual(device.requests, [])
+        check = {"fence_method": "shelly", "fence_ip": "127.0.0.1", "action": "validate-all",
+                 "target_mgmt_ip": "127.0.0.2", "nodename": "node", "power_meter": "require"}
+        self.assert_failure(support.on_stdin("fence_check", dict(check, power_timeout="55")),
+                            "power_timeout")
+        self.assert_success(support.on_stdin("fence_check", dict(check, power_timeout="60")))
+
+    def test_fence_check_does_not_know_who_has_commanded_before_it_came(self):
+        device = self.start(virtual.Shelly2(metered=True))
+        device.move(1, False)
+        agent = fencetool.AGENTS["fence_check"]
+        settings = fencetool.build_check_settings({
+            "fence_method": "shelly", "fence_ip": device.address[0], "nodename": "node",
+            "fence_ipport": str(device.address[1]), "target_mgmt_ip": "127.0.0.2",
+            "power_meter": "require", "power_timeout": "100"}, agent.defaults)
+        system = self.make_system(device)
+        job = fencetool.CheckJob(system, fencetool.make_device(agent, settings, system), settings)
+        self.assertIs(fencetool.observe_power(job).finding, fencetool.Finding.UNKNOWN)
+        system.sleep(46)
+        self.assertIs(fencetool.observe_power(job).finding, fencetool.Finding.DEAD)
+
+    def test_watts_that_somebody_has_set_are_no_measurement(self):
+        device = self.start(virtual.Shelly1(metered=True, counters=False))
+        self.assert_success(self.call(device, "off"))
+        self.assert_failure(self.call(device, "monitor", power_meter="require",
+                                      power_timeout="60"), "set by hand")
+
+    def test_one_meter_of_several_relays_proves_nothing_of_either(self):
+        device = self.start(virtual.Shelly1(("a", "b"), metered=True, one_meter=True))
+        self.assert_success(self.call(device, "off", plug="a"))
+        self.assert_failure(self.call(device, "off", plug="a", power_meter="require",
+                                      power_timeout="60"), "one meter measures several relays")
+
+
+class Identity(ShellyTest):
+    def test_another_shelly_in_the_middle_of_an_action_is_neither_switched_nor_believed(self):
+        for make in EVERY:
+            for call in ("read", "send", "read_meter"):
+                for is_at_first_sight in (True, False):
+                    device = self.start(make(metered=True))
+                    system, job = self.build(device)
+                    outlet = job.device.open(job.deadline)
+                    told = device.identity()
+                    device.mac = "CC:32:E5:00:00:99"
+                    if not is_at_first_sight and call != "send":
+                        device.identity = lambda told=told: told
+                    ask = getattr(outlet, call)
+                    with self.subTest(make.__name__, call=call), self.assertRaises(
+                            fencetool.Refused) as caught:
+                        ask(*([PowerState.OFF] if call == "send" else []), job.deadline)
+                    self.assertIn("another device answered in the middle", str(caught.exception))
+                    self.assert_untouched(device)
+
+    def test_the_password_goes_only_to_a_device_that_has_told_who_it_is(self):
+        for make in EVERY:
+            device = self.start(make(password="s3cret"))
+            for mac, code in ((device.mac, 0), ("CC:32:E5:00:00:99", 1)):
+                del device.requests[:]
+                result = self.call(device, "off", password="s3cret", device_mac=mac)
+                self.assertEqual(result.code, code, result)
+                with_login = [path for _, path, fields in device.requests
+                              if "authorization" in fields]
+                self.assertNotIn("/shelly", with_login)
+                self.assertEqual(bool(with_login), code == 0)
+                self.assertEqual(device.requests[0][1], "/shelly")
+
+
+class Logins(ShellyTest):
+    def test_one_challenge_serves_an_action_and_its_count_rises(self):
+        device = self.start(virtual.Shelly2(password="s3cret", metered=True))
+        self.assert_success(self.call(device, "off", password="s3cret"))
+        self.assertEqual(len(device.counts), 1)
+        self.assertGreater(max(device.counts.values()), 5)
+
+    def test_the_user_is_admin_unless_another_is_given(self):
+        for make in EVERY:
+            device = self.start(make(password="s3cret"))
+            self.assert_success(self.call(device, "monitor", password="s3cret"))
+            for parameters, words in (({}, "asks for a password"), (
+                    {"password": "wr0ngpw"}, "refuses the login of user 'admin'"), (
+                    {"password": "s3cret", "username": "root"}, "login of user 'root'")):
+                result = self.call(device, "off", **parameters)
+                self.assert_failure(result, words)
+                self.assertNotIn("wr0ngpw", result.err)
+            self.assert_untouched(device)
+
+    def test_a_full_table_of_nonces_is_waited_for(self):
+        device = self.start(virtual.Shelly2(password="s3cret"))
+        device.born = {"%032x" % number: device.clock() for number in range(32)}
+        self.assert_success(self.call(device, "off", password="s3cret"))
+        self.assertEqual(device.refused, 1)
+
+    def test_a_nonce_that_has_left_the_table_is_replaced_in_the_middle_of_an_action(self):
+        device = self.start(virtual.Shelly2(password="s3cret"))
+        device.on_power = lambda *_: device.born.clear()
+        self.assert_success(self.call(device, "off", password="s3cret"))
+        self.assertEqual(len(device.counts), 2)
+
+
+if __name__ == "__main__":
+    unittest.main()
