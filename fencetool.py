@@ -383,6 +383,7 @@ NO_OWN_HEADERS = {
     "connection", "content-length", "content-type", "expect", "host", "keep-alive",
     "proxy-authenticate", "proxy-authorization", "proxy-connection", "te", "trailer",
     "transfer-encoding", "upgrade"}
+HEADER_VALUE = "[!-~](?:[ -~]*[!-~])?"
 
 
 def parse_headers(text):
@@ -391,7 +392,7 @@ def parse_headers(text):
     for number, item in enumerate(text.split("|"), 1):
         # SAFETY: a line end in a value would begin another header, or another request.
         # Test: test_a_header_can_add_nothing_but_itself
-        match = re.fullmatch(" *([A-Za-z0-9_-]+) *: *([!-~](?:[ -~]*[!-~])?) *", item)
+        match = re.fullmatch(" *([A-Za-z0-9_-]+) *: *(%s) *" % HEADER_VALUE, item)
         if not match:
             raise UsageError("number %d is not 'Name: value' in printable ASCII (| separates two)"
                              % number)
@@ -406,7 +407,7 @@ def parse_headers(text):
 
 
 def parse_content_type(text):
-    if not re.fullmatch("[!-~](?:[ -~]*[!-~])?", text):
+    if not re.fullmatch(HEADER_VALUE, text):
         raise UsageError("%s is not a content type (use application/json)" % quote(text))
     return text
 
@@ -3069,14 +3070,16 @@ class KeptReader(io.BufferedReader):
 def read_http_body(response, stream, listening):
     """Return the bytes of a reply's body; raise unless it is whole and of a sane length."""
     check_http_framing(response.headers)
+    is_packed = response.headers.get("Content-Encoding", "").lower() in GZIP_NAMES
     if listening is not None and response.status == 200:
+        if is_packed:
+            raise StrangeReply("the event stream is compressed, which was not asked for")
         return read_event_stream(response, stream, listening)
     body = response.read()  # raises IncompleteRead when less came than the headers say
     # SAFETY: two answers to one question; a line end too many is no answer.
     # Test: test_a_second_answer_behind_the_first_is_a_doubt
     if stream.take_rest().strip():
         raise ProtocolError("more came than one answer: %d bytes, and then the next" % len(body))
-    is_packed = response.headers.get("Content-Encoding", "").lower() in GZIP_NAMES
     return unpack_body(body) if is_packed and body else body
 
 
@@ -4960,6 +4963,9 @@ class UrlDevice(HttpDevice):
         headers = {name: value.replace("{password}", settings.password)
                    for name, value in given.items()}
         for value in headers.values():
+            if settings.password and not re.fullmatch(HEADER_VALUE, value):
+                raise UsageError("headers: the password holds what no header can: a line end, or "
+                                 "what is not ASCII")
             self.system.secrets.update(
                 part for part in (value, value.rpartition(" ")[2])
                 if len(part) >= SHORTEST_HIDDEN_SECRET)  # X-CSRF: x is none

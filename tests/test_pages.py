@@ -151,6 +151,13 @@ class Headers(PageTest):
             with self.assertRaisesRegex(UsageError, words):
                 self.build(**dict(MYSTROM, **more))
 
+    def test_a_password_that_no_header_can_hold_is_refused_before_anything_is_sent(self):
+        for password in ("a%s\r\nX: y" % TOKEN, TOKEN + "\n", TOKEN + "\u00fc", TOKEN + "\0"):
+            with self.subTest(password), self.assertRaisesRegex(
+                    UsageError, "the password holds what no header can") as caught:
+                self.build(headers="Token: {password}", password=password, **MYSTROM)
+            self.assertNotIn(TOKEN, str(caught.exception))
+
     def test_no_value_of_a_header_is_shown_whatever_the_device_echoes(self):
         def echo(method, path, fields):
             return 404, {}, "you said %s and %s" % (fields["authorization"], fields["x-secret"])
@@ -322,6 +329,12 @@ class Packed(PageTest):
                 self.call_briefly, self.pack(device, change), "status", **MYSTROM))
         for (_, words), result in zip(cases, at_once(calls, WORKERS)):
             self.assert_failure(result, words)
+
+    def test_an_event_stream_is_not_unpacked(self):
+        device = self.pack(virtual.Esphome(["Relay"]))
+        self.assert_failure(on_stdin("fence_http", dict(
+            self.address(device), **dict(support.PATIENT_LIMITS, device="esphome",
+                                         action="monitor"))), "the event stream is compressed")
 
     def test_other_codings_are_refused(self):
         for coding in ("br", "deflate", "gzip, gzip"):
