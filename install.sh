@@ -24,8 +24,9 @@ usage() {
 usage: sh install.sh [--check | --uninstall] [options]
 
 Installs fencetool.py in /usr/lib/fencetool and compiles it there; /usr/sbin/fencetool is a small
-launcher of it, with a link to that for each fence agent in it. Where cluster-glue is installed,
-also its plugin external/kasa.
+launcher of it, with a link to that for each fence agent in it. Under a name that agents of others
+have too, a link is made only where no such agent is, whatever --force says. Where cluster-glue is
+installed, also its plugin external/kasa.
 
   --from WHERE    what to install: a directory that holds fencetool.py, the file itself, or the
                   http(s) URL of either (a URL that ends in .py or has a ? is the file itself).
