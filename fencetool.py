@@ -4110,18 +4110,22 @@ class TasmotaDevice(HttpDevice):
         return self.ask("Status", lambda members: parse_tasmota_names(members, relays), deadline)
 
     def open(self, deadline):
-        relays, names = self.read_relays(deadline), None
-        if self.is_called_by_name(relays):
+        return self.open_relay(self.wanted, self.read_relays(deadline), deadline)
+
+    def open_relay(self, wanted, relays, deadline):
+        """Return the TasmotaRelay of one name, out of the Outlets of all relays."""
+        names = None
+        if self.is_called_by_name(wanted, relays):
             names = self.read_names(len(relays), deadline)
             relays = name_tasmota_relays(relays, *names)
-        outlet = select_outlet(relays, self.wanted, self.label)
+        outlet = select_outlet(relays, wanted, self.label)
         return TasmotaRelay(self, outlet, len(relays), names)
 
-    def is_called_by_name(self, relays):
+    def is_called_by_name(self, wanted, relays):
         """Return whether the names decide; a number, and what the firmware calls it, needs none."""
-        if self.wanted in ("", self.label):
-            return bool(self.wanted) and len(relays) > 1
-        return not re.fullmatch("(POWER)?[1-9][0-9]?|POWER", self.wanted)
+        if wanted in ("", self.label):
+            return bool(wanted) and len(relays) > 1
+        return not re.fullmatch("[0-9, ]+|POWER[0-9]*", wanted)
 
     def read_mac(self, deadline):
         return self.ask("Status 5", lambda members: parse_tasmota_mac(

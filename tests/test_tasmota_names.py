@@ -98,7 +98,7 @@ class NotFound(NamesTest):
             (NAMES, {"plug": "node", "nodename": "node"}, "names no outlet"),
             (("node", "node"), {"plug": "node", "nodename": "node"}, "names 2 outlets"),
             (("Power2", "x"), {"plug": "Power2"}, "names 2 outlets"),
-            (("x", "01"), {"plug": "01"}, "is the alias of outlet 2, and not its number"),
+            (("x", "01"), {"plug": "01"}, "is no number as on the case"),
             (NAMES, {"plug": "4"}, "names no outlet"), (NAMES, {"plug": "0"}, "names no outlet"))
         devices = [self.start_named(names) for names, _, _ in cases]
         results = at_once([functools.partial(self.call, device, "off", **parameters)
