@@ -1441,6 +1441,11 @@ COMMON_PARAMS = (  # all agents
     param("version", BOOLEAN, "Print the version and exit", letter="V"),
     param("help", BOOLEAN, "Print this help and exit", letter="h"),
     param("nodename", STRING, "Name of the node to be fenced; Pacemaker sets it"))
+FOREIGN_PARAMS = (  # fence_http under the names of other agents; no setting comes of them
+    param("notls", BOOLEAN, "Accepted and ignored: TLS is negotiated", letter="t"),
+    param("gnutlscli_path", STRING, "Accepted and ignored: no other program is asked"),
+    param("plug_separator", STRING, "Accepted and ignored", default=","),
+    param("web", BOOLEAN, "Accepted and ignored"))
 PARAMS = DEVICE_PARAMS + HTTP_PARAMS + STATUS_PARAMS + CHECK_PARAMS + COMMON_PARAMS
 PARAMS_BY_NAME = {row.name: row for row in PARAMS}
 
@@ -6085,11 +6090,6 @@ OTHER_NAMES = {row.name: row for row in (
     OtherName("fence_tasmota", "tasmota", 1, {}),
     OtherName("fence_esphome", "esphome", 1, {"username": "admin"}),
     OtherName("fence_shelly_gen2", "shelly", 0, {}))}
-FOREIGN_PARAMS = (
-    param("notls", BOOLEAN, "Accepted and ignored: TLS is negotiated", letter="t"),
-    param("gnutlscli_path", STRING, "Accepted and ignored: no other program is asked"),
-    param("plug_separator", STRING, "Accepted and ignored", default=","),
-    param("web", BOOLEAN, "Accepted and ignored"))
 OTHER_PARAMS = DEVICE_PARAMS + tuple(
     row for row in HTTP_PARAMS if row.name in ("ssl", "ssl_insecure")) + (
     COMMON_PARAMS + FOREIGN_PARAMS)
