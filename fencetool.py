@@ -100,6 +100,9 @@ METER_SILENT_WATTS = 1.0   # meters show up to 0.9 W of noise on an open relay (
 CHILD_ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"}
 CLUSTER_FILE = "/etc/fencetool/cluster.yml"
 SEEN_FILE = "/var/lib/fencetool/seen.json"  # when each address was last seen alive from here
+# Challenges that the next action answers, too. In memory: a disk may hang while a node is fenced.
+LOGINS_FILE = "/run/fencetool/logins.json"
+MOST_LOGINS = 100
 SEEN_SECONDS = 60    # a record is not made anew more often
 MOST_SEEN = 1000
 FEWEST_ECHOES, MOST_ECHOES = 3, 100  # one lost packet is no silence, and a look is no flood
@@ -1694,8 +1697,7 @@ def check_look(settings):
     wait = max(settings.verify_wait, settings.early_exit) + find_meter_rest(settings)
     if wait + settings.ping_timeout >= settings.power_timeout:
         raise UsageError("verify_wait or early_exit, and one look after it, do not fit into the %s "
-                         "of the whole confirmation (power_timeout)"
-                         % render_seconds(settings.power_timeout))
+                         "of the whole confirmation" % render_seconds(settings.power_timeout))
 
 
 def parse_named_addresses(parameter, text):
@@ -2059,6 +2061,46 @@ class FilesAndPrograms:
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, before)
+
+
+class KeptLogins:
+    """What one action leaves to the next of its logins: the fields of a challenge, and its count.
+
+    It can be lost at any time, and then the next action begins anew.
+    """
+
+    def take_login(self, name):
+        """Return what was kept under this name, or None, and keep it no more."""
+        # Two at once would give one answer twice, which a device takes for a guess.
+        kept = self._read_logins()
+        found = kept.pop(name, None)
+        if found:
+            self._write_logins(kept)
+        return found
+
+    def keep_login(self, name, login):
+        kept = self._read_logins()
+        kept.pop(name, None)
+        self._write_logins(dict(list(kept.items())[1 - MOST_LOGINS:] + [(name, login)]))
+
+    def _read_logins(self):
+        """Return {name: (fields, count)}; nothing where it cannot be read, or is damaged."""
+        try:
+            found = json.loads(self.read_file(LOGINS_FILE).decode("utf-8"))
+            return {name: (dict(fields), int(count)) for name, (fields, count) in found.items()}
+        except (UsageError, ValueError, TypeError, AttributeError, RecursionError):
+            return {}
+
+    def _write_logins(self, logins):
+        new_path = "%s.%d" % (LOGINS_FILE, os.getpid())
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
+        try:
+            os.makedirs(os.path.dirname(LOGINS_FILE), 0o700, exist_ok=True)
+            with open(os.open(new_path, flags, 0o600), "w") as file:
+                json.dump(logins, file)
+            os.rename(new_path, LOGINS_FILE)
+        except OSError as error:
+            self.debug("logins are not kept: %s" % error)
 
 
 def exchange_with_child(pipes, data, deadline):
@@ -2688,7 +2730,7 @@ class Network:
         return select.select(handles, [], [], max(0.0, seconds))[0]
 
 
-class System(Log, FilesAndPrograms, Network):
+class System(Log, FilesAndPrograms, KeptLogins, Network):
     """This machine, as one run of the program sees it."""
 
 
@@ -2866,8 +2908,9 @@ class Login:
     """Who asks, told as the device wants it, for all requests of one action.
 
     One challenge serves the whole action, its nonce with a count that rises: a Shelly keeps 32
-    nonces for an hour, and answers 429 when they are all given away. The password goes out as Basic
-    only where it is asked for so, or where the family of plugs never asks.
+    nonces for an hour, and answers 429 when they are all given away. It may serve the next, too.
+    The password goes out as Basic only where it is asked for so, or where the family of plugs never
+    asks.
     """
 
     def __init__(self, username, password, is_sent_unasked):
@@ -2886,6 +2929,15 @@ class Login:
         self.digest = None  # the fields of the challenge that is answered, with its own cnonce
         self.cnonce = ""    # one for all counts: a -sess algorithm hashes the first
         self.count = 0
+
+    def recall(self, fields, count):
+        """Go on answering a challenge that an earlier action has answered so often."""
+        self.digest, self.cnonce, self.count = fields, os.urandom(8).hex(), count
+
+    def kept(self):
+        """Return (fields, count) for recall, or None where nothing can be answered any more."""
+        is_session = self.digest and self.digest.get("algorithm", "").upper().endswith("-SESS")
+        return (self.digest, self.count) if self.digest and not is_session else None
 
     def build(self, method, path):
         """Return the Authorization header of the next request, "" for none."""
@@ -4518,6 +4570,11 @@ class EsphomeSwitch(HttpOutlet):
 # reading, so that neither a command nor a password goes to what has taken over the address. What
 # tells the states, /status and Shelly.GetStatus, tells the MAC too, and is the whole list.
 #
+# Firmware 2.0 keeps 32 challenges, for an hour each; while all are taken it refuses a new one for
+# 2 s. Three actions a minute would take them all, so each goes on with the challenge of the one
+# before, which is kept by the device's MAC. Of two at once the second asks for a new one, and so
+# does who is told by a 401 that the device has forgotten it.
+#
 # A relay that is off may come back by itself. While a timer runs, the status shows it, and such an
 # OFF is none; auto_on starts one at each OFF, so a channel that has it is refused. Switch.Set
 # replies what was before the command. Meters measure also while the relay is off; those of the
@@ -4742,6 +4799,20 @@ class ShellyDevice(HttpDevice):
         self.check_mac(found.mac)
         self.identity = self.identity or found
         self._check_same(found)
+        self._recall_login()
+
+    def _recall_login(self):
+        """Go on with the challenge of an earlier action: the device has few."""
+        if self.settings.password and not self.login.digest:
+            kept = self.system.take_login(self.identity.mac)
+            if kept:
+                self.login.recall(*kept)
+
+    def close(self):
+        kept = self.login.kept()
+        if kept and self.identity:
+            self.login.forget()
+            self.system.keep_login(self.identity.mac, kept)
 
     def _check_same(self, found):
         if found != self.identity:
@@ -8496,6 +8567,58 @@ class VirtualTasmota(VirtualHttp):
         return {"ENERGY": {"Total": 3.185, "Power": watts, "Voltage": 230 if shown else 0}}
 
 
+class VirtualShelly(VirtualHttp):
+    """A Shelly of the second generation or a newer one."""
+
+    dialect = "shelly"
+
+    def bare_mac(self):
+        return self.mac.replace(":", "")
+
+    def respond(self, method, path, fields):
+        members = self.find(path.partition("?")[0], parse_query(path))
+        if members is None:
+            return 404, {}, '{"code":404,"message":"No handler for \\"output\\":false"}'
+        return 200, {"Content-Type": "application/json"}, json.dumps(members)
+
+    def find(self, page, query):
+        """Return the members of a reply, or None where there is no such page."""
+        if page == "/rpc/Switch.Set":
+            outlet = self.outlets[int(query["id"])]
+            before = outlet.relay
+            self.obey(outlet.number, query["on"] == "true")
+            return {"was_on": before}
+        pages = {"/shelly": self.identity, "/rpc/Shelly.GetStatus": self.status,
+                 "/rpc/Shelly.GetConfig": self.settings}
+        return pages[page]() if page in pages else None
+
+    def obey(self, number, on):
+        self.switch(number, on)
+
+    def identity(self):
+        return {"id": "shellypro4pm-cc32e5000001", "mac": self.bare_mac(), "gen": 2}
+
+    def status(self):
+        return dict(self.components(self.show_switch), sys={"mac": self.bare_mac(), "uptime": 61})
+
+    def settings(self):
+        return dict(self.components(self.show_settings), sys={"device": {"mac": self.bare_mac()}})
+
+    def components(self, show):
+        """Return {key: members} of all outputs; show: of one."""
+        return {"switch:%d" % (outlet.number - 1): show(outlet) for outlet in self.outlets}
+
+    def show_switch(self, outlet):
+        members = {"id": outlet.number - 1, "output": self.words()[outlet.number] == "ON"}
+        return dict(members, apower=self.show_watts(outlet)) if self.metered else members
+
+    def show_watts(self, outlet):
+        return WATTS if outlet.powered else 0.0
+
+    def show_settings(self, outlet):
+        return {"id": outlet.number - 1, "name": outlet.alias, "auto_on": False}
+
+
 def parse_query(path):
     from urllib.parse import parse_qsl
     return dict(parse_qsl(path.partition("?")[2]))
@@ -8566,9 +8689,13 @@ DEMO_STEPS = (
         "status_url=/switch/relay", expected=0, shows="Success: Powered OFF",
         lesson="ESPHome, by its URLs"),
     DemoStep(
+        device="shelly", parameters="action=off\ndevice=shelly\nplug=storage-b", expected=1,
+        shows="still draws 43 W", lesson="a channel of a Shelly by its name; the meter sees that "
+        "its relay is welded: NOT fenced"),
+    DemoStep(
         device="switch", parameters="action=off\npower_off_url=/relay/0?turn=off\n"
         'status_url=/relay/0\nstatus_on_regex="ison":true\nstatus_off_regex="ison":false',
-        expected=1, shows="sign-in page", lesson="any device with URLs (a Shelly), but its Wi-Fi "
+        expected=1, shows="sign-in page", lesson="any device with URLs, but its Wi-Fi "
         "is a captive portal now: NOT fenced"))
 
 
@@ -8580,6 +8707,7 @@ def cmd_demo(arguments, system):
         "strip": VirtualKasa(["storage-a", "storage-b", "spare"]),
         "welded": VirtualKasa(["storage-b"], metered=True, fault="welded"),
         "tasmota": VirtualTasmota(["POWER1", "POWER2"], password="s3cret"),
+        "shelly": VirtualShelly(["storage-a", "storage-b"], metered=True, fault="welded"),
         "esphome": VirtualSwitch(pages=ESPHOME_PAGES), "switch": VirtualSwitch(fault="portal")}
     try:
         for device in devices.values():

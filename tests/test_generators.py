@@ -100,6 +100,23 @@ class Safety(unittest.TestCase):
                     delay = int(row.options.get("pcmk_delay_base", "0"))
                     self.assertGreater(given, own + delay, "%s %s" % (name, row.id))
 
+    def test_a_required_meter_that_rests_after_a_command_gets_its_time(self):
+        configuration = fencetool.build_configuration(load("shelly.yml"))
+        agents = fencetool.AGENTS
+        for row in configuration.primitives:
+            plain = {name: value for name, value in row.options.items()
+                     if not name.startswith("pcmk_")}
+            agents[row.agent].settings(plain, agents[row.agent].defaults)  # refuses what is short
+            self.assertEqual(plain.get("power_timeout", "30"),
+                             "76" if row.id.endswith("-a") else "30")
+        for more in ("off_timeout: 60", "off_timeout: 300, options: {power_timeout: 40}"):
+            text = two_nodes(more_b=", %s" % more).replace(
+                "ipmi, ip: 10.0.0.12, user: u, password_script: /p",
+                "shelly, ip: 10.0.0.12, power_meter: require")
+            cluster, mistakes = fencetool.parse_cluster("c.yml", text.encode())
+            self.assertIsNone(cluster)
+            self.assertTrue([item for item in mistakes if "the meter may rest" in item.text])
+
     def test_a_monitor_has_time_for_a_connection_and_two_answers(self):
         for name, _, configuration in all_configurations():
             tree = ElementTree.fromstring(fencetool.render_cib(configuration, name))

@@ -2,12 +2,27 @@
 
 The programs come from the machine's PATH; .ci/run installs them.
 """
+import base64
+import hashlib
+import json
 import os
+import socket
+import struct
 
 from tests import support, virtual
 from tests.support import AgentTest
 
 ENVIRONMENT = {"PATH": "/usr/bin:/bin", "HOME": "/nonexistent", "LC_ALL": "C.UTF-8"}
+
+
+def find_interpreter(module):
+    """Return the path of a python3 that has a module, or skip the test that needs it."""
+    for folder in os.environ.get("PATH", "").split(":"):
+        program = os.path.join(folder, "python3")
+        if os.access(program, os.X_OK) and support.run(
+                [program, "-c", "import " + module], environment=ENVIRONMENT).code == 0:
+            return program
+    support.require(False, "%s is not installed for any python3 on the PATH" % module)
 
 
 class PythonKasa(AgentTest):
@@ -51,16 +66,8 @@ class PythonKasa(AgentTest):
 class TasmotaHttp(AgentTest):
     """tasmota-http: a client library, run by the interpreter that has it."""
 
-    def find_interpreter(self):
-        for folder in os.environ.get("PATH", "").split(":"):
-            program = os.path.join(folder, "python3")
-            if os.access(program, os.X_OK) and support.run(
-                    [program, "-c", "import tasmota_http"], environment=ENVIRONMENT).code == 0:
-                return program
-        support.require(False, "tasmota-http is not installed for any python3 on the PATH")
-
     def test_it_reads_and_switches_relays_of_virtual_devices(self):
-        program = self.find_interpreter()
+        program = find_interpreter("tasmota_http")
         code = ("import sys; from tasmota_http import TasmotaClient; "
                 "client = TasmotaClient(sys.argv[1], username='admin', password='s3cret'); "
                 "print(client.power_get(2), client.power_set(False, 2), client.power_get(2), "
@@ -73,3 +80,99 @@ class TasmotaHttp(AgentTest):
             self.assertEqual(result.out, "{'POWER2': 'ON'} {'POWER2': 'OFF'} {'POWER2': 'OFF'} "
                                          "{'POWER1': 'ON'} OFF\n", result)
             self.assertEqual([outlet.powered for outlet in device.outlets], [True, False])
+
+
+class SpokenTo(virtual.Shelly2):
+    """A Shelly that does the same over a WebSocket, as aioshelly wants it."""
+
+    key_end = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455
+
+    def converse(self, handle):
+        if b"upgrade: websocket" not in handle.recv(4096, socket.MSG_PEEK).lower():
+            return super().converse(handle)
+        with handle.makefile("rb") as stream:
+            lines = list(iter(lambda: stream.readline().strip(), b""))
+            key = next(line.split()[1] for line in lines
+                       if line.lower().startswith(b"sec-websocket-key:"))
+            accepted = base64.b64encode(hashlib.sha1(key + self.key_end).digest())
+            handle.sendall(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n"
+                           b"Connection: Upgrade\r\nSec-WebSocket-Accept: %s\r\n\r\n" % accepted)
+            for request in iter(lambda: self.read_frame(stream), None):
+                answer = json.dumps(self.answer_call(json.loads(request))).encode()
+                handle.sendall(struct.pack(">BBH", 0x81, 126, len(answer)) + answer)
+
+    def read_frame(self, stream):
+        """Return the payload of a text from the client, or None at the end."""
+        head = stream.read(2)
+        if len(head) < 2 or head[0] != 0x81:
+            return None
+        length = head[1] & 127
+        length = struct.unpack(">H", stream.read(2))[0] if length == 126 else length
+        mask = stream.read(4)
+        return bytes(byte ^ mask[at % 4] for at, byte in enumerate(stream.read(length)))
+
+    def answer_call(self, call):
+        query = {name: json.dumps(value) for name, value in call.get("params", {}).items()}
+        with self.lock:
+            result = self.find("/rpc/" + call["method"], query)
+        if call["method"] == "Shelly.GetComponents":
+            result = {"components": [], "cfg_rev": 1, "offset": 0, "total": 0}
+        found = {"result": result} if result else {"error": {"code": 404, "message": "No handler"}}
+        return dict(found, id=call["id"], src=self.realm, dst=call["src"])
+
+
+AIOSHELLY = """
+import asyncio, sys, aiohttp
+from aioshelly.common import ConnectionOptions, get_info
+from aioshelly.rpc_device import RpcDevice
+
+async def main(port, channel, wanted):
+    options = ConnectionOptions("127.0.0.1", device_mac="CC32E5000001", port=port)
+    async with aiohttp.ClientSession() as session:
+        info = await get_info(session, "127.0.0.1", "CC32E5000001", port=port)
+        if "gen" not in info:
+            return print(info["type"], info["auth"])
+        device = await RpcDevice.create(session, None, options)
+        await device.initialize()
+        if wanted:
+            await device.switch_set(channel, wanted == "on")
+            await device.update_status()
+        key = "switch:%d" % channel
+        print(device.gen, device.config[key]["name"], device.status[key]["output"],
+              device.status[key].get("apower"))
+        await device.shutdown()
+
+asyncio.run(main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]))
+"""
+
+
+class Aioshelly(AgentTest):
+    """aioshelly: the client library of Home Assistant, run by the interpreter that has it."""
+
+    def ask(self, device, channel, wanted=""):
+        result = support.run([find_interpreter("aioshelly"), "-c", AIOSHELLY,
+                              str(device.address[1]), str(channel), wanted],
+                             environment=ENVIRONMENT)
+        self.assertEqual((result.code, result.err), (0, ""), result)
+        return result.out.strip()
+
+    def call(self, device, action, **parameters):
+        return support.on_stdin("fence_http", dict(
+            self.address(device), device="shelly", action=action, plug="2",
+            **dict(support.PATIENT_LIMITS, **parameters)))
+
+    def test_it_reads_and_switches_what_fencetool_reads_and_switches(self):
+        device = self.start(SpokenTo(("web", "db"), metered=True))
+        self.assertEqual(self.ask(device, 1), "2 db True 43.0")
+        self.assertEqual(self.ask(device, 1, "off"), "2 db False 0.0")
+        self.assertEqual([outlet.powered for outlet in device.outlets], [True, False])
+        self.assert_success(self.call(device, "status"), code=2)
+        self.assert_success(self.call(device, "on"))
+        self.assertEqual(self.ask(device, 1), "2 db True 43.0")
+        self.assert_success(self.call(device, "off"))
+        self.assertEqual(self.ask(device, 1), "2 db False 0.0")
+        self.assertEqual(self.ask(device, 0), "2 web True 43.0")
+
+    def test_it_identifies_a_device_of_the_first_generation(self):
+        # More than that it does by CoAP, and on port 80 alone.
+        self.assertEqual(self.ask(self.start(virtual.Shelly1()), 0), "SHSW-25 False")

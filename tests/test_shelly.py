@@ -1,6 +1,9 @@
 """Shelly as real devices are: their generations, channels, timers, meters, logins."""
 import functools
+import os
 import sys
+import tempfile
+import threading
 import unittest
 from unittest import mock
 
@@ -298,7 +301,7 @@ class Meters(ShellyTest):
         check = {"fence_method": "shelly", "fence_ip": "127.0.0.1", "action": "validate-all",
                  "target_mgmt_ip": "127.0.0.2", "nodename": "node", "power_meter": "require"}
         self.assert_failure(support.on_stdin("fence_check", dict(check, power_timeout="55")),
-                            "power_timeout")
+                            "do not fit into the 55 s")
         self.assert_success(support.on_stdin("fence_check", dict(check, power_timeout="60")))
 
     def test_fence_check_does_not_know_who_has_commanded_before_it_came(self):
@@ -379,6 +382,99 @@ class Logins(ShellyTest):
                 self.assert_failure(result, words)
                 self.assertNotIn("wr0ngpw", result.err)
             self.assert_untouched(device)
+
+    def act(self, action, device, node, now):
+        """Run one action in this process, as on a node: from its start it knows what it kept."""
+        agent = fencetool.AGENTS["fence_http"]
+        settings = fencetool.build_settings(dict(
+            self.address(device), device="shelly", password="s3cret", **LATER), agent.defaults)
+        system = fencetool.System("test")
+        system.clock, system.sleep = lambda: now[0], lambda seconds: now.append(
+            now.pop() + seconds)
+        with mock.patch.object(fencetool, "LOGINS_FILE", os.path.join(node, "run", "logins")):
+            job = fencetool.Job(system, fencetool.make_device(agent, settings, system), settings)
+            try:
+                return fencetool.DEVICE_ACTIONS[action](job)[0]
+            finally:
+                job.close()
+
+    def test_200_minutes_of_an_off_and_two_monitors_each_fill_no_table(self):
+        # In this process, with an agent's objects made anew for each action; the 200 minutes are
+        # those of the device's clock. One monitor runs on the node of the off, one on another.
+        device = self.start(virtual.Shelly2(password="s3cret"))
+        with tempfile.TemporaryDirectory() as here, tempfile.TemporaryDirectory() as there:
+            now = [0.0]
+            device.clock = lambda: now[0]
+            for minute in range(200):
+                now[0] = max(now[0], 60.0 * minute)
+                device.outlets[0].relay = True
+                for action, node in (("monitor", here), ("monitor", there), ("off", here)):
+                    self.assertEqual(self.act(action, device, node, now), 0)
+        self.assertEqual(device.refused, 0)
+        self.assertEqual(device.commands, 200)
+        self.assertLess(len(device.counts), 2 * 4 + 1)  # one an hour and node
+
+    def test_what_was_kept_of_a_login_can_be_anything_and_harms_no_action(self):
+        device = self.start(virtual.Shelly2(password="s3cret"))
+        mac = device.bare_mac().lower()
+        with tempfile.TemporaryDirectory() as node:
+            os.mkdir(os.path.join(node, "run"))
+            for kept in ("", "[]", "{", "null", '{"%s": 1}' % mac, '{"%s": [{}, "x"]}' % mac,
+                         '{"%s": [[["nonce", "old"]], 7]}' % mac,
+                         '{"%s": [{"nonce": "old", "qop": "auth", "algorithm": "SHA-256", '
+                         '"realm": "x"}, 7]}' % mac, '{"%s": [{}, 3]}' % mac):
+                with open(os.path.join(node, "run", "logins"), "w") as file:
+                    file.write(kept)
+                with self.subTest(kept):
+                    self.assertEqual(self.act("off", device, node, [0.0]), 0)
+
+    def test_a_kept_login_serves_the_next_action_and_a_wrong_password_is_refused_with_it(self):
+        device = self.start(virtual.Shelly2(password="s3cret"))
+        with tempfile.TemporaryDirectory() as node:
+            for _ in range(3):
+                self.act("off", device, node, [0.0])
+            self.assertEqual(len(device.counts), 1)
+            path = os.path.join(node, "run", "logins")
+            self.assertEqual(os.stat(path).st_mode & 0o777, 0o600)
+            with open(path) as file:
+                self.assertNotIn("s3cret", file.read())
+            device.password = "another"
+            now = [0.0]
+            device.clock = lambda: now[0]
+            with self.assertRaises(fencetool.Refused) as caught:
+                self.act("off", device, node, now)
+            self.assertIn("refuses the login", str(caught.exception))
+
+    def test_two_actions_at_once_do_not_answer_one_challenge(self):
+        device = self.start(virtual.Shelly2(password="s3cret", metered=True))
+        with tempfile.TemporaryDirectory() as node:
+            self.act("monitor", device, node, [0.0])
+            device.on_power = lambda *_: self.act("monitor", device, node, [0.0])
+            # The monitor comes in the middle of the off, which holds the challenge.
+            device.lock = threading.Lock()
+            device.switch = self.unlocked(device)
+            self.act("off", device, node, [0.0])
+            self.assertEqual(device.slow_until, 0)
+            self.assertEqual(len(device.counts), 2)
+
+    def unlocked(self, device):
+        """Return the device's switch(), in which others may ask it."""
+        switch = device.switch
+
+        def switch_unlocked(*move):
+            device.lock.release()
+            try:
+                switch(*move)
+            finally:
+                device.lock.acquire()
+        return switch_unlocked
+
+    def test_who_has_guessed_makes_nobody_fail_who_knows_the_password(self):
+        device = self.start(virtual.Shelly2(password="s3cret"))
+        guesses = self.call(device, "off", password="wr0ngpw")
+        self.assert_failure(guesses, "refuses the login of user 'admin'")
+        device.slow_until = device.clock() + 2
+        self.assert_success(self.call(device, "off", password="s3cret"))
 
     def test_a_full_table_of_nonces_is_waited_for(self):
         device = self.start(virtual.Shelly2(password="s3cret"))

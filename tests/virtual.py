@@ -1,6 +1,7 @@
 """Virtual devices with the firmware and the faults that only tests need."""
 import hashlib
 import json
+import os
 import re
 import socket
 import struct
@@ -280,7 +281,7 @@ class Http(Faulty):
     def refuse_login(self):
         if not self.algorithm:
             return super().refuse_login()
-        nonce = "%032x" % (7919 + len(self.counts))
+        nonce = os.urandom(16).hex()
         self.counts[nonce] = 0
         fields = ['realm="%s"' % self.realm.encode().decode("latin-1"), 'nonce="%s"' % nonce,
                   'opaque="0123abcd"']
@@ -544,59 +545,74 @@ METER2_LIES = {"no power": change(apower=None), "power text": change(apower="0.0
                "fed back": change(apower=-85.1)}
 
 
-class Shelly1(Http, fencetool.VirtualHttp):
-    """A Shelly of the first generation, by its own replies."""
+class Shelly(Http, fencetool.VirtualShelly):
+    """What the virtual Shellys of all generations have in common."""
 
-    dialect = "shelly"
     logins = ({"password": "s3cret"},)
     meter = {"metered": True}
     fault_options = meter
-    no_faults = ("wrong_key",)  # relays have no names
     lie = None        # what becomes of a relay's members while it is off
     meter_lie = None  # and of the meter's
     render_reply = staticmethod(json.dumps)
-    status_pages = ("/relay/0", "/status")
+    status_pages = ()
     broken = ()       # the whole answer instead of a status, while it is off
     timer = False     # one that would switch on again runs, until a command comes
     auto_on_s = 0.0   # it comes back so long after each OFF
     profile = ""      # roller or cover: it moves a blind, and has no switch
-    one_meter = False  # for all relays
-    counters = True   # beside the meter's watts; a Shelly 1 has none
+
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
+        if self.fault == "dead_meter":
+            self.metered = False  # that is how it says clearly that it has none
 
     def knows_login(self, method, path, fields):
         return path == "/shelly" or super().knows_login(method, path, fields)
 
     def respond(self, method, path, fields):
-        page, _, query = path.partition("?")
-        is_off = not self.outlets[0].relay
-        if self.broken and path in self.status_pages and is_off:
+        if self.broken and path in self.status_pages and not self.outlets[0].relay:
             return self.broken
-        members = self.find(page, query)
-        if members is None:
-            return self.falsify((404, {}, '{"code":404,"message":"No handler for \\"ison\\":false, '
-                                 '\\"output\\":false"}'))
-        return self.falsify((200, {"Content-Type": "application/json"},
-                             self.render_reply(members)))
+        return super().respond(method, path, fields)
 
-    def bare_mac(self):
-        return self.mac.replace(":", "")
-
-    def find(self, page, query):
-        """Return the members of a reply, or None where there is no such page."""
-        match = re.fullmatch("/relay/([0-9])", page)
-        if match and query in ("", "turn=on", "turn=off"):
-            number = int(match.group(1)) + 1
-            if query:
-                self.obey(number, query == "turn=on")
-            return self.relay(self.outlets[number - 1])
-        return {"/shelly": self.identity, "/status": self.status,
-                "/settings": self.settings}.get(page, lambda: None)()
+    def falsify(self, reply):
+        status, headers, body = reply
+        if status == 200:
+            body = self.render_reply(json.loads(body))
+        return super().falsify((status, headers, body))
 
     def obey(self, number, on):
         self.timer = bool(self.auto_on_s) and not on
-        self.switch(number, on)
+        super().obey(number, on)
         if self.timer:
             self.run_later(self.auto_on_s, self.move, number, True)
+
+    def deceive(self, outlet, members, lie):
+        return lie(members) if lie and not outlet.relay else members
+
+    def has_timer(self, outlet):
+        return self.timer and not outlet.relay
+
+    def show_state(self, outlet):
+        word = self.words()[outlet.number]
+        return word == "ON" if word else None
+
+
+class Shelly1(Shelly):
+    """A Shelly of the first generation, by its own replies."""
+
+    no_faults = ("wrong_key",)  # relays have no names
+    status_pages = ("/relay/0", "/status")
+    one_meter = False  # for all relays
+    counters = True    # beside the meter's watts; a Shelly 1 has none
+
+    def find(self, page, query):
+        match = re.fullmatch("/relay/([0-9])", page)
+        if match and query in ({}, {"turn": "on"}, {"turn": "off"}):
+            number = int(match.group(1)) + 1
+            if query:
+                self.obey(number, query["turn"] == "on")
+            return self.relay(self.outlets[number - 1])
+        pages = {"/shelly": self.identity, "/status": self.status, "/settings": self.settings}
+        return pages[page]() if page in pages else None
 
     def identity(self):
         return {"type": "SHSW-25", "mac": self.bare_mac(), "auth": bool(self.password),
@@ -619,25 +635,12 @@ class Shelly1(Http, fencetool.VirtualHttp):
                     {"name": outlet.alias, "auto_on": self.auto_on_s, "auto_off": 0.0}
                     for outlet in self.outlets]}
 
-    def deceive(self, outlet, members, lie):
-        return lie(members) if lie and not outlet.relay else members
-
-    def has_timer(self, outlet):
-        return self.timer and not outlet.relay
-
-    def show_state(self, outlet):
-        word = self.words()[outlet.number]
-        return word == "ON" if word else None
-
     def relay(self, outlet):
         return self.deceive(outlet, {
             "ison": self.show_state(outlet), "has_timer": self.has_timer(outlet),
             "timer_started": 0, "timer_duration": 0,
             "timer_remaining": 60 * self.has_timer(outlet), "overpower": False,
             "source": "http"}, self.lie)
-
-    def show_watts(self, outlet):
-        return fencetool.WATTS if outlet.powered else 0.0
 
     def show_meter(self, outlet):
         if self.fault == "garbled_meter":
@@ -647,20 +650,12 @@ class Shelly1(Http, fencetool.VirtualHttp):
             {"power": self.show_watts(outlet), "is_valid": True},
             **counted if self.counters else {}), self.meter_lie)
 
-    def __setattr__(self, name, value):
-        # What says clearly that it has no meter is one without.
-        super().__setattr__(name, value)
-        if name == "fault" and value == "dead_meter":
-            super().__setattr__("metered", False)
 
-
-class Shelly2(Shelly1):
+class Shelly2(Shelly):
     """A Shelly of the second generation or a newer one, with the login table of firmware 2.0."""
 
-    logins = ({"password": "s3cret"},)
     algorithm = "SHA-256"
     realm = "shellypro4pm-cc32e5000001"
-    no_faults = ()
     another = (r'"switch:[0-9]+": {"id": [0-9]+', '"switch:0": {"id": 7')
     status_pages = ("/rpc/Switch.GetStatus?id=0", "/rpc/Shelly.GetStatus")
     meter_rest_s = 46.0  # a zero counts so long after a command
@@ -668,6 +663,7 @@ class Shelly2(Shelly1):
     profile = "switch"
     outputs = ("switch",)  # of the components that it has, the kind of each
     nonces_kept, nonce_s, full_s = 32, 3600, 2.0
+    guess_s = 2.0  # so long after a wrong answer it takes none
     clock = staticmethod(time.monotonic)
 
     def __init__(self, *arguments, **options):
@@ -675,17 +671,27 @@ class Shelly2(Shelly1):
         self.born = {}       # {nonce that is kept: when it was given out}
         self.full_until = 0  # the time up to which a full table refuses
         self.refused = 0     # requests, because of that
+        self.slow_until = 0
         self.rests_until = 0.0
 
     def knows_login(self, method, path, fields):
         now = self.clock()
         self.born = {nonce: born for nonce, born in self.born.items()
                      if now - born < self.nonce_s}
-        if path == "/shelly" or not super().knows_login(method, path, fields):
-            return path == "/shelly"
-        nonce = re.search('[ ,]nonce="([^"]*)"', fields["authorization"]).group(1)
-        self.stale = "" if nonce in self.born else ", stale=true"
-        return not self.stale
+        if path == "/shelly":
+            return True
+        is_right = super().knows_login(method, path, fields)
+        nonce = re.findall('[ ,]nonce="([^"]*)"', fields.get("authorization", ""))
+        if is_right and nonce[0] not in self.born:
+            self.stale = ", stale=true"
+        elif not is_right and nonce and nonce[0] in self.born:
+            self.slow_until = now + self.guess_s
+        return is_right and not self.stale
+
+    def answer(self, method, path, fields):
+        if self.clock() < self.slow_until and path != "/shelly":
+            return 429, {}, "Too many failed authentication attempts"
+        return super().answer(method, path, fields)
 
     def refuse_login(self):
         now = self.clock()
@@ -701,17 +707,10 @@ class Shelly2(Shelly1):
         return reply
 
     def find(self, page, query):
-        match = re.fullmatch("id=([0-9])(?:&on=(true|false))?", query)
-        if page == "/rpc/Switch.Set" and match and match.group(2):
-            outlet = self.outlets[int(match.group(1))]
-            before = outlet.relay
-            self.obey(outlet.number, match.group(2) == "true")
-            return {"was_on": before}
-        if page == "/rpc/Switch.GetStatus" and match:
-            return self.show_switch(self.outlets[int(match.group(1))])
-        return {"/shelly": self.identity, "/rpc/Shelly.GetDeviceInfo": self.identity,
-                "/rpc/Shelly.GetStatus": self.status,
-                "/rpc/Shelly.GetConfig": self.settings}.get(page, lambda: None)()
+        if page == "/rpc/Switch.GetStatus" and set(query) == {"id"}:
+            return self.show_switch(self.outlets[int(query["id"])])
+        page = "/shelly" if page == "/rpc/Shelly.GetDeviceInfo" else page
+        return super().find(page, query)
 
     def obey(self, number, on):
         self.rests_until = self.clock() + self.rest_s
@@ -724,22 +723,19 @@ class Shelly2(Shelly1):
                 "auth_domain": self.realm if self.password else None}
 
     def components(self, show):
-        """Return {key: members} of all outputs; show: of a switch."""
-        found = {"switch:%d" % (outlet.number - 1): show(outlet) for outlet in self.outlets}
-        return found if "switch" in self.outputs else {
+        return super().components(show) if "switch" in self.outputs else {
             "%s:0" % kind: {"id": 0} for kind in self.outputs}
 
     def status(self):
-        return dict({"ble": {}, "cloud": {"connected": False}}, sys={
-            "mac": self.bare_mac(), "restart_required": False, "uptime": 61},
-            **self.components(self.show_switch))
+        return dict(super().status(), ble={}, cloud={"connected": False})
 
     def settings(self):
-        return dict({"ble": {"enable": False}}, sys={"device": {
-            "name": None, "mac": self.bare_mac(), "profile": self.profile}},
-            **self.components(lambda outlet: {
-                "id": outlet.number - 1, "name": outlet.alias, "initial_state": "off",
-                "auto_on": bool(self.auto_on_s), "auto_on_delay": self.auto_on_s or 60.0}))
+        return dict(super().settings(), ble={"enable": False}, sys={"device": {
+            "name": None, "mac": self.bare_mac(), "profile": self.profile}})
+
+    def show_settings(self, outlet):
+        return dict(super().show_settings(outlet), initial_state="off",
+                    auto_on=bool(self.auto_on_s), auto_on_delay=self.auto_on_s or 60.0)
 
     def show_watts(self, outlet):
         if self.fault == "garbled_meter":
