@@ -1545,7 +1545,7 @@ def build_settings(values, defaults):
         for row in PARAMS})
     settings.family = choose_family(settings)
     settings.options = {}  # of an installed agent, see build_check_settings
-    settings.first_outlet = int(defaults.get("first_outlet", "1"))  # as the agent's callers count
+    settings.first_outlet = 1  # the number of a device's first outlet, see other_agent
     settings.targets, settings.witnesses, settings.direct_keys = [], [], set()  # see take_networks
     check_times(settings)
     take_switch_name(settings)
@@ -6173,12 +6173,16 @@ def other_agent(row):
                 "agent. It reports success only when the device itself has confirmed the new power "
                 "state and, where the outlet has a power meter that can tell, the load is gone."
                 % (row.name, dialect.title))
-    defaults = dict(row.defaults, ipport=str(dialect.port), device=dialect.name,
-                    first_outlet=str(row.first_outlet))
+
+    def build_preset_settings(values, defaults):
+        settings = build_settings(dict(values, device=dialect.name), defaults)
+        settings.first_outlet = row.first_outlet
+        return settings
     return Agent(
         name=row.name, method=BY_URL, shortdesc="Fence agent for " + dialect.title,
-        longdesc=longdesc, params=OTHER_PARAMS, defaults=defaults, required=("ip",),
-        actions=DEVICE_ACTIONS, settings=build_settings, job=Job)
+        longdesc=longdesc, params=OTHER_PARAMS,
+        defaults=dict(row.defaults, ipport=str(dialect.port)), required=("ip",),
+        actions=DEVICE_ACTIONS, settings=build_preset_settings, job=Job)
 
 
 AGENTS = {agent.name: agent for agent in (
