@@ -13,7 +13,7 @@ a false success corrupts data, which nobody can.
 
 Parts and sections; each uses only those above it (tests/test_layout.py proves it):
   1 WORDS    CONSTANTS, ERRORS, SECRETS, TEXT, PROOF, EVIDENCE, DIALECTS, PARAMETERS
-  2 MACHINE  LOG, FILES AND PROGRAMS, KERNEL, NETWORK, DEVICE, LOGINS, HTTP
+  2 MACHINE  LOG, FILES AND PROGRAMS, KERNEL, NETWORK, DEVICE, LOGINS, HTTP, HTTP DEVICE
   3 DEVICES  KASA, TASMOTA, ESPHOME, SHELLY, PAGES, INSTALLED AGENT
   4 FENCING  PACKETS, PROBES, FENCING, CHECKING, AGENTS
   ---------- the waterline: a fence agent's run needs nothing below it but for fence_check -n NODE
@@ -387,6 +387,69 @@ def parse_pattern(text):
     return expression
 
 
+# Set by the agent itself, meant for one connection alone, or given by a parameter of their own.
+NO_OWN_HEADERS = {
+    "connection", "content-length", "content-type", "expect", "host", "keep-alive",
+    "proxy-authenticate", "proxy-authorization", "proxy-connection", "te", "trailer",
+    "transfer-encoding", "upgrade"}
+HEADER_VALUE = "[!-~](?:[ -~]*[!-~])?"
+
+
+def parse_headers(text):
+    """Return {name: value} of "Name: value|Name: value". No value is shown: it may be a secret."""
+    headers = {}
+    for number, item in enumerate(text.split("|"), 1):
+        # SAFETY: a line end in a value would begin another header, or another request.
+        # Test: test_a_header_can_add_nothing_but_itself
+        match = re.fullmatch(" *([A-Za-z0-9_-]+) *: *(%s) *" % HEADER_VALUE, item)
+        if not match:
+            raise UsageError("number %d is not 'Name: value' in printable ASCII (| separates two)"
+                             % number)
+        name, value = match.groups()
+        if name.lower() in NO_OWN_HEADERS:
+            raise UsageError("%s is not for you to set (content_type, ip and the length of the "
+                             "body do that)" % name)
+        if name.lower() in map(str.lower, headers):
+            raise UsageError("%s comes twice" % name)
+        headers[name] = value
+    return headers
+
+
+def parse_content_type(text):
+    if not re.fullmatch(HEADER_VALUE, text):
+        raise UsageError("%s is not a content type (use application/json)" % quote(text))
+    return text
+
+
+# The way to one value of a JSON reply. text: as it was given. steps: names of members, numbers of
+# a list's items.
+MemberPath = namedtuple("MemberPath", "text steps")
+MEMBER_STEP = r'\.([A-Za-z0-9_:-]+)|\[([0-9]{1,4})\]|\["([^"\\]+)"\]'
+
+
+def parse_member_path(text):
+    """Return the MemberPath of $.relays[0]["is on"]; $ alone is the whole reply."""
+    path = text if text[:1] == "$" else "$." + text
+    if not re.fullmatch(r"\$(?:%s)*" % MEMBER_STEP, path):
+        raise UsageError("%s is no way to a member of JSON (use $.relays[0].on, or $.a[\"b c\"])"
+                         % quote(text))
+    steps = []
+    for name, number, quoted in re.findall(MEMBER_STEP, path):
+        steps.append(int(number) if number else name + quoted)
+    return MemberPath(text, steps)
+
+
+def parse_json_word(text):
+    """Return a single value of JSON as render_json writes it; a word without quotes is a text."""
+    try:
+        value = json.loads(text, parse_constant=str)
+    except (ValueError, RecursionError):
+        value = text
+    if isinstance(value, (dict, list)):
+        raise UsageError("%s is not a single value (use true, 1 or \"on\")" % quote(text))
+    return render_json(value)
+
+
 # Without regular expressions: every run of an agent comes by here, and each costs it a part of a
 # millisecond.
 NAME_CHARACTERS = set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-")
@@ -524,15 +587,20 @@ def hide_timer_words(text):
     return re.sub("(?i)(timed?) ?(out)", r"\1-\2", text)
 
 
-def parse_json_object(text):
-    """Return the JSON object in text as a dict; raise ProtocolError for anything else."""
+def parse_json(text):
+    """Return the JSON value in text; raise ProtocolError for anything else."""
     try:
         # NaN and infinities are no JSON, and would pass every comparison with a limit: each becomes
         # its name, a text, which no reading accepts. Another sensor's NaN spoils nothing else.
-        reply = json.loads(text, object_pairs_hook=refuse_doubles, parse_constant=str)
+        return json.loads(text, object_pairs_hook=refuse_doubles, parse_constant=str)
     except (ValueError, RecursionError) as error:
         raise ProtocolError("the reply is not JSON: %s" % show_place(
             text, getattr(error, "pos", 0))) from None
+
+
+def parse_json_object(text):
+    """Return the JSON object in text as a dict; raise ProtocolError for anything else."""
+    reply = parse_json(text)
     if not isinstance(reply, dict):
         raise ProtocolError("the reply is not a JSON object: %s" % quote(text))
     return reply
@@ -588,6 +656,23 @@ def require_member(reply, name, wanted, where):
         raise ProtocolError("%s: %s should be %s and is %s" % (
             where, name, JSON_TYPES[wanted], quote(json.dumps(reply[name]))))
     return reply[name]
+
+
+def find_member(text, path):
+    """Return the value that a MemberPath leads to in a JSON text; raise ProtocolError if none is.
+    """
+    value = parse_json(text)
+    for step in path.steps:
+        if not has_step(value, step):
+            raise ProtocolError("the reply has no %s: %s" % (path.text, quote(text)))
+        value = value[step]
+    return value
+
+
+def has_step(value, step):
+    if isinstance(step, int):
+        return isinstance(value, list) and step < len(value)
+    return isinstance(value, dict) and step in value
 
 
 def limit_watts(value):
@@ -1362,7 +1447,9 @@ DIALECTS = {row.name: row for row in (
         name="url", title="any other HTTP power switch", method="http", agent="fence_http",
         port=HTTP_PORT, urls="", url_form="",
         keys=("power_on_url", "power_off_url", "status_url", "status_on_regex",
-              "status_off_regex", "http_method", "power_meter", "ssl", "ssl_insecure"),
+              "status_off_regex", "status_member", "status_on_value", "status_off_value",
+              "watts_member", "http_method", "power_on_body", "power_off_body", "content_type",
+              "headers", "power_meter", "ssl", "ssl_insecure"),
         required=("ip", "power_off_url", "status_url", "status_on_regex", "status_off_regex"),
         fixed={}, comes_back=False),
     Dialect(
@@ -1433,6 +1520,7 @@ def tell_dialect_by_url(path):
 
 STRING, INTEGER, SECONDS, BOOLEAN = "string", "integer", "second", "boolean"
 SELECT, MAC, URL, PATTERN = "select", "mac", "url", "pattern"
+HEADERS, CONTENT_TYPE, MEMBER, WORD = "headers", "content type", "member", "word"
 
 Param = namedtuple("Param", "name kind letter default aliases secret choices help")
 
@@ -1450,7 +1538,8 @@ DEVICE_PARAMS = (  # fence_kasa and fence_http
     param("inet4_only", BOOLEAN, "Use IPv4 only", letter="4"),
     param("inet6_only", BOOLEAN, "Use IPv6 only", letter="6"))
 HTTP_PARAMS = (  # fence_http
-    param("ssl", BOOLEAN, "Use TLS, and verify the certificate (default port: 443)", letter="z"),
+    param("ssl", BOOLEAN, "Use TLS, and verify the certificate (default port: 443)", letter="z",
+          aliases="ssl_secure"),
     param("ssl_insecure", BOOLEAN, "Use TLS with any certificate (default port: 443)"),
     param("device", SELECT, "What the device speaks; auto tells it by the URLs (%s; any other URL "
           "is taken as it stands)" % ", ".join("%s: %s..." % (row.name, row.url_form)
@@ -1458,13 +1547,26 @@ HTTP_PARAMS = (  # fence_http
           default="auto", choices=["auto"] + [row.name for row in dialects_of("fence_http")]),
     param("power_on_url", URL, "Path (or full URL on the same host) that switches on"),
     param("power_off_url", URL, "Path (or full URL on the same host) that switches off"),
-    param("http_method", SELECT, "Method of the switching URLs of device=url; auto is GET",
-          default="auto", choices=("auto", "GET", "POST")))
+    param("http_method", SELECT, "Method of the two switching URLs (for device=url); auto is GET, "
+          "and POST where one of them has a body", default="auto",
+          choices=("auto", "GET", "POST", "PUT")),
+    param("power_on_body", STRING, "Body of the request that switches on (for device=url)"),
+    param("power_off_body", STRING, "Body of the request that switches off (for device=url)"),
+    param("content_type", CONTENT_TYPE, "Content type of the bodies; without it application/json "
+          "for a body that begins with { or [, else that of a form"))
 STATUS_PARAMS = (  # fence_http and fence_check
     param("switch_name", STRING, "Name or object id of the ESPHome switch: same as plug"),
     param("status_url", URL, "Path (or full URL on the same host) that tells the power state"),
     param("status_on_regex", PATTERN, "Regex that only a status of ON matches (for device=url)"),
-    param("status_off_regex", PATTERN, "Regex that only a status of OFF matches (for device=url)"))
+    param("status_off_regex", PATTERN, "Regex that only a status of OFF matches (for device=url)"),
+    param("status_member", MEMBER, "Member of a JSON status that tells the power state, as "
+          "$.relays[0].on; instead of the two expressions (for device=url)"),
+    param("status_on_value", WORD, "Value of status_member that means ON: true, 1, \"on\""),
+    param("status_off_value", WORD, "Value of status_member that means OFF: false, 0, \"off\""),
+    param("watts_member", MEMBER, "Member of a JSON status that is the load in watts (for "
+          "device=url)"),
+    param("headers", HEADERS, "Own headers of all requests, Name: value|Name: value; {password} in "
+          "a value stands for the password (for device=url)", secret=True))
 CHECK_PARAMS = (  # fence_check
     param("fence_method", STRING, "What the fence device speaks: %s, or the name of any installed "
           "fence agent" % ", ".join(list_methods())),
@@ -1525,13 +1627,20 @@ COMMON_PARAMS = (  # all agents
     param("version", BOOLEAN, "Print the version and exit", letter="V"),
     param("help", BOOLEAN, "Print this help and exit", letter="h"),
     param("nodename", STRING, "Name of the node to be fenced; Pacemaker sets it"))
+FOREIGN_PARAMS = (  # fence_http under the names of other agents; no setting comes of them
+    param("notls", BOOLEAN, "Accepted and ignored: TLS is negotiated", letter="t"),
+    param("gnutlscli_path", STRING, "Accepted and ignored: no other program is asked"),
+    param("plug_separator", STRING, "Accepted and ignored", default=","),
+    param("web", BOOLEAN, "Accepted and ignored"))
 PARAMS = DEVICE_PARAMS + HTTP_PARAMS + STATUS_PARAMS + CHECK_PARAMS + COMMON_PARAMS
 PARAMS_BY_NAME = {row.name: row for row in PARAMS}
 
 # How a kind of parameter is read from text, and its name in the metadata.
 PARSERS = {STRING: str, SELECT: str, INTEGER: parse_whole_number, SECONDS: parse_seconds,
-           BOOLEAN: parse_boolean, MAC: parse_mac, URL: parse_url, PATTERN: parse_pattern}
-CONTENT_TYPES = {MAC: STRING, URL: STRING, PATTERN: STRING}
+           BOOLEAN: parse_boolean, MAC: parse_mac, URL: parse_url, PATTERN: parse_pattern,
+           HEADERS: parse_headers, CONTENT_TYPE: parse_content_type, MEMBER: parse_member_path,
+           WORD: parse_json_word}
+CONTENT_TYPES = dict.fromkeys((MAC, URL, PATTERN, HEADERS, CONTENT_TYPE, MEMBER, WORD), STRING)
 # The URLs of a device, and the state that each one leads to.
 URL_PARAMS = {"power_on_url": PowerState.ON, "power_off_url": PowerState.OFF, "status_url": None}
 TIME_LIMITS = ("login_timeout", "shell_timeout", "power_timeout")
@@ -1619,6 +1728,7 @@ def build_settings(values, defaults):
         for row in PARAMS})
     settings.family = choose_family(settings)
     settings.options = {}  # of an installed agent, see build_check_settings
+    settings.first_outlet = 1  # the number of a device's first outlet, see other_agent
     settings.targets, settings.witnesses, settings.direct_keys = [], [], set()  # see take_networks
     check_times(settings)
     take_switch_name(settings)
@@ -2935,7 +3045,7 @@ class Device:
 
         Pacemaker's monitor names no outlet. Of several, every action will be told which is meant.
         """
-        if not self.wanted and len(self.list_outlets(deadline)) > 1:
+        if not self.wanted and self.count_outlets(deadline) > 1:
             return None
         return self.open(deadline)
 
@@ -2986,6 +3096,9 @@ class Device:
             known[outlet.identity] = name
             outlets[name] = outlet
         return OutletGroup(self, outlets)
+
+    def count_outlets(self, deadline):
+        return len(self.list_outlets(deadline))
 
     def check_mac(self, text):
         """Raise Refused unless the MAC that the device tells is the configured one."""
@@ -3216,8 +3329,10 @@ class Login:
 
 
 # SECTION: HTTP ------------------------------------------------------------------------------------
-# One exchange over urllib, and what all devices with a web server have in common. Knows no family
-# of plugs.
+# One exchange over urllib. Knows no family of plugs.
+
+# What a device is asked. body: text, "" for none.
+HttpQuestion = namedtuple("HttpQuestion", "method path body")
 
 # status: a number. headers: with get() and get_all(). body: text.
 HttpReply = namedtuple("HttpReply", "status headers body")
@@ -3229,15 +3344,12 @@ Listening = namedtuple("Listening", "silence_s deadline is_enough")
 SILENCE = ":silence"  # marks one in the text, as a comment between two events
 
 
-def send_http_request(connect, method, url, headers, deadline, listening=None):
-    """Send one HTTP request; return its HttpReply, whatever its status.
+def send_http_request(connect, request, deadline, listening=None):
+    """Send one request, made by build_http_request; return its HttpReply, whatever its status.
 
     connect: returns the Connection. listening: the answer is an event stream.
     """
     import http.client
-    import urllib.request  # slow, so before the connection: a small device has only one
-    body = b"" if method == "POST" else None
-    request = urllib.request.Request(url, body, headers, method=method)
     stream = HttpStream(deadline)
     opener = build_opener(stream)
     stream.connection = connect()
@@ -3255,6 +3367,20 @@ def send_http_request(connect, method, url, headers, deadline, listening=None):
     finally:
         stream.connection.close()
     return HttpReply(response.status, response.headers, text.decode(errors="backslashreplace"))
+
+
+def build_http_request(url, question, headers):
+    """Return the request as urllib takes it; a POST or a PUT may have an empty body."""
+    import urllib.request
+    body = None
+    if question.method in ("POST", "PUT"):
+        body = question.body.encode("utf-8", "surrogateescape")
+    return urllib.request.Request(url, body, headers, method=question.method)
+
+
+def find_content_type(body):
+    is_json = body.lstrip()[:1] in ("{", "[")
+    return "application/json" if is_json else "application/x-www-form-urlencoded"
 
 
 def explain_first_line(line):
@@ -3342,13 +3468,38 @@ class KeptReader(io.BufferedReader):
 def read_http_body(response, stream, listening):
     """Return the bytes of a reply's body; raise unless it is whole and of a sane length."""
     check_http_framing(response.headers)
+    is_packed = response.headers.get("Content-Encoding", "").lower() in GZIP_NAMES
     if listening is not None and response.status == 200:
+        if is_packed:
+            raise StrangeReply("the event stream is compressed, which was not asked for")
         return read_event_stream(response, stream, listening)
     body = response.read()  # raises IncompleteRead when less came than the headers say
     # SAFETY: two answers to one question; a line end too many is no answer.
     # Test: test_a_second_answer_behind_the_first_is_a_doubt
     if stream.take_rest().strip():
         raise ProtocolError("more came than one answer: %d bytes, and then the next" % len(body))
+    return unpack_body(body) if is_packed and body else body
+
+
+GZIP_NAMES = ("gzip", "x-gzip")  # which some servers send unasked
+
+
+def unpack_body(packed):
+    """Return the bytes that were packed by gzip: whole, and no more than any reply may have."""
+    import zlib
+    unpacker = zlib.decompressobj(16 + zlib.MAX_WBITS)  # 16: with the head and the sum of gzip
+    try:
+        body = unpacker.decompress(packed, MAX_REPLY_BYTES)
+    except zlib.error as error:
+        raise ProtocolError("the answer is damaged: %s" % error) from error
+    # SAFETY: a few bytes may be packed from gigabytes, and half of them can read as a state.
+    # Test: test_a_packed_reply_is_unpacked_whole_and_within_bounds_or_refused
+    if unpacker.unconsumed_tail:
+        raise ProtocolError("the answer is longer than %d bytes when it is unpacked (is this the "
+                            "right device and port?)" % MAX_REPLY_BYTES)
+    if unpacker.unused_data or not unpacker.eof:
+        raise ProtocolError("the answer is damaged: it was packed by gzip, and %s" % (
+            "something follows" if unpacker.eof else "its end is missing"))
     return body
 
 
@@ -3408,8 +3559,10 @@ def parse_http_body(reply):
         raise StrangeReply("the device redirects to %s, which is not followed (are address, port "
                            "and ssl right?)" % quote(reply.headers.get("Location", "")))
     check_http_status(reply, (200,))
-    if reply.headers.get("Content-Encoding", "identity").lower() != "identity":
-        raise StrangeReply("the reply is compressed, which was not asked for (a captive portal?)")
+    coding = reply.headers.get("Content-Encoding", "identity").lower()
+    if coding not in ("identity",) + GZIP_NAMES:
+        raise StrangeReply("the reply is compressed by %s, which was not asked for (a captive "
+                           "portal?)" % quote(coding))
     if re.search(r"(?i)<input[^>]{1,200}type\s?=\s?['\"]?password", reply.body):
         raise StrangeReply("a page that asks for a password came instead of an answer (captive "
                            "portal, set-up mode or sign-in page)")
@@ -3495,6 +3648,9 @@ def find_pause(headers, seconds_left):
     return max(LATER_SECONDS, seconds) if seconds < seconds_left else LATER_SECONDS
 
 
+# SECTION: HTTP DEVICE -----------------------------------------------------------------------------
+# What all devices with a web server have in common. Knows no family of plugs.
+
 # Values in a URL's query that are no secrets: hidden, they would be missing in lines of our own.
 PLAIN_VALUES = {"0", "1", "on", "off", "yes", "no", "true", "false", "toggle", "open", "close",
                 "closed", "status", "state", "power", "reboot", "reset", "cycle", "monitor", "list",
@@ -3505,6 +3661,22 @@ def find_url_secrets(url):
     """Return the values in a URL's query whose names say that they are secret."""
     return {value for name, value in re.findall(r"([\w-]+)=([^&+;]+)", url.partition("?")[2])
             if is_secret_name(name) and value.lower() not in PLAIN_VALUES}
+
+
+def find_body_secrets(body):
+    """Return the values in the body of a request, JSON or a form, whose names say the same."""
+    found = set()
+
+    def collect(pairs):
+        found.update(value for name, value in pairs
+                     if isinstance(value, str) and is_secret_name(name))
+        return dict(pairs)
+
+    try:
+        json.loads(body, object_pairs_hook=collect)
+    except (ValueError, RecursionError):
+        return find_url_secrets("?" + body)
+    return {value for value in found if value.lower() not in PLAIN_VALUES}
 
 
 def find_query_values(url):
@@ -3534,10 +3706,12 @@ def find_closed_hint(error, closed_hint, is_encrypted):
     return " (%s)" % "; ".join(hints) if hints else ""
 
 
-def build_http_headers(origin, method, login):
+def build_http_headers(origin, question, login, content_type):
     # No Origin: ESPHome refuses foreign ones. The Referer is for Tasmota's SetOption128 0.
     headers = {"Referer": origin + "/", "User-Agent": "fencetool/" + __version__}
-    if method == "OPTIONS":
+    if question.body:
+        headers["Content-Type"] = content_type or find_content_type(question.body)
+    if question.method == "OPTIONS":
         headers["Access-Control-Request-Private-Network"] = "true"
     if login:
         headers["Authorization"] = login.encode("utf-8", "surrogateescape")
@@ -3557,6 +3731,8 @@ class HttpDevice(Device):
     answers_in_pages = False     # a page (HTML) can be its answer
     open_pages = ()              # that never need a login: they tell whom it would go to
     closed_hint = ""             # what it may mean that it answers nothing
+    own_headers = {}             # of all its requests, {name: value}
+    content_type = ""            # of bodies, "" for what they look like
 
     def __init__(self, system, settings):
         super().__init__(system, settings)
@@ -3597,24 +3773,25 @@ class HttpDevice(Device):
         if self.settings.device_mac:
             self.check_mac(self.read_mac(deadline))
 
-    def exchange(self, method, path, parse, deadline, listening=None):
+    def exchange(self, method, path, parse, deadline, listening=None, body=""):
         """Return parse(reply) of one request; an error of either tells what was asked.
 
         A device that is busy is asked again until the deadline, after a strange reply once.
         """
         try:
-            return self._ask_with_patience(method, path, parse, deadline, listening)
+            return self._ask_with_patience(
+                HttpQuestion(method, path, body), parse, deadline, listening)
         except FenceError as error:
             hint = find_closed_hint(error, self.closed_hint, uses_tls(self.settings))
             raise type(error)("%s %s: %s%s" % (
                 method, self.shown_path(path), error, hint)) from error
 
-    def _ask_with_patience(self, method, path, parse, deadline, listening):
-        page = path.partition("?")[0]
+    def _ask_with_patience(self, question, parse, deadline, listening):
+        page = question.path.partition("?")[0]
         strange_replies = 0
         while True:
             try:
-                reply = self._ask(method, path, deadline, listening)
+                reply = self._ask(question, deadline, listening)
                 if reply.status not in ASKED_LATER:
                     if not self.answers_in_pages:
                         refuse_page(reply)
@@ -3635,10 +3812,10 @@ class HttpDevice(Device):
             self.login.forget(is_basic=bool(strange_replies) and not self.login.tried)
             self.system.sleep(pause)
 
-    def _ask(self, method, path, deadline, listening):
+    def _ask(self, question, deadline, listening):
         """Return the HttpReply to one request, after the login that the device asks for."""
         for answers in range(MOST_LOGIN_ANSWERS + 1):
-            reply = self._send(method, path, deadline, listening)
+            reply = self._send(question, deadline, listening)
             if reply.status != 401:
                 return reply
             asked = reply.headers.get_all("WWW-Authenticate") or []
@@ -3654,15 +3831,18 @@ class HttpDevice(Device):
     def shown_path(self, path):
         return path
 
-    def _send(self, method, path, deadline, listening):
+    def _send(self, question, deadline, listening):
+        method, path, _ = question
         origin = render_origin(self.settings)
         login = "" if path in self.open_pages else self.login.build(
             method, self.path_with_login(path))
-        headers = build_http_headers(origin, method, login)
+        headers = build_http_headers(origin, question, login, self.content_type)
+        headers.update(self.own_headers)
         self.system.message("%s <- %s %s" % (self.describe(), method, self.shown_path(path)))
         limit = deadline.within(self.settings.shell_timeout)
-        reply = send_http_request(lambda: self._connect(limit), method,
-                                  origin + self.path_with_login(path), headers, limit, listening)
+        # urllib is slow to import, so before the connection: a small device has only one.
+        request = build_http_request(origin + self.path_with_login(path), question, headers)
+        reply = send_http_request(lambda: self._connect(limit), request, limit, listening)
         self.system.message("%s -> %d %s" % (self.describe(), reply.status, reply.body))
         return reply
 
@@ -4143,7 +4323,8 @@ class KasaOutlet(OpenedOutlet):
 
 # SECTION: TASMOTA ---------------------------------------------------------------------------------
 # Tasmota, and OpenBeken as far as it does the same: commands as /cm?cmnd=, replies in JSON.
-# `plug` is the relay's number. By default the firmware reports 0 W as soon as its relay is off,
+# `plug` is the relay's number, or its FriendlyName, which costs a request of its own before each
+# command and each reading. By default the firmware reports 0 W as soon as its relay is off,
 # whatever flows; SetOption21 1 makes the meter measure always.
 # Source: Tasmota documentation (Commands) and firmware source xdrv_01_9_webserver.ino,
 # OpenBK7231T_App json_interface.c; read 2026-10. Seen: documents only.
@@ -4218,6 +4399,37 @@ def parse_tasmota_relays(members):
                  for number, name in sorted(names.items()))
 
 
+MOST_FRIENDLY_NAMES = 8  # that the firmware keeps, whatever number of relays it has
+
+
+def parse_tasmota_names(members, relays):
+    """Return ([name of each relay], name of the device) in the reply to Status.
+
+    SAFETY: one name for several relays (OpenBeken), or more names than relays, is no relay's.
+    Test: test_names_that_do_not_fit_the_relays_are_no_names
+    """
+    status = require_member(members, "Status", dict, "the reply to Status")
+    names = status.get("FriendlyName")
+    names = names if isinstance(names, list) else [names]
+    is_fitting = len(names) == min(relays, MOST_FRIENDLY_NAMES)
+    if not is_fitting or not all(isinstance(name, str) for name in names):
+        raise Refused("the device has %d relays, and its FriendlyName is %s: give the relay's "
+                      "number as plug" % (relays, quote(json.dumps(names))))
+    return names, str(status.get("DeviceName") or "")
+
+
+def name_tasmota_relays(relays, names, device_name):
+    """Return Outlets that can be called by these names too.
+
+    The device's own name is that of an only relay; of several, it is by default the first's.
+    """
+    named = [relay._replace(alias=name, identifiers=(relay.alias.lower(),))
+             for relay, name in zip(relays, names)]
+    if len(relays) == 1 and device_name:
+        named = [named[0]._replace(identifiers=named[0].identifiers + (device_name.lower(),))]
+    return tuple(named) + tuple(relays[len(named):])
+
+
 def parse_tasmota_mac(members, wanted):
     """Return the MAC in the reply to Status 5: of an ESP32 with a cable that one may be wanted."""
     network = require_member(members, "StatusNET", dict, "the reply to Status 5")
@@ -4275,13 +4487,46 @@ class TasmotaDevice(HttpDevice):
         self.take_outlet_from_urls(parse_tasmota_url)
 
     def list_outlets(self, deadline):
+        relays = self.read_relays(deadline)
+        self.check_identity(deadline)
+        try:
+            return name_tasmota_relays(relays, *self.ask_names(len(relays), deadline))
+        except (Refused, ProtocolError) as error:  # a list without names is still one
+            self.system.debug(str(error))
+            return relays
+
+    def count_outlets(self, deadline):
+        return len(self.read_relays(deadline))
+
+    def read_relays(self, deadline):
         self.check_identity(deadline)
         return self.ask("Status 11", parse_tasmota_relays, deadline)
 
+    def read_names(self, relays, deadline):
+        self.check_identity(deadline)
+        return self.ask_names(relays, deadline)
+
+    def ask_names(self, relays, deadline):
+        return self.ask("Status", lambda members: parse_tasmota_names(members, relays), deadline)
+
     def open(self, deadline):
-        relays = self.list_outlets(deadline)
-        return self.open_named(lambda name: TasmotaRelay(
-            self, select_outlet(relays, name, self.label), len(relays)))
+        relays = self.read_relays(deadline)
+        return self.open_named(lambda name: self.open_relay(name, relays, deadline))
+
+    def open_relay(self, wanted, relays, deadline):
+        """Return the TasmotaRelay of one name, out of the Outlets of all relays."""
+        names = None
+        if self.is_called_by_name(wanted, relays):
+            names = self.read_names(len(relays), deadline)
+            relays = name_tasmota_relays(relays, *names)
+        outlet = select_outlet(relays, wanted, self.label)
+        return TasmotaRelay(self, outlet, len(relays), names)
+
+    def is_called_by_name(self, wanted, relays):
+        """Return whether the names decide; a number, and what the firmware calls it, needs none."""
+        if wanted in ("", self.label):
+            return bool(wanted) and len(relays) > 1
+        return not re.fullmatch("[0-9, ]+|POWER[0-9]*", wanted)
 
     def read_mac(self, deadline):
         return self.ask("Status 5", lambda members: parse_tasmota_mac(
@@ -4303,16 +4548,27 @@ class TasmotaDevice(HttpDevice):
 class TasmotaRelay(HttpOutlet):
     """One relay of a Tasmota device, by its number."""
 
-    def __init__(self, device, outlet, relays):
+    def __init__(self, device, outlet, relays, names):
         super().__init__(device, outlet.state, outlet.number)
         self.number = outlet.number
         self.relays = relays  # how many the device has
+        self.names = names    # of the relays and the device, where one of them was asked for
         self.meter_setting = ""  # what the device says to SetOption21
 
+    def check_names(self, deadline):
+        """Raise Refused unless all names are as they were when this relay was found by its own."""
+        # SAFETY: who swaps two names means another relay by them from then on.
+        # Test: test_a_name_that_moves_to_another_relay_is_a_doubt
+        if self.names and self.device.read_names(self.relays, deadline) != self.names:
+            raise Refused("plug %s may have become another outlet in the middle of the action: the "
+                          "names of the relays were changed" % quote(self.device.wanted))
+
     def read_state(self, deadline):
+        self.check_names(deadline)
         return self._ask_power("Power%d" % self.number, deadline)
 
     def send_command(self, wanted, deadline):
+        self.check_names(deadline)
         command = "Power%d %s" % (self.number, wanted.value)
         state = self._ask_power(command, deadline)
         if state is not wanted:
@@ -4321,6 +4577,7 @@ class TasmotaRelay(HttpOutlet):
 
     def read_power_meter(self, deadline):
         """Return what the meter says; that there is no load it proves with SetOption21 1 alone."""
+        self.check_names(deadline)
         energy = self.device.ask("Status 10", lambda members: parse_tasmota_energy(
             members, self.number, self.relays), deadline)
         if energy is None:
@@ -4661,7 +4918,8 @@ class EsphomeSwitch(HttpOutlet):
 
 # SECTION: SHELLY ----------------------------------------------------------------------------------
 # Shelly's switches: generation 1 with paths such as /relay/0, all later ones by GET /rpc/METHOD.
-# `plug` is the channel, counted from 1 as in the list, or its name; the protocol counts from 0.
+# `plug` is the channel, counted from 1 as in the list, or its name; the protocol counts from 0, and
+# so do the callers of fence_shelly_gen2.
 # GET /shelly needs no login and tells generation and MAC: it comes before each command and each
 # reading, so that neither a command nor a password goes to what has taken over the address. What
 # tells the states, /status and Shelly.GetStatus, tells the MAC too, and is the whole list.
@@ -4813,8 +5071,10 @@ def parse_shelly_state(members, ways):
     return PowerState.ON if is_on else PowerState.OFF
 
 
-def parse_shelly_outlets(status, settings, ways):
+def parse_shelly_outlets(status, settings, ways, first):
     """Return the channels as Outlets: those of the status, which have to be those of the settings.
+
+    first: the number of the first channel, as the agent's callers count.
 
     SAFETY: what moves a blind, or dims a lamp, is no switch, and a list with a hole is no list.
     Test: test_a_shelly_without_switches_is_refused_with_what_it_has
@@ -4831,7 +5091,7 @@ def parse_shelly_outlets(status, settings, ways):
     if set(channels) != set(known):
         raise ProtocolError("the device tells the states of %d channels, and the settings of %d"
                             % (len(channels), len(known)))
-    return tuple(Outlet(channel + 1, str(known[channel].get("name") or ""), (),
+    return tuple(Outlet(channel + first, str(known[channel].get("name") or ""), (),
                         parse_shelly_state(members, ways))
                  for channel, members in sorted(channels.items()))
 
@@ -4870,7 +5130,7 @@ class ShellyDevice(HttpDevice):
     def list_outlets(self, deadline):
         settings, outlets, _ = self._read_all(deadline)
         for outlet in outlets:
-            if has_shelly_auto_on(settings, outlet.number - 1, self.ways):
+            if has_shelly_auto_on(settings, self.find_channel(outlet), self.ways):
                 self.system.warn("channel %d of %s cannot fence: it has auto_on"
                                  % (outlet.number, self.describe()))
         return outlets
@@ -4881,10 +5141,10 @@ class ShellyDevice(HttpDevice):
 
         def open_one(name):
             outlet = select_outlet(outlets, name, self.label)
-            if has_shelly_auto_on(settings, outlet.number - 1, self.ways):
+            if has_shelly_auto_on(settings, self.find_channel(outlet), self.ways):
                 raise Refused("channel %d switches itself on again after each OFF: switch its "
                               "auto_on off" % outlet.number)
-            timer = self.find_timer(outlet.state, channels[outlet.number - 1])
+            timer = self.find_timer(outlet.state, channels[self.find_channel(outlet)])
             return ShellyChannel(self, outlet, timer)
         return self.open_named(open_one)
 
@@ -4929,7 +5189,11 @@ class ShellyDevice(HttpDevice):
         self.check_identity(deadline)
         settings = self._read(self.ways.settings, self.ways.settings_owner, deadline)
         status = self.read_status(deadline)
-        return settings, parse_shelly_outlets(status, settings, self.ways), status
+        return settings, parse_shelly_outlets(
+            status, settings, self.ways, self.settings.first_outlet), status
+
+    def find_channel(self, outlet):
+        return outlet.number - self.settings.first_outlet
 
     def _read(self, path, owner, deadline):
         """Return the members of a reply, which tells from which device it comes."""
@@ -4944,7 +5208,7 @@ class ShellyChannel(HttpOutlet):
 
     def __init__(self, device, outlet, timer):
         super().__init__(device, outlet.state, outlet.number)
-        self.channel = outlet.number - 1
+        self.channel = device.find_channel(outlet)
         self.timer = timer
         # Who has commanded before that, nobody knows.
         self.quiet_since = device.system.clock()
@@ -4995,14 +5259,20 @@ class ShellyChannel(HttpOutlet):
     def _find(self, status):
         channels = self.device.ways.find_channels(status)
         if self.channel not in channels:
-            raise ProtocolError("the reply tells nothing of channel %d any more"
-                                % (self.channel + 1))
+            raise ProtocolError("the reply tells nothing of the channel any more")
         return channels[self.channel]
 
 
 # SECTION: PAGES -----------------------------------------------------------------------------------
-# Any device with one URL that switches on, one that switches off, and one that tells the state.
-# Two expressions are all that tells its answer from another page; a status must match exactly one.
+# Any device with one URL that switches on, one that switches off, and one that tells the state. Two
+# expressions, of which a status must match exactly one, or two values of a member of JSON, are all
+# that tells its answer from another page.
+
+STATUS_WAYS = (("status_on_regex", "status_off_regex"),
+               ("status_member", "status_on_value", "status_off_value"))
+# Of a meter that nobody has described: a load is a load, and no load proves nothing.
+UNKNOWN_METER = "nobody knows whether this meter measures while the relay is off"
+
 
 def parse_status_page(text, on_pattern, off_pattern):
     """Return the PowerState of a status reply, which must match exactly one expression."""
@@ -5012,6 +5282,28 @@ def parse_status_page(text, on_pattern, off_pattern):
         raise ProtocolError("the reply matches %s of status_on_regex and status_off_regex: %s"
                             % ("both" if found else "neither", quote(text)))
     return found[0]
+
+
+def parse_status_member(text, path, on_value, off_value):
+    """Return the PowerState of a status reply by a member of it; the values are JSON, as text.
+
+    SAFETY: "unavailable" is not off, and neither are null, and 0 where false is meant.
+    Test: test_a_member_that_has_neither_value_is_no_state
+    """
+    value = render_json(find_member(text, path))
+    if value not in (on_value, off_value):
+        raise ProtocolError("%s is %s, and neither status_on_value (%s) nor status_off_value (%s)"
+                            % (path.text, quote(value), quote(on_value), quote(off_value)))
+    return PowerState.ON if value == on_value else PowerState.OFF
+
+
+def parse_watts(text, path):
+    """Return the load that a member of a status reply tells."""
+    value = find_member(text, path)
+    if not is_number(value):
+        raise ProtocolError("the load (%s) is not a number: %s"
+                            % (path.text, quote(render_json(value))))
+    return limit_watts(value)
 
 
 def parse_page(path):
@@ -5026,20 +5318,49 @@ def parse_page(path):
     return steps, set(re.split("[&;]", query.partition("#")[0])) - {""}
 
 
-def check_pages(pages):
+def check_pages(paths, bodies):
     """Raise UsageError unless what reads, what switches on and what switches off are different.
 
-    pages: {URL parameter: what parse_page returns}.
+    paths: {URL parameter: path}; bodies: {URL parameter: body} of those that have one.
     """
     # SAFETY: a web server that knows no parameters of a page ignores them: reading a switching page
     # with more of them would switch. Test: test_no_spelling_of_a_switching_url_is_read
-    status_path, status_parts = pages["status_url"]
-    switching = [page for name, page in pages.items() if name != "status_url"]
-    for path, parts in switching:
-        is_read = path == status_path and parts <= status_parts
-        if is_read or switching.count((path, parts)) > 1:
-            raise UsageError("power_on_url, power_off_url and status_url must differ: a URL that "
-                             "toggles, or switches when it is read, proves nothing")
+    status_path, status_parts = parse_page(paths["status_url"])
+    switching = [parse_page(path) + (bodies.get(name, ""),)
+                 for name, path in paths.items() if path and name != "status_url"]
+    for path, parts, body in switching:
+        # What has to have a body is not done by a question that has none.
+        is_read = not body and path == status_path and parts <= status_parts
+        if is_read or switching.count((path, parts, body)) > 1:
+            raise UsageError("power_on_url, power_off_url and status_url must differ, or the "
+                             "bodies of the first two: a URL that toggles, or switches when it is "
+                             "read, proves nothing")
+
+
+def check_status_way(settings):
+    """Raise UsageError unless exactly one of STATUS_WAYS is given, and all of it."""
+    ways = [way for way in STATUS_WAYS if any(getattr(settings, name) for name in way)]
+    if len(ways) > 1:
+        raise UsageError("status_member and the two expressions are two ways to read one status: "
+                         "leave one out")
+    needed = ["status_url"] + list(ways[0] if ways else STATUS_WAYS[0])
+    if not settings.fence_method:  # fence_check only reads
+        needed.insert(0, "power_off_url")
+    for name in needed:
+        if not getattr(settings, name):
+            raise UsageError("no %s given, and device=url needs it" % name)
+    if settings.status_member and settings.status_on_value == settings.status_off_value:
+        raise UsageError("status_on_value and status_off_value are the same")
+
+
+def choose_switching_method(settings):
+    """Return the HTTP method of the switching URLs."""
+    has_body = bool(settings.power_on_body or settings.power_off_body)
+    if has_body and settings.http_method == "GET":
+        raise UsageError("a GET has no body: leave http_method out, or set POST or PUT")
+    if settings.http_method != "auto":
+        return settings.http_method
+    return "POST" if has_body else "GET"
 
 
 @speaks("url")
@@ -5051,17 +5372,42 @@ class UrlDevice(HttpDevice):
 
     def __init__(self, system, settings):
         super().__init__(system, settings)
-        needed = ["status_url", "status_on_regex", "status_off_regex"]
-        if not settings.fence_method:  # fence_check only reads
-            needed.insert(0, "power_off_url")
-        for name in needed:
-            if not getattr(settings, name):
-                raise UsageError("no %s given, and device=url needs it" % name)
-        check_pages({name: parse_page(path) for name, path in self.paths.items() if path})
+        check_status_way(settings)
+        self.bodies = {"power_on_url": settings.power_on_body,
+                       "power_off_url": settings.power_off_body}
+        check_pages(self.paths, self.bodies)
+        self.method = choose_switching_method(settings)
+        self.content_type = settings.content_type
+        self.own_headers = self.fill_headers()
         for path in self.paths.values():
             system.secrets.update(find_query_values(path))
+        for body in self.bodies.values():
+            system.secrets.update(find_body_secrets(body))
         if self.wanted not in ("", self.label):
             raise UsageError("plug %s: the URLs alone say what is switched" % quote(self.wanted))
+
+    def fill_headers(self):
+        """Return the caller's headers with the password in its place, and hide their values."""
+        settings = self.settings
+        given = settings.headers or {}
+        has_login = "authorization" in map(str.lower, given)
+        is_filled = any("{password}" in value for value in given.values())
+        if is_filled and not (settings.password or settings.password_script):
+            raise UsageError("headers: {password} stands for the password, and none is given")
+        if has_login and settings.password and not is_filled:
+            raise UsageError("headers: Authorization and a password are two logins: leave one out")
+        if is_filled:  # it is no password to be asked for
+            self.login.password = ""
+        headers = {name: value.replace("{password}", settings.password)
+                   for name, value in given.items()}
+        for value in headers.values():
+            if settings.password and not re.fullmatch(HEADER_VALUE, value):
+                raise UsageError("headers: the password holds what no header can: a line end, or "
+                                 "what is not ASCII")
+            self.system.secrets.update(
+                part for part in (value, value.rpartition(" ")[2])
+                if len(part) >= SHORTEST_HIDDEN_SECRET)  # X-CSRF: x is none
+        return headers
 
     def list_outlets(self, deadline):
         return (Outlet(1, self.label, (), self.open(deadline).state),)
@@ -5072,10 +5418,18 @@ class UrlDevice(HttpDevice):
 
     def read_page(self, deadline):
         settings = self.settings
-        return self.exchange("GET", self.paths["status_url"], lambda reply: self.system.compute(
-            lambda: parse_status_page(parse_http_body(reply), settings.status_on_regex,
-                                      settings.status_off_regex),
+        if settings.status_member:
+            return self.ask_status(lambda text: parse_status_member(
+                text, settings.status_member, settings.status_on_value,
+                settings.status_off_value), deadline)
+        return self.ask_status(lambda text: self.system.compute(
+            lambda: parse_status_page(text, settings.status_on_regex, settings.status_off_regex),
             deadline, "status_on_regex or status_off_regex"), deadline)
+
+    def ask_status(self, parse, deadline):
+        """Return parse(text) of the status reply."""
+        return self.exchange("GET", self.paths["status_url"],
+                             lambda reply: parse(parse_http_body(reply)), deadline)
 
     def shown_path(self, path):
         """Return the path without its query, which may hold a login under any name."""
@@ -5091,11 +5445,18 @@ class UrlOutlet(HttpOutlet):
 
     def send_command(self, wanted, deadline):
         name = "power_on_url" if wanted is PowerState.ON else "power_off_url"
-        if not self.device.paths[name]:
+        device = self.device
+        if not device.paths[name]:
             raise UsageError("no %s was given, so the device cannot be switched that way" % name)
-        method = "POST" if self.device.settings.http_method == "POST" else "GET"
-        self.device.exchange(method, self.device.paths[name], lambda reply: check_command_reply(
-            reply, (200, 201, 202, 204)), deadline)
+        device.exchange(device.method, device.paths[name], lambda reply: check_command_reply(
+            reply, (200, 201, 202, 204)), deadline, body=device.bodies[name])
+
+    def read_power_meter(self, deadline):
+        path = self.device.settings.watts_member
+        if not path:
+            return NO_METER
+        watts = self.device.ask_status(lambda text: parse_watts(text, path), deadline)
+        return MeterReading(watts, UNKNOWN_METER)
 
 
 # SECTION: INSTALLED AGENT -------------------------------------------------------------------------
@@ -6279,6 +6640,41 @@ def device_agent(name, method, params, over):
         actions=DEVICE_ACTIONS, settings=build_settings, job=Job)
 
 
+# Agents that others have made for one family each: fence_http takes their names and parameters, so
+# that a cluster that used them needs no other change. They are linked only where nobody else's are
+# installed. first_outlet: the number of the first outlet, as their callers count. defaults: theirs
+# that differ from ours.
+# Source: fence-agents 4.17 fence_shelly_gen2 (the protocol's id as it stands), fence_tasmota and
+# fence_esphome of a fork of it; read 2026-11.
+OtherName = namedtuple("OtherName", "name dialect first_outlet defaults")
+OTHER_NAMES = {row.name: row for row in (
+    OtherName("fence_tasmota", "tasmota", 1, {}),
+    OtherName("fence_esphome", "esphome", 1, {"username": "admin"}),
+    OtherName("fence_shelly_gen2", "shelly", 0, {}))}
+OTHER_PARAMS = DEVICE_PARAMS + tuple(
+    row for row in HTTP_PARAMS if row.name in ("ssl", "ssl_insecure")) + (
+    COMMON_PARAMS + FOREIGN_PARAMS)
+
+
+def other_agent(row):
+    """Return the row of fence_http under another name."""
+    dialect = DIALECTS[row.dialect]
+    longdesc = ("%s is fence_http for %s alone, under the name and with the parameters of another "
+                "agent. It reports success only when the device itself has confirmed the new power "
+                "state and, where the outlet has a power meter that can tell, the load is gone."
+                % (row.name, dialect.title))
+
+    def build_preset_settings(values, defaults):
+        settings = build_settings(dict(values, device=dialect.name), defaults)
+        settings.first_outlet = row.first_outlet
+        return settings
+    return Agent(
+        name=row.name, method=BY_URL, shortdesc="Fence agent for " + dialect.title,
+        longdesc=longdesc, params=OTHER_PARAMS,
+        defaults=dict(row.defaults, ipport=str(dialect.port)), required=("ip",),
+        actions=DEVICE_ACTIONS, settings=build_preset_settings, job=Job)
+
+
 AGENTS = {agent.name: agent for agent in (
     device_agent("fence_kasa", "kasa", DEVICE_PARAMS + COMMON_PARAMS, "their local protocol"),
     device_agent("fence_http", BY_URL, DEVICE_PARAMS + HTTP_PARAMS + STATUS_PARAMS + COMMON_PARAMS,
@@ -6290,6 +6686,7 @@ AGENTS = {agent.name: agent for agent in (
           "doubt.", params=STATUS_PARAMS + CHECK_PARAMS + COMMON_PARAMS,
           defaults={"action": "status"}, required=("fence_method", "fence_ip"),
           actions=CHECK_ACTIONS, settings=build_check_settings, job=CheckJob))}
+AGENTS.update((row.name, other_agent(row)) for row in OTHER_NAMES.values())
 
 
 def names_of(agent):
@@ -7098,7 +7495,15 @@ NODE_KEYS = NETWORK_KEYS + (
     cluster_key("status_url", power="status_url", verify="status_url"),
     cluster_key("status_on_regex", power="status_on_regex", verify="status_on_regex"),
     cluster_key("status_off_regex", power="status_off_regex", verify="status_off_regex"),
+    cluster_key("status_member", power="status_member", verify="status_member"),
+    cluster_key("status_on_value", power="status_on_value", verify="status_on_value"),
+    cluster_key("status_off_value", power="status_off_value", verify="status_off_value"),
+    cluster_key("watts_member", power="watts_member", verify="watts_member"),
     cluster_key("http_method", power="http_method"),
+    cluster_key("power_on_body", power="power_on_body"),
+    cluster_key("power_off_body", power="power_off_body"),
+    cluster_key("content_type", power="content_type"),
+    cluster_key("headers", power="headers", verify="headers"),
     cluster_key("power_meter", power="power_meter", verify="power_meter"),
     cluster_key("power_on", BOOLEAN),
     cluster_key("delay", WHOLE_SECONDS),
@@ -7106,8 +7511,11 @@ NODE_KEYS = NETWORK_KEYS + (
     cluster_key("options", OPTIONS))
 # Keys that some methods take and others do not.
 SPECIAL_KEYS = {key for dialect in DIALECTS.values() for key in dialect.keys}
-OUTLET_KEYS = ("outlet", "switch_name", "power_off_url")  # what tells the outlets of a device apart
-STAND_INS = {"password": "password_script"}  # where the second is given, the first is not needed
+# What tells the outlets of a device apart.
+OUTLET_KEYS = ("outlet", "switch_name", "power_off_url", "power_off_body")
+# Where the second is given, the first is not needed.
+STATUS_VALUES = {"status_on_regex": "status_on_value", "status_off_regex": "status_off_value"}
+STAND_INS = dict(STATUS_VALUES, password="password_script")
 NAMED_AGENT = "agent"  # the method of a node whose agent the file names
 NO_DEVICE = "none"     # the method of a node that nothing can fence
 METHODS = tuple(DIALECTS_BY_METHOD) + (NO_DEVICE,)
@@ -7751,7 +8159,7 @@ def check_agent(cluster, node, report):
     if agent in AGENTS and methods:
         report.error(node.places["agent"], "%s has a method of its own: instead of agent, give "
                      "method: %s" % (agent, " or ".join(methods)))
-    elif agent in AGENTS:
+    elif agent in AGENTS and agent not in OTHER_NAMES:
         report.error(node.places["agent"], "%s cannot switch a node off: name the agent of its "
                      "device, or a method" % agent)
     elif agent and not re.fullmatch(AGENT_NAME, agent):
@@ -7763,6 +8171,18 @@ def check_one_outlet(cluster, node, report):
     if "outlet" in node.values and "switch_name" in node.values:
         report.error(node.places["outlet"], "outlet and switch_name both name the switch: remove "
                      "one of them")
+
+
+def check_status_keys(cluster, node, report):
+    """A status is read in one way: by two expressions, or by a member of JSON and its values."""
+    wanted = ["status_member"] + list(STATUS_VALUES.values())
+    given = [key for key in wanted if key in node.values]
+    if given and given != wanted:
+        report.error(node.places[given[0]], "%s go together: one is missing" % ", ".join(wanted))
+    for key in STATUS_VALUES:
+        if given and key in node.values:
+            report.error(node.places[key], "%s and %s are two ways to tell one state: remove one "
+                         "of them" % (key, given[0]))
 
 
 def check_options(cluster, node, report):
@@ -7844,8 +8264,8 @@ def check_verifiers(cluster, node, report):
 
 
 DEVICE_CHECKS = (
-    check_required_keys, check_agent, check_one_outlet, check_options, check_mangled_values,
-    check_password, check_time_limits, check_off_timeout, check_verifiers)
+    check_required_keys, check_agent, check_one_outlet, check_status_keys, check_options,
+    check_mangled_values, check_password, check_time_limits, check_off_timeout, check_verifiers)
 
 
 def check_size(cluster, report):
@@ -8134,7 +8554,7 @@ finish() {
             { grep '^Error\|^Call' "$work/answer" >&2; exit 1; } # --dry-run tells what came through
     fi
 }
-""".replace("@secrets@", r"\|".join(SECRET_NAMES + ("_url", FENCE_OPTIONS)))
+""".replace("@secrets@", r"\|".join(SECRET_NAMES + ("_url", "_body", "headers", FENCE_OPTIONS)))
 
 
 def render_pcs(configuration, source):
@@ -8559,7 +8979,7 @@ PORTAL_PAGE = ("<!DOCTYPE html><html><title>Sign in: Wi-Fi ON or OFF</title><for
 
 class VirtualHttp(VirtualDevice):
     """A web server; subclasses answer in their dialect."""
-    # requests: (method, path, header fields by their lower-case names).
+    # requests: (method, path, header fields by their lower-case names, and "body").
     password = ""  # of the user admin
     challenge = 'Basic realm="Login Required"'
 
@@ -8570,6 +8990,8 @@ class VirtualHttp(VirtualDevice):
             if len(words) != 3:
                 return
             fields = {name.lower(): value for name, value in parse_headers(stream).items()}
+            length = int(fields.get("content-length", 0))
+            fields["body"] = stream.read(length).decode("utf-8", "replace")
         with self.lock:
             self.requests.append((words[0], words[1], fields))
             reply = self.answer(words[0], words[1], fields)
@@ -8628,7 +9050,9 @@ class VirtualTasmota(VirtualHttp):
             return self.power(int(match.group(1) or 1), match.group(2))
         if command == "status 10":
             return {"StatusSNS": self.sensors()}
-        return {"status 5": {"StatusNET": {"Hostname": "plug", "Mac": self.mac}},
+        return {"status": {"Status": {"DeviceName": "virtual", "FriendlyName": [
+                    outlet.alias for outlet in self.outlets][:MOST_FRIENDLY_NAMES]}},
+                "status 5": {"StatusNET": {"Hostname": "plug", "Mac": self.mac}},
                 "status 11": {"StatusSTS": dict(self.members(), UptimeSec=61)},
                 "setoption21": {"SetOption21": "OFF"}}.get(command, {"Command": "Unknown"})
 
@@ -8838,6 +9262,8 @@ HOST_VARS_OPTION = (("--host-vars",), {
 CHECK_OPTIONS = (
     (("cluster",), {"nargs": "?", "default": CLUSTER_FILE, "help": "cluster file (%(default)s)"}),
     HOST_VARS_OPTION, (("--json",), {"action": "store_true", "help": "for machines"}))
+OTHERS_OPTION = (
+    (("--others",), {"action": "store_true", "help": "those that others have made too, instead"}),)
 GENERATE_OPTIONS = (
     (("words",), {"nargs": "*", "metavar": "CLUSTER", "help": "cluster file (%s)" % CLUSTER_FILE}),
     HOST_VARS_OPTION,
@@ -8899,15 +9325,17 @@ def parse_generate_words(options):
     return form, node, path
 
 
-def cmd_agents(arguments, system):
+def cmd_agents(options, system):
     """Print the names of the fence agents in this file: install.sh makes a link for each."""
-    system.write("\n".join(AGENTS))
+    names = [name for name in AGENTS if (name in OTHER_NAMES) == options.others]
+    system.write("\n".join(names))
     return EXIT_GOOD
 
 
 # Each subcommand with its options; its help is its function's docstring.
 COMMANDS = {"demo": (cmd_demo, ()), "check-config": (cmd_check_config, CHECK_OPTIONS),
-            "gen-config": (cmd_gen_config, GENERATE_OPTIONS), "agents": (cmd_agents, ())}
+            "gen-config": (cmd_gen_config, GENERATE_OPTIONS),
+            "agents": (cmd_agents, OTHERS_OPTION)}
 
 
 def run_command(arguments, system):

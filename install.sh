@@ -14,7 +14,8 @@ PLUGIN_DIR=/usr/lib/stonith/plugins/external          # cluster-glue's, where it
 SYSTEM_PATH=/usr/sbin:/usr/bin:/sbin:/bin
 COMMANDS='cat chmod cksum cmp cp cut date find grep ln ls mkdir mktemp mv readlink rm rmdir sed
 tail tr'
-RELEASED_AGENTS='fence_kasa fence_http fence_check'    # of all versions up to this one
+# Of all versions up to this one.
+RELEASED_AGENTS='fence_kasa fence_http fence_check fence_tasmota fence_esphome fence_shelly_gen2'
 NEWLINE='
 '
 
@@ -23,8 +24,9 @@ usage() {
 usage: sh install.sh [--check | --uninstall] [options]
 
 Installs fencetool.py in /usr/lib/fencetool and compiles it there; /usr/sbin/fencetool is a small
-launcher of it, with a link to that for each fence agent in it. Where cluster-glue is installed,
-also its plugin external/kasa.
+launcher of it, with a link to that for each fence agent in it. Under a name that agents of others
+have too, a link is made only where no such agent is, whatever --force says. Where cluster-glue is
+installed, also its plugin external/kasa.
 
   --from WHERE    what to install: a directory that holds fencetool.py, the file itself, or the
                   http(s) URL of either (a URL that ends in .py or has a ? is the file itself).
@@ -241,7 +243,7 @@ take_source() {
     esac
     check_hash "$new" "$source"
     check_file "$new" "$source"
-    version=$found_version agents=$found_agents
+    version=$found_version agents=$found_agents others=$found_others
     write_launcher "$new" >"$work/launcher" || die "cannot write to $work: is there space?"
 }
 
@@ -360,7 +362,7 @@ print(hashlib.sha256(sys.stdin.buffer.read()).hexdigest())' <"$1"
     fi
 }
 
-# Sets python, found_version and found_agents. $2 is what to call the file in messages.
+# Sets python and found_version, found_agents, found_others. $2 is what to call it in messages.
 check_file() {
     is_fencetool "$1" || die "$2 is not fencetool.py: is the place right?"
     ! is_launcher "$1" || die "$2 only starts fencetool.py: name the place of that file"
@@ -373,6 +375,16 @@ check_file() {
     esac
     ask "$python" -IS "$1" agents || die "$2 agents failed: $(reason)"
     take_agents "$answer" || die "$2 does not name its agents: it is damaged, fetch it again"
+    take_others "$python" "$1"
+}
+
+# Names that agents of others have too; versions before know none. Sets found_others.
+take_others() {
+    own_agents=$found_agents found_others=
+    if ask "$1" -IS "$2" agents --others && take_agents "$answer"; then
+        found_others=$found_agents
+    fi
+    found_agents=$own_agents
 }
 
 python_of() {
@@ -588,7 +600,7 @@ is_known() {
 # Sets known. The installed file tells its agents, in 0.1.0 the program does; a run that was killed
 # has noted what the file told that it may have replaced.
 find_known() {
-    known="$RELEASED_AGENTS $agents"
+    known="$RELEASED_AGENTS $agents$others"
     for path in "$file" "$program"; do
         told=$(tell_agents "$path") || told=
         known="$known $told"
@@ -604,7 +616,21 @@ tell_agents() {
     is_own "$1" && ! is_launcher "$1" && is_roots "$1" || return 1
     teller=$(python_of "$1")
     [ -x "$teller" ] && is_roots "$teller" && ask "$teller" -IS "$1" agents || return 1
-    take_agents "$answer" && printf '%s\n' "$found_agents"
+    take_agents "$answer" || return 1
+    take_others "$teller" "$1"
+    printf '%s\n' "$found_agents$found_others"
+}
+
+# An agent of a package, or of anybody else, keeps its name, whatever --force says: only a name that
+# is free, or ours already, gets a link. Sets agents to all that are to be there.
+leave_taken_names() {
+    for name in $others; do
+        if is_there "$bin_dir/$name" && ! is_own "$bin_dir/$name"; then
+            say "left as it is: $bin_dir/$name, another agent of that name"
+        else
+            agents="$agents$name "
+        fi
+    done
 }
 
 is_link_to() {
@@ -895,7 +921,8 @@ left_behind() {
 }
 
 prepare() {
-    stage='' library_stage='' plugin_stage='' work='' journal='' made='' changes=0 agents=''
+    stage='' library_stage='' plugin_stage='' work='' journal='' made='' changes=0
+    agents='' others=''
     umask 022
     LC_ALL=C
     export LC_ALL
@@ -915,6 +942,7 @@ prepare() {
 install() {
     take_source
     find_known
+    leave_taken_names
     check_targets
     if is_all_right; then
         check_agents "$bin_dir"
@@ -1070,7 +1098,8 @@ report_program() {
     installed=$program
     ! is_launcher "$program" || installed=$file
     check_file "$installed" "$installed"
-    version=$found_version agents=$found_agents
+    version=$found_version agents=$found_agents others=$found_others
+    leave_taken_names
     installed_hash=$(hash_of "$installed")
     good "$installed: fencetool $version, sha256 $installed_hash"
     [ -n "$(find "$installed" -perm 755)" ] || bad "$installed has not the mode 755"

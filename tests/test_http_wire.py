@@ -122,7 +122,7 @@ class Replies(unittest.TestCase):
                 (reply(404), Refused, "404"), (reply(206, "OFF"), Refused, "206"),
                 (reply(204), Refused, "204"), (reply(500), ProtocolError, "500"),
                 (reply(101), Refused, "101"), (reply(700), Refused, "700"),
-                (reply(body="OFF", Content_Encoding="gzip"), Refused, "compressed"),
+                (reply(body="OFF", Content_Encoding="br"), Refused, "compressed by 'br'"),
                 (reply(body="OFF <input name=p type='password'>"), Refused, "captive portal")):
             with self.assertRaises(kind) as caught:
                 fencetool.parse_http_body(bad)
@@ -491,7 +491,7 @@ class Calls(unittest.TestCase):
             ({"power_off_url": "off"}, "power_off_url: neither a path"),
             ({"power_off_url": "http://10.0.0.9/off"}, "power_off_url: it leads to 10.0.0.9:80"),
             ({"device": "tasmota"}, "power_on_url: it is not /cm?cmnd=Power"),
-            ({"device": "zwave"}, "device: 'zwave'"), ({"http_method": "PUT"}, "http_method"),
+            ({"device": "zwave"}, "device: 'zwave'"), ({"http_method": "DELETE"}, "http_method"),
             (dict(TASMOTA_URLS, power_off_url="/cm?cmnd=Power%20ON"), "it switches ON"),
             (dict(TASMOTA_URLS, status_url="/cm?cmnd=Power%20OFF"), "it switches OFF"),
             (dict(TASMOTA_URLS, power_off_url="/cm?cmnd=Power"), "it switches nothing"),

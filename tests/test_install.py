@@ -93,6 +93,7 @@ fi
 case $* in
     *--version) sed -n 's/.*print("\(fencetool .*\)")/\1/p' "$file" ;;
     *agents) printf '%b\n' "$(sed -n 's/.*print("\(fence_.*\)")/\1/p' "$file")" ;;
+    *--others) sed -n 's/.*others = "\(fence_.*\)"/\1/p' "$file" ;;
     *metadata) sed -n "s/.*print('\(<resource.*>\)' % path)/\1/p" "$file" ;;
 esac
 '''
@@ -762,6 +763,91 @@ class ForeignFiles(InstallTest):
 
 
 FaultyRun = collections.namedtuple("FaultyRun", "place before result points")
+
+
+class OtherNames(InstallTest):
+    """Names that agents of others have too: a link only where nobody else's agent is."""
+
+    def offer(self, place, others="fence_other", **options):
+        place.offer(stand_in(extra='others = "%s"' % others, **options))
+        place.other = os.path.join(place.bin, "fence_other")
+
+    def assert_good(self, place, *options):
+        result = place.run(*options)
+        self.assertEqual((result.returncode, result.stderr), (0, ""), result)
+        return result.stdout
+
+    @with_each_shell
+    def test_name_that_is_free_becomes_a_link_which_goes_with_the_rest(self, place):
+        self.offer(place)
+        self.assertIn("would write %s (link to fencetool)" % place.other,
+                      self.assert_good(place, "--dry-run"))
+        self.assert_good(place)
+        self.assertEqual(os.readlink(place.other), "fencetool")
+        self.assertIn("nothing to do", self.assert_good(place))
+        self.assertIn("ok   %s -> fencetool" % place.other, self.assert_good(place, "--check"))
+        self.assert_good(place, "--uninstall")
+        self.assertFalse(os.path.lexists(place.other))
+
+    @with_each_shell
+    def test_agent_of_somebody_else_stays_with_force_too(self, place):
+        def make_file(path):
+            write_file(path, "#!/bin/sh\nexit 3\n", 0o755)
+
+        def make_directory(path):
+            os.mkdir(path)
+            make_file(os.path.join(path, "x"))
+        self.offer(place)
+        for make in (make_file, make_directory,
+                     lambda path: os.symlink("/usr/share/other/agent", path),
+                     lambda path: os.symlink("fence_kasa", path)):
+            make(place.other)
+            before = describe(place.other)
+            for options in (["--force", "--dry-run"], [], ["--force"], ["--check"]):
+                self.assertIn("left as it is: %s, another agent" % place.other,
+                              self.assert_good(place, *options))
+                self.assertEqual(describe(place.other), before)
+            self.assertEqual(os.readlink(place.agent), "fencetool")
+            self.assertEqual(place.backups(), [])
+            self.assert_good(place, "--uninstall")
+            self.assertEqual(describe(place.other), before)
+            if os.path.isdir(place.other) and not os.path.islink(place.other):
+                shutil.rmtree(place.other)
+            else:
+                os.unlink(place.other)
+
+    def test_link_follows_what_becomes_of_the_name(self):
+        place = next(self.places_in_turn())
+        self.offer(place)
+        self.assert_good(place)
+        os.unlink(place.other)
+        write_file(place.other, "of a package", 0o755)  # as it replaces a link when it comes
+        self.assertIn("nothing to do", self.assert_good(place))
+        self.assertEqual(read_file(place.other), "of a package")
+        os.unlink(place.other)
+        self.assertEqual(place.run("--check").returncode, 1)
+        self.assert_good(place)
+        self.assertEqual(os.readlink(place.other), "fencetool")
+        self.offer(place, others="fence_third", version="2.0.0")
+        self.assertIn("removed " + place.other, self.assert_good(place))
+        self.assertEqual(os.readlink(os.path.join(place.bin, "fence_third")), "fencetool")
+
+    def test_real_fencetool_is_linked_under_each_and_tells_its_own_name(self):
+        place = next(self.places_in_turn())
+        shutil.copy(FENCETOOL, place.offered)
+        self.assert_good(place)
+        for name in subprocess.check_output([sys.executable, "-IS", FENCETOOL, "agents",
+                                             "--others"], universal_newlines=True).split():
+            told = subprocess.check_output([os.path.join(place.bin, name), "-o", "metadata"],
+                                           universal_newlines=True)
+            self.assertIn('<resource-agent name="%s"' % name, told)
+
+
+def describe(path):
+    """Return what is at a path: of a link where it leads, of a directory what is in it."""
+    if os.path.islink(path):
+        return os.readlink(path)
+    return sorted(os.listdir(path)) if os.path.isdir(path) else read_file(path)
 
 
 class Interrupted(InstallTest):
@@ -1673,9 +1759,11 @@ class TheScript(unittest.TestCase):
     def test_released_agents_hold_all_that_this_version_has(self):
         # A later version that has one of them no more knows its link by this list.
         listed = re.search("^RELEASED_AGENTS='([^']*)'", read_file(INSTALL), re.M).group(1).split()
-        told = subprocess.check_output([sys.executable, "-IS", FENCETOOL, "agents"],
-                                       universal_newlines=True).split()
-        self.assertEqual(set(told) - set(listed), set())
+        for words in (["agents"], ["agents", "--others"]):
+            told = subprocess.check_output([sys.executable, "-IS", FENCETOOL] + words,
+                                           universal_newlines=True).split()
+            self.assertTrue(told)
+            self.assertEqual(set(told) - set(listed), set())
 
     def test_lines_have_at_most_100_columns(self):
         self.assertEqual([line for line in read_file(INSTALL).split("\n") if len(line) > 100], [])
