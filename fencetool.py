@@ -14,7 +14,7 @@ a false success corrupts data, which nobody can.
 Parts and sections; each uses only those above it (tests/test_layout.py proves it):
   1 WORDS    CONSTANTS, ERRORS, SECRETS, TEXT, PROOF, EVIDENCE, DIALECTS, PARAMETERS
   2 MACHINE  LOG, FILES AND PROGRAMS, KERNEL, NETWORK, DEVICE, LOGINS, HTTP
-  3 DEVICES  KASA, TASMOTA, ESPHOME, PAGES, INSTALLED AGENT
+  3 DEVICES  KASA, KLAP, TASMOTA, ESPHOME, PAGES, INSTALLED AGENT
   4 FENCING  PROBES, FENCING, CHECKING, AGENTS
   ---------- the waterline: a fence agent's run needs nothing below it but for fence_check -n NODE
   5 CLUSTER  YAML, CLUSTER FILE, PLAN, CLUSTER CHECKS, OUTPUTS
@@ -3699,6 +3699,167 @@ class KasaOutlet(OpenedOutlet):
             return self.device.ask(dict(request, system={"get_sysinfo": {}}), parse_both, deadline)
         finally:
             self.device.close()
+
+
+# SECTION: KLAP ------------------------------------------------------------------------------------
+# TP-Link's protocol over HTTP: a handshake that proves to both sides that the other one knows the
+# account's password, and then messages under AES-128-CBC. What travels in it is none of its
+# concern. The standard library has no AES, so it is here, for KLAP and for nothing else.
+# Source: FIPS 197 and NIST SP 800-38A (AES, CBC), RFC 5652 6.3 (padding); python-kasa 0.12
+# kasa/transports/klaptransport.py; read 2026-11. Seen: documents only.
+
+AES_BLOCK_BYTES = 16
+AES_ROUNDS = 10
+
+# round_tables: the substitution of a byte, spread by the mixing of its column, for each place in a
+# word; last_table: the bare substitution, since the last round mixes nothing.
+AesTables = namedtuple("AesTables", "round_tables last_table")
+
+
+def double_in_field(byte):
+    """Return a byte times two in the field of AES."""
+    return byte << 1 ^ (0x11B if byte & 0x80 else 0)
+
+
+def build_substitution():
+    """Return the S-box: each byte's inverse in the field, its bits mixed."""
+    powers = [1]  # of 3, whose powers are all bytes but 0
+    while len(powers) < 255:
+        powers.append(powers[-1] ^ double_in_field(powers[-1]))
+    substitution = [0x63] * 256
+    for exponent, byte in enumerate(powers):
+        inverse = powers[-exponent % 255]
+        mixed = 0x63
+        for turn in range(5):
+            mixed ^= (inverse << turn | inverse >> 8 - turn) & 0xFF
+        substitution[byte] = mixed
+    return substitution
+
+
+def build_aes_tables(substitution, factors):
+    """Return the AesTables of one direction; factors: of the first row when columns are mixed."""
+    words = []
+    for byte in substitution:
+        multiples = [byte]
+        while len(multiples) < 4:
+            multiples.append(double_in_field(multiples[-1]))
+        word = 0
+        for factor in factors:
+            part = 0
+            for bit, multiple in enumerate(multiples):
+                part ^= multiple if factor >> bit & 1 else 0
+            word = word << 8 | part
+        words.append(word)
+    round_tables = [[word >> shift | word << 32 - shift & 0xFFFFFFFF for word in words]
+                    for shift in (0, 8, 16, 24)]
+    return AesTables(round_tables, substitution)
+
+
+AES_TABLES = []  # those of encryption and of decryption, from their first use on
+
+
+def find_aes_tables():
+    """Return the AesTables (of encryption, of decryption)."""
+    if not AES_TABLES:
+        substitution = build_substitution()
+        inverse = [0] * 256
+        for byte, substitute in enumerate(substitution):
+            inverse[substitute] = byte
+        AES_TABLES.append(build_aes_tables(substitution, (2, 1, 1, 3)))
+        AES_TABLES.append(build_aes_tables(inverse, (14, 9, 13, 11)))
+    return AES_TABLES
+
+
+def expand_aes_key(key):
+    """Return the keys of all rounds, each as four words."""
+    substitution = find_aes_tables()[0].last_table
+    words = list(struct.unpack(">4I", key))
+    constant = 1
+    while len(words) < 4 * (AES_ROUNDS + 1):
+        word = words[-1]
+        if len(words) % 4 == 0:
+            turned = struct.pack(">I", word << 8 & 0xFFFFFFFF | word >> 24)
+            word = int.from_bytes(bytes(substitution[byte] for byte in turned), "big")
+            word ^= constant << 24
+            constant = double_in_field(constant)
+        words.append(words[-4] ^ word)
+    return [tuple(words[at:at + 4]) for at in range(0, len(words), 4)]
+
+
+def invert_aes_keys(round_keys):
+    """Return the keys of all rounds as decryption takes them: backwards, and mixed inversely.
+
+    Its words come backwards too, here and in each block: then its rows move as in encryption, and
+    transform_aes_block does both.
+    """
+    encryption, decryption = find_aes_tables()
+    found = [tuple(reversed(words)) for words in reversed(round_keys)]
+    for number in range(1, AES_ROUNDS):
+        mixed = []
+        for word in found[number]:
+            parts = [table[encryption.last_table[byte]] for table, byte in zip(
+                decryption.round_tables, struct.pack(">I", word))]
+            mixed.append(parts[0] ^ parts[1] ^ parts[2] ^ parts[3])
+        found[number] = tuple(mixed)
+    return found
+
+
+def transform_aes_block(block, round_keys, tables):
+    """Return four words encrypted, or decrypted, as keys and tables are of the one or the other."""
+    table0, table1, table2, table3 = tables.round_tables
+    w0, w1, w2, w3 = (word ^ key for word, key in zip(block, round_keys[0]))
+    for k0, k1, k2, k3 in round_keys[1:-1]:
+        w0, w1, w2, w3 = (
+            table0[w0 >> 24] ^ table1[w1 >> 16 & 255] ^ table2[w2 >> 8 & 255] ^ table3[w3 & 255]
+            ^ k0,
+            table0[w1 >> 24] ^ table1[w2 >> 16 & 255] ^ table2[w3 >> 8 & 255] ^ table3[w0 & 255]
+            ^ k1,
+            table0[w2 >> 24] ^ table1[w3 >> 16 & 255] ^ table2[w0 >> 8 & 255] ^ table3[w1 & 255]
+            ^ k2,
+            table0[w3 >> 24] ^ table1[w0 >> 16 & 255] ^ table2[w1 >> 8 & 255] ^ table3[w2 & 255]
+            ^ k3)
+    last = tables.last_table
+    words = (w0, w1, w2, w3, w0, w1, w2)
+    return tuple((last[words[at] >> 24] << 24 | last[words[at + 1] >> 16 & 255] << 16
+                  | last[words[at + 2] >> 8 & 255] << 8 | last[words[at + 3] & 255]) ^ key
+                 for at, key in enumerate(round_keys[-1]))
+
+
+def split_aes_blocks(data):
+    return [struct.unpack(">4I", data[at:at + AES_BLOCK_BYTES])
+            for at in range(0, len(data), AES_BLOCK_BYTES)]
+
+
+def encrypt_aes_cbc(key, iv, plain):
+    """Return the bytes padded and under AES-128-CBC; key and iv are of 16 bytes."""
+    padding = AES_BLOCK_BYTES - len(plain) % AES_BLOCK_BYTES
+    round_keys, tables = expand_aes_key(key), find_aes_tables()[0]
+    chain = struct.unpack(">4I", iv)
+    found = []
+    for block in split_aes_blocks(plain + bytes([padding]) * padding):
+        mixed = [word ^ link for word, link in zip(block, chain)]
+        chain = transform_aes_block(mixed, round_keys, tables)
+        found.append(struct.pack(">4I", *chain))
+    return b"".join(found)
+
+
+def decrypt_aes_cbc(key, iv, cipher):
+    """Return the bytes without their padding; raise ProtocolError where that is not as it must be.
+    """
+    if not cipher or len(cipher) % AES_BLOCK_BYTES:
+        raise ProtocolError("%d bytes are no whole blocks of %d" % (len(cipher), AES_BLOCK_BYTES))
+    round_keys, tables = invert_aes_keys(expand_aes_key(key)), find_aes_tables()[1]
+    chain = struct.unpack(">4I", iv)
+    found = []
+    for block in split_aes_blocks(cipher):
+        words = transform_aes_block(block[::-1], round_keys, tables)[::-1]
+        found.append(struct.pack(">4I", *[word ^ link for word, link in zip(words, chain)]))
+        chain = block
+    plain = b"".join(found)
+    padding = plain[-1]
+    if not 1 <= padding <= AES_BLOCK_BYTES or plain[-padding:] != bytes([padding]) * padding:
+        raise ProtocolError("what was decrypted does not end as it must")
+    return plain[:-padding]
 
 
 # SECTION: TASMOTA ---------------------------------------------------------------------------------
