@@ -14,7 +14,7 @@ a false success corrupts data, which nobody can.
 Parts and sections; each uses only those above it (tests/test_layout.py proves it):
   1 WORDS    CONSTANTS, ERRORS, SECRETS, TEXT, PROOF, EVIDENCE, DIALECTS, PARAMETERS
   2 MACHINE  LOG, FILES AND PROGRAMS, KERNEL, NETWORK, DEVICE, LOGINS, HTTP
-  3 DEVICES  KASA, KLAP, TASMOTA, ESPHOME, PAGES, INSTALLED AGENT
+  3 DEVICES  KASA, KLAP, TP-LINK, TASMOTA, ESPHOME, PAGES, INSTALLED AGENT
   4 FENCING  PROBES, FENCING, CHECKING, AGENTS
   ---------- the waterline: a fence agent's run needs nothing below it but for fence_check -n NODE
   5 CLUSTER  YAML, CLUSTER FILE, PLAN, CLUSTER CHECKS, OUTPUTS
@@ -3498,207 +3498,82 @@ def parse_kasa_meter(reply, number):
     return MeterReading(parse_kasa_watts(result), "")
 
 
-@speaks("kasa")
-class KasaDevice(Device):
-    """A TP-Link Kasa plug or strip over its legacy protocol, on one connection for all requests."""
+def parse_kasa_sysinfo(reply):
+    return parse_kasa_description(parse_kasa_result(reply, "system", "get_sysinfo"))
 
-    name = "kasa"
 
-    def __init__(self, system, settings):
-        super().__init__(system, settings)
-        self.connection = None
-        self.answers = 0          # that came over the open connection
-        self.answers_once = None  # whether it closes each connection behind one; None: not known
-        self.description = None   # the KasaInfo that came last
+class IotPayload:
+    """What a plug is asked in Kasa's own JSON, whatever carries it. See TP-LINK."""
 
-    def list_outlets(self, deadline):
-        return self.read_description(deadline).outlets
+    may_answer_once = True
+
+    def describe(self, ask):
+        """Return the KasaInfo; asked alone: mixed queries have crashed devices."""
+        return ask(build_kasa_request("system", "get_sysinfo", {}), parse_kasa_sysinfo)
+
+    def switch(self, ask, child_id, wanted):
+        state = {"state": 1 if wanted is PowerState.ON else 0}
+        ask(build_kasa_request("system", "set_relay_state", state, child_id),
+            lambda reply: parse_kasa_result(reply, "system", "set_relay_state"))
+
+    def read_meter(self, ask, child_id, number):
+        """Return the MeterReading; number: of a strip's outlet, None of a plug."""
+        return ask(build_kasa_request("emeter", "get_realtime", {}, child_id),
+                   lambda reply: parse_kasa_meter(reply, number))
+
+    def read_meter_with_description(self, ask, child_id, number):
+        """Return (KasaInfo, MeterReading) of one message.
+
+        Mixed queries have crashed devices: it is for those alone that leave no other way.
+        """
+        # Under a child's id, strips describe themselves as without (pyHS100 #160, HA #54234).
+        request = build_kasa_request("emeter", "get_realtime", {}, child_id)
+        return ask(dict(request, system={"get_sysinfo": {}}),
+                   lambda reply: (parse_kasa_sysinfo(reply), parse_kasa_meter(reply, number)))
+
+
+class KasaConnection:
+    """The legacy protocol as a transport (see TP-LINK): one TCP connection is one session."""
+
+    carries_smart = False
+
+    def __init__(self, system, settings, describe):
+        self.system = system
+        self.settings = settings
+        self.describe = describe  # returns the device's name and address, for messages
+        self.session = None       # the open Connection
+        self.answers = 0          # that came over it
 
     def open(self, deadline):
-        self.read_description(deadline)
-        return KasaOutlet(self, self.find_outlet())
-
-    def find_outlet(self):
-        """Return the Outlet that the caller named, as the device has just described it."""
-        return select_outlet(self.description.outlets, self.wanted, self.label)
-
-    def read_description(self, deadline):
-        """Ask for the device's description, alone: mixed queries have crashed devices."""
-        # Devices close idle connections.
-        is_reused = self.connection is not None
-        try:
-            return self.ask_description(deadline)
-        except Unreachable as error:
-            if not (is_reused and error.was_closed):
-                raise
-        return self.ask_description(deadline)
-
-    def ask_description(self, deadline):
-        request = build_kasa_request("system", "get_sysinfo", {})
-        return self.ask(request, self.parse_description, deadline)
-
-    def parse_description(self, reply):
-        """Return the KasaInfo in a reply; raise Refused unless it is the device that is meant."""
-        found = parse_kasa_description(parse_kasa_result(reply, "system", "get_sysinfo"))
-        self.check_mac(found.mac)
-        known = self.description or found
-        for name in ("device_id", "mac", "is_strip", "has_meter"):
-            if getattr(found, name) != getattr(known, name):
-                raise Refused("another device answered in the middle of the action: its %s was %s "
-                              "and is %s" % (name, quote(str(getattr(known, name))),
-                                             quote(str(getattr(found, name)))))
-        self.description = found
-        return found
-
-    def find_out_whether_it_answers_once(self, deadline):
-        """Ask for the description again, on a connection over which it has come: that is harmless.
-
-        A device that breaks the connection at another question is not one that answers once.
-        """
-        try:
-            self.ask_description(deadline)
-        except Unreachable as error:
-            if not error.was_closed:
-                raise
-            self.answers_once = True
+        self.session = self.system.connect(
+            self.settings.ip, self.settings.ipport, self.settings.family,
+            deadline.within(self.settings.login_timeout), KASA_CLOSED_HINT)
+        self.answers = 0
 
     def close(self):
-        if self.connection:
-            self.connection.close()
-            self.connection = None
+        if self.session:
+            self.session.close()
+            self.session = None
 
-    def ask(self, request, parse, deadline):
-        """Send one request, once; return parse(reply), a dict."""
+    def ask(self, request, deadline):
+        """Send one request, once; return the reply, a dict."""
         self.system.message("%s <- %s" % (self.describe(), json.dumps(request)))
-        try:
-            if not self.connection:
-                self.connection = self.system.connect(
-                    self.settings.ip, self.settings.ipport, self.settings.family,
-                    deadline.within(self.settings.login_timeout), KASA_CLOSED_HINT)
-                self.answers = 0
-            limit = deadline.within(self.settings.shell_timeout)
-            self._check_silence()
-            self.connection.send(build_kasa_frame(request), limit)
-            message = self.connection.receive(
-                parse_kasa_length(self.connection.receive(4, limit)), limit)
-            self.system.message("%s -> %s" % (self.describe(), decrypt_kasa(message).decode(
-                "utf-8", "backslashreplace")))
-            self._check_silence()
-            self.answers += 1
-            if self.answers > 1:
-                self.answers_once = False
-            return parse(parse_kasa_message(message))
-        except FenceError:
-            # Replies carry no number: on a connection that missed one, the next is the wrong one.
-            self.close()
-            raise
+        limit = deadline.within(self.settings.shell_timeout)
+        self._check_silence()
+        self.session.send(build_kasa_frame(request), limit)
+        message = self.session.receive(
+            parse_kasa_length(self.session.receive(4, limit)), limit)
+        self.system.message("%s -> %s" % (self.describe(), decrypt_kasa(message).decode(
+            "utf-8", "backslashreplace")))
+        self._check_silence()
+        self.answers += 1
+        return parse_kasa_message(message)
 
     def _check_silence(self):
         # SAFETY: with two answers to one request, nobody knows which of them is true.
         # Test: test_two_answers_to_one_question_are_none
-        if self.connection.holds_unasked_bytes():
+        if self.session.holds_unasked_bytes():
             raise ProtocolError("the device sent more than one answer to one request")
-
-
-class KasaOutlet(OpenedOutlet):
-    """The relay of a plug, or one outlet of a strip, which its child id names on the wire."""
-
-    def __init__(self, device, outlet):
-        super().__init__(device, outlet.state)
-        self.number = outlet.number if device.description.is_strip else None
-        self.child_id = self._child_id_of(outlet)
-        self.proven_on = device.connection  # where device and outlet have told who they are
-
-    def _child_id_of(self, outlet):
-        return outlet.identifiers[0] if self.device.description.is_strip else None
-
-    def read(self, deadline):
-        self.device.read_description(deadline)
-        return self._prove()
-
-    def _prove(self):
-        """Return the outlet's state, and raise Refused for another outlet, as just described."""
-        self.proven_on = None
-        outlet = self.device.find_outlet()
-        if self._child_id_of(outlet) != self.child_id:
-            raise Refused("plug %s has become another outlet in the middle of the action: its id "
-                          "was %s and is %s" % (quote(self.device.wanted), quote(self.child_id),
-                                                quote(self._child_id_of(outlet))))
-        self.proven_on = self.device.connection
-        return outlet.state
-
-    def send(self, wanted, deadline):
-        state = {"state": 1 if wanted is PowerState.ON else 0}
-        request = build_kasa_request("system", "set_relay_state", state, self.child_id)
-
-        def parse(reply):
-            return parse_kasa_result(reply, "system", "set_relay_state")
-        if not self._ask_on_proven(request, parse, deadline):
-            # A device that answers once a connection cannot prove itself on that of the command,
-            # and one question more could not call the command back. So it comes right behind the
-            # proof; and what is read back proves itself again.
-            self.read(deadline)
-            self.device.close()
-            self.device.ask(request, parse, deadline)
-            self.device.close()
-
-    def read_meter(self, deadline):
-        if not self.device.description.has_meter:
-            return NO_METER
-        request = build_kasa_request("emeter", "get_realtime", {}, self.child_id)
-
-        def parse(reply):
-            return parse_kasa_meter(reply, self.number)
-        reading = (self._ask_on_proven(request, parse, deadline)
-                   or self._ask_with_description(request, parse, deadline))
-        if reading.obstacle:
-            self.device.system.warn("the power meter of %s gives no reading: %s"
-                                    % (self.device.describe(), reading.obstacle))
-        return reading
-
-    def _ask_on_proven(self, request, parse, deadline):
-        """Return parse(reply) of a request on a connection on which this outlet has been proven.
-
-        Return None, and nothing has been answered, for a device that answers once a connection.
-
-        SAFETY: a new connection may lead to another device, which obeys a command or tells what its
-        own meter shows. Test: test_nothing_is_sent_to_what_has_taken_over_the_address
-        """
-        while not self.device.answers_once:
-            is_new = not self._is_proven()
-            if is_new:
-                self.read(deadline)
-            if is_new and self.device.answers_once is None:
-                self.device.find_out_whether_it_answers_once(deadline)
-                continue
-            try:
-                return self.device.ask(request, parse, deadline)
-            except Unreachable as error:
-                if is_new or not error.was_closed:  # devices close idle connections
-                    raise
-        return None
-
-    def _is_proven(self):
-        return self.device.connection is not None and self.proven_on is self.device.connection
-
-    def _ask_with_description(self, request, parse, deadline):
-        """Return parse(reply) of a request that asks for the description too, in one message.
-
-        Mixed queries have crashed devices: it is for those alone that leave no other way.
-
-        SAFETY: of two devices that answer in turn, one would report OFF, and the other no load.
-        Test: test_a_load_is_not_hidden_by_the_meter_of_a_device_that_answers_in_turn
-        """
-        # Under a child's id, strips describe themselves as without (pyHS100 #160, HA #54234).
-        def parse_both(reply):
-            self.device.parse_description(reply)
-            self._prove()
-            return parse(reply)
-        self.device.close()
-        try:
-            return self.device.ask(dict(request, system={"get_sysinfo": {}}), parse_both, deadline)
-        finally:
-            self.device.close()
 
 
 # SECTION: KLAP ------------------------------------------------------------------------------------
@@ -3860,6 +3735,206 @@ def decrypt_aes_cbc(key, iv, cipher):
     if not 1 <= padding <= AES_BLOCK_BYTES or plain[-padding:] != bytes([padding]) * padding:
         raise ProtocolError("what was decrypted does not end as it must")
     return plain[:-padding]
+
+
+# SECTION: TP-LINK ---------------------------------------------------------------------------------
+# What is true of all of TP-Link's plugs and strips: who they are is proven before anything counts.
+# How a question gets there, and what it says, are two things apart:
+#   transport  carries a request (dict) to the device and brings the reply (dict). open(deadline)
+#              begins a session, ask(request, deadline) asks in it, once, close() ends it. session
+#              stands for it, None for none: behind a new one there may be another device. answers
+#              counts what came in it; carries_smart tells what payloads it may carry.
+#   payload    knows the requests and replies: describe(ask) returns a KasaInfo, switch(ask,
+#              child_id, wanted) and read_meter(ask, child_id, number) are about one outlet.
+#              ask(request, parse) asks one question of the session that is open.
+
+@speaks("kasa")
+class KasaDevice(Device):
+    """A plug or strip of TP-Link's, in one session for all requests as long as that lasts."""
+
+    name = "kasa"
+
+    def __init__(self, system, settings):
+        super().__init__(system, settings)
+        self.transport = KasaConnection(system, settings, self.describe)
+        self.payload = None
+        self.answers_once = None  # whether it ends each session behind an answer; None: not known
+        self.description = None   # the KasaInfo that came last
+
+    @property
+    def session(self):
+        return self.transport.session
+
+    def list_outlets(self, deadline):
+        return self.read_description(deadline).outlets
+
+    def open(self, deadline):
+        self.read_description(deadline)
+        return KasaOutlet(self, self.find_outlet())
+
+    def find_outlet(self):
+        """Return the Outlet that the caller named, as the device has just described it."""
+        return select_outlet(self.description.outlets, self.wanted, self.label)
+
+    def read_description(self, deadline):
+        """Return the KasaInfo as the device tells it now, in the session that is open or a new one.
+        """
+        # Devices end idle sessions.
+        is_reused = self.session is not None
+        try:
+            return self.ask_description(deadline)
+        except Unreachable as error:
+            if not (is_reused and error.was_closed):
+                raise
+        return self.ask_description(deadline)
+
+    def ask_description(self, deadline):
+        return self.exchange(
+            lambda ask: self.accept(self.payload.describe(ask)), deadline)
+
+    def exchange(self, run, deadline):
+        """Return run(ask), whose questions all go through one session; an error ends that."""
+        if not self.session:
+            self.transport.open(deadline)
+
+        def ask(request, parse):
+            reply = self.transport.ask(request, deadline)
+            if self.transport.answers > 1:
+                self.answers_once = False
+            return parse(reply)
+        try:
+            self.payload = self.payload or IotPayload()
+            return run(ask)
+        except FenceError:
+            # Replies carry no number: on a connection that missed one, the next is the wrong one.
+            self.close()
+            raise
+
+    def accept(self, found):
+        """Return a KasaInfo; raise Refused unless it is of the device that is meant."""
+        self.check_mac(found.mac)
+        known = self.description or found
+        for name in ("device_id", "mac", "is_strip", "has_meter"):
+            if getattr(found, name) != getattr(known, name):
+                raise Refused("another device answered in the middle of the action: its %s was %s "
+                              "and is %s" % (name, quote(str(getattr(known, name))),
+                                             quote(str(getattr(found, name)))))
+        self.description = found
+        return found
+
+    def find_out_whether_it_answers_once(self, deadline):
+        """Ask for the description again, in a session in which it has come: that is harmless.
+
+        A device that breaks the connection at another question is not one that answers once.
+        """
+        try:
+            self.ask_description(deadline)
+        except Unreachable as error:
+            if not error.was_closed:
+                raise
+            self.answers_once = True
+
+    def close(self):
+        self.transport.close()
+
+
+class KasaOutlet(OpenedOutlet):
+    """The relay of a plug, or one outlet of a strip, which its child id names on the wire."""
+
+    def __init__(self, device, outlet):
+        super().__init__(device, outlet.state)
+        self.number = outlet.number if device.description.is_strip else None
+        self.child_id = self._child_id_of(outlet)
+        self.proven_in = device.session  # where device and outlet have told who they are
+
+    def _child_id_of(self, outlet):
+        return outlet.identifiers[0] if self.device.description.is_strip else None
+
+    def read(self, deadline):
+        self.device.read_description(deadline)
+        return self._prove()
+
+    def _prove(self):
+        """Return the outlet's state, and raise Refused for another outlet, as just described."""
+        self.proven_in = None
+        outlet = self.device.find_outlet()
+        if self._child_id_of(outlet) != self.child_id:
+            raise Refused("plug %s has become another outlet in the middle of the action: its id "
+                          "was %s and is %s" % (quote(self.device.wanted), quote(self.child_id),
+                                                quote(self._child_id_of(outlet))))
+        self.proven_in = self.device.session
+        return outlet.state
+
+    def send(self, wanted, deadline):
+        def switch(ask):
+            self.device.payload.switch(ask, self.child_id, wanted)
+            return True
+        if not self._ask_proven(switch, deadline):
+            # A device that answers once a session cannot prove itself in that of the command, and
+            # one question more could not call the command back. So it comes right behind the
+            # proof; and what is read back proves itself again.
+            self.read(deadline)
+            self.device.close()
+            self.device.exchange(switch, deadline)
+            self.device.close()
+
+    def read_meter(self, deadline):
+        if not self.device.description.has_meter:
+            return NO_METER
+
+        def read(ask):
+            return self.device.payload.read_meter(ask, self.child_id, self.number)
+        reading = self._ask_proven(read, deadline) or self._read_meter_with_description(deadline)
+        if reading.obstacle:
+            self.device.system.warn("the power meter of %s gives no reading: %s"
+                                    % (self.device.describe(), reading.obstacle))
+        return reading
+
+    def _ask_proven(self, run, deadline):
+        """Return run(ask), whose questions go through a session in which this outlet is proven.
+
+        Return None, and nothing has been answered, for a device that answers once a session.
+
+        SAFETY: a new session may lead to another device, which obeys a command or tells what its
+        own meter shows. Test: test_nothing_is_sent_to_what_has_taken_over_the_address
+        """
+        while not self.device.answers_once:
+            is_new = not self._is_proven()
+            if is_new:
+                self.read(deadline)
+            if is_new and self._could_answer_once():
+                self.device.find_out_whether_it_answers_once(deadline)
+                continue
+            try:
+                return self.device.exchange(run, deadline)
+            except Unreachable as error:
+                if is_new or not error.was_closed:  # devices end idle sessions
+                    raise
+        return None
+
+    def _is_proven(self):
+        return self.device.session is not None and self.proven_in is self.device.session
+
+    def _could_answer_once(self):
+        return self.device.answers_once is None and self.device.payload.may_answer_once
+
+    def _read_meter_with_description(self, deadline):
+        """Return the MeterReading of a device that answers once a session.
+
+        SAFETY: of two devices that answer in turn, one would report OFF, and the other no load.
+        Test: test_a_load_is_not_hidden_by_the_meter_of_a_device_that_answers_in_turn
+        """
+        def read(ask):
+            found, reading = self.device.payload.read_meter_with_description(
+                ask, self.child_id, self.number)
+            self.device.accept(found)
+            self._prove()
+            return reading
+        self.device.close()
+        try:
+            return self.device.exchange(read, deadline)
+        finally:
+            self.device.close()
 
 
 # SECTION: TASMOTA ---------------------------------------------------------------------------------
