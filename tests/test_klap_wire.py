@@ -1,8 +1,11 @@
-"""KLAP's cryptography and codec, with vectors published or computed by other implementations."""
+"""KLAP and SMART on the wire, with vectors published or computed by other implementations."""
+import email.message
 import unittest
+from unittest import mock
 
 import fencetool
-from fencetool import ProtocolError
+from fencetool import PowerState, ProtocolError
+from tests.test_virtual_klap import TAPO_HASHES, VECTORS
 
 # Source: FIPS 197 C.1 and appendix B, one block each.
 BLOCKS = (
@@ -59,3 +62,266 @@ class Aes(unittest.TestCase):
                 fencetool.decrypt_aes_cbc(CHAIN_KEY, CHAIN_IV, cipher)
         cipher = fencetool.encrypt_aes_cbc(CHAIN_KEY, CHAIN_IV, good)[:16]
         self.assertEqual(fencetool.decrypt_aes_cbc(CHAIN_KEY, CHAIN_IV, cipher), good[:13])
+
+
+def session_of(vector):
+    """Return the KlapSession of a Vector."""
+    proof = fencetool.build_klap_proof(vector.version, login_of(vector))
+    return fencetool.KlapSession(proof, bytes.fromhex(vector.local_seed),
+                                 bytes.fromhex(vector.remote_seed), "COOKIE")
+
+
+def login_of(vector):
+    return fencetool.KlapLogin(vector.login["username"], vector.login["password"])
+
+
+class Handshake(unittest.TestCase):
+    def test_logins_become_the_published_hashes(self):
+        for vector in VECTORS:
+            proof = fencetool.build_klap_proof(vector.version, login_of(vector))
+            self.assertEqual(proof.auth_hash.hex(), vector.auth_hash)
+        for version, expected in TAPO_HASHES.items():
+            proof = fencetool.build_klap_proof(version, fencetool.KLAP_DEFAULTS[1])
+            self.assertEqual(proof.auth_hash.hex(), expected)
+
+    def test_sessions_get_the_published_keys(self):
+        for vector in VECTORS:
+            with self.subTest(vector.auth_hash):
+                session = session_of(vector)
+                self.assertEqual(session.client_hash.hex(), vector.client_hash)
+                self.assertEqual(session.key.hex(), vector.key)
+                self.assertEqual(session.vector.hex(), vector.iv)
+                self.assertEqual(session.sequence, vector.sequence)
+                self.assertEqual(session.signer.hex(), vector.signer)
+
+    def test_messages_become_the_published_bytes_and_replies_are_understood(self):
+        for vector in VECTORS:
+            session = session_of(vector)
+            for message in vector.messages:
+                with self.subTest(message.request):
+                    body = session.seal(message.request.encode("utf-8"))
+                    self.assertEqual(body.hex(), message.body)
+                    answer = session.unseal(bytes.fromhex(message.reply))
+                    self.assertEqual(answer.decode("utf-8"), message.answer)
+
+    def find(self, vector, *logins):
+        return fencetool.find_klap_proof(
+            logins + fencetool.KLAP_DEFAULTS, bytes.fromhex(vector.local_seed),
+            bytes.fromhex(vector.remote_seed), bytes.fromhex(vector.server_hash))
+
+    def test_one_answer_tells_the_version_and_which_login_it_is(self):
+        given = fencetool.KlapLogin("user@example.com", "Secret-Passw0rd")
+        for vector in VECTORS:
+            proof = self.find(vector, given)
+            self.assertEqual((proof.version, proof.login), (vector.version, login_of(vector)))
+
+    def test_the_case_of_the_address_counts_and_the_reason_says_so(self):
+        given = fencetool.KlapLogin("User@example.com", "Secret-Passw0rd")
+        with self.assertRaises(fencetool.Refused) as caught:
+            self.find(VECTORS[1], given)
+        self.assertIn("capital letters", str(caught.exception))
+        self.assertNotIn("Passw0rd", str(caught.exception))
+
+    def test_a_machine_without_md5_speaks_version_2_and_says_why_not_version_1(self):
+        given = fencetool.KlapLogin("user@example.com", "Secret-Passw0rd")
+        with mock.patch("hashlib.md5", side_effect=ValueError("disabled for FIPS")):
+            self.assertEqual(self.find(VECTORS[1], given).version, 2)
+            with self.assertRaises(fencetool.Refused) as caught:
+                self.find(VECTORS[0], given)
+        self.assertIn("refuses the hash of version 1 of the protocol: disabled for FIPS",
+                      str(caught.exception))
+        with mock.patch("hashlib.sha1", side_effect=ValueError("disabled for FIPS")):
+            self.assertEqual(self.find(VECTORS[0], given).version, 1)
+
+    def test_a_cookie_is_the_session_alone_and_is_one(self):
+        for lines, expected in (
+                (["TP_SESSIONID=0F2A;TIMEOUT=86400"], "0F2A"),
+                (["a=b", "x=1; TP_SESSIONID=0F2A"], "0F2A"),
+                (["TP_SESSIONID=0F2A;TIMEOUT=1", "TP_SESSIONID=0F2A;TIMEOUT=2"], "0F2A")):
+            headers = email.message.Message()
+            for line in lines:
+                headers["Set-Cookie"] = line
+            self.assertEqual(fencetool.parse_klap_cookie(headers), expected)
+        for lines in ([], ["TIMEOUT=86400"], ["TP_SESSIONID=1", "TP_SESSIONID=2"]):
+            headers = email.message.Message()
+            for line in lines:
+                headers["Set-Cookie"] = line
+            with self.subTest(lines), self.assertRaises(ProtocolError):
+                fencetool.parse_klap_cookie(headers)
+
+    def test_what_a_device_announces_is_read_or_nothing(self):
+        for body, expected in (
+                (b'{"result":{"mgt_encrypt_schm":{"encrypt_type":"AES"}}}', "AES"),
+                (b'{"result":{}}', ""), (b'{"result":[]}', ""), (b"[1]", ""), (b"{", ""),
+                (b"\xff", ""), (b"", "")):
+            self.assertEqual(fencetool.parse_discovery(bytes(16) + body), expected)
+        self.assertEqual(fencetool.parse_discovery(b""), "")
+
+
+class Signature(unittest.TestCase):
+    def test_a_reply_counts_only_with_the_signature_of_its_own_request(self):
+        for vector in VECTORS[:2]:
+            first, second = [bytes.fromhex(message.reply) for message in vector.messages]
+            for wrong in (second, first[:-16], first[:-1], first[:32], first[:16], b"",
+                          bytes([first[0] ^ 1]) + first[1:], first[:-1] + bytes([first[-1] ^ 1]),
+                          first + bytes(16), b"<html><body>200 OK</body></html>" * 2):
+                session = session_of(vector)
+                session.seal(vector.messages[0].request.encode("utf-8"))
+                with self.subTest(wrong.hex()), self.assertRaises(ProtocolError):
+                    session.unseal(wrong)
+            session = session_of(vector)
+            for message in vector.messages:
+                session.seal(message.request.encode("utf-8"))
+            with self.assertRaises(ProtocolError):  # it answered the request before
+                session.unseal(first)
+
+
+class Smart(unittest.TestCase):
+    """The codec of SMART JSON."""
+
+    INFO = {"device_id": "8022AA", "mac": "78-8C-B5-00-00-01", "type": "SMART.TAPOPLUG"}
+
+    def ask_with(self, replies):
+        """Return what a SmartPayload takes to ask: replies by method, one or a list of them.
+
+        The last one of a list comes again and again.
+        """
+        left = {name: list(found) if isinstance(found, list) else [found]
+                for name, found in replies.items()}
+
+        def ask(request, parse):
+            self.assertIn("terminal_uuid", request)
+            *more, last = left[request["method"]]
+            left[request["method"]] = more[1:] + [last]
+            return parse(more[0] if more else last)
+        return ask
+
+    def describe(self, **replies):
+        payload = fencetool.SmartPayload(fencetool.System("test"))
+        info = dict(self.INFO, **replies.pop("info", {}))
+        payload.has_component = False
+        return payload.describe(self.ask_with(dict(
+            replies, get_device_info={"result": info, "error_code": 0},
+            get_child_device_component_list={"result": {
+                "child_component_list": [{}], "sum": 1}, "error_code": 0})))
+
+    def child(self, position, **members):
+        return dict({"device_id": "8022AA%s" % position, "position": position,
+                     "device_on": True, "nickname": "YQ=="}, **members)
+
+    def pages(self, *lists, **members):
+        start, found = 0, []
+        count = sum(len(children) for children in lists)
+        for children in lists:
+            found.append({"error_code": 0, "result": dict({
+                "child_device_list": children, "start_index": start, "sum": count}, **members)})
+            start += len(children)
+        return found
+
+    def test_only_true_and_false_are_a_state(self):
+        for value, state in ((True, PowerState.ON), (False, PowerState.OFF)):
+            found = self.describe(info={"device_on": value})
+            self.assertEqual([outlet.state for outlet in found.outlets], [state])
+        for value in (0, 1, "false", None, [], {}):
+            with self.subTest(value), self.assertRaises(ProtocolError):
+                self.describe(info={"device_on": value})
+
+    def test_names_are_decoded_and_a_strange_one_harms_nothing_but_itself(self):
+        for name, expected in (("S8O8Y2hl", "Küche"), ("/w==", "\udcff"), ("!", ""), (None, ""),
+                               (7, ""), ("ü", "")):
+            found = self.describe(info={"device_on": True, "nickname": name})
+            self.assertEqual(found.outlets[0].alias, expected)
+
+    def describe_strip(self, *lists, **members):
+        payload = fencetool.SmartPayload(fencetool.System("test"))
+        payload.metered = ()
+        return payload.describe(self.ask_with({
+            "get_device_info": {"result": self.INFO, "error_code": 0},
+            "get_child_device_list": self.pages(*lists, **members)}))
+
+    def test_outlets_have_the_numbers_of_their_positions_whatever_their_order(self):
+        found = self.describe_strip([self.child(3), self.child(1)], [self.child(2)])
+        self.assertEqual([(outlet.number, outlet.identifiers[0]) for outlet in found.outlets],
+                         [(1, "8022AA1"), (2, "8022AA2"), (3, "8022AA3")])
+
+    def test_a_list_of_outlets_that_is_not_whole_is_an_error(self):
+        for lists, members in (
+                (([self.child(1)],), {"sum": 2, "start_index": 0}),
+                (([self.child(1)], [self.child(2)]), {"start_index": 0}),
+                (([self.child(1)], []), {"sum": 2}),
+                (([],), {}), (([self.child(1), self.child(2)],), {"sum": 1}),
+                (([self.child(1), self.child(1)],), {}),
+                (([self.child(1), self.child(2, device_id="8022AA1")],), {}),
+                (([self.child(0)],), {}), (([self.child("1")],), {}),
+                (([self.child(1, original_device_id="8022BB")],), {}),
+                (([self.child(1, device_on=0)],), {}), (([7],), {})):
+            with self.subTest(lists=lists, **members), self.assertRaises(ProtocolError):
+                self.describe_strip(*lists, **members)
+
+    def test_a_strip_whose_pages_tell_two_sums_is_an_error(self):
+        pages = self.pages([self.child(1)], [self.child(2)], [self.child(3)])
+        pages[1]["result"]["sum"] = 2
+        payload = fencetool.SmartPayload(fencetool.System("test"))
+        with self.assertRaises(ProtocolError):
+            payload.describe(self.ask_with({
+                "get_device_info": {"result": self.INFO, "error_code": 0},
+                "get_child_device_list": pages}))
+
+    def test_a_bulb_is_refused(self):
+        with self.assertRaises(fencetool.Refused):
+            self.describe(info={"device_on": True, "type": "SMART.TAPOBULB"})
+
+    def inner(self, **members):
+        return {"error_code": 0, "result": {"responseData": members}}
+
+    def test_an_error_inside_a_success_is_an_error(self):
+        self.assertEqual(fencetool.parse_tapo_result(
+            self.inner(error_code=0), "set_device_info", "8022AA1"), {})
+        for reply in (self.inner(error_code=-1301), self.inner(), {"error_code": 0},
+                      {"error_code": 0, "result": {}}, {"error_code": -1},
+                      {"error_code": 0, "result": {"responseData": 0}},
+                      dict(self.inner(error_code=0), error_code=-1)):
+            with self.subTest(reply), self.assertRaises(ProtocolError):
+                fencetool.parse_tapo_result(reply, "set_device_info", "8022AA1")
+
+    def test_a_reply_without_a_good_error_code_is_no_success(self):
+        for reply in ({}, {"result": {}}, {"error_code": "0"}, {"error_code": False},
+                      {"error_code": None}, {"error_code": -1, "result": {"device_on": False}},
+                      {"error_code": 0, "result": []}):
+            with self.subTest(reply), self.assertRaises(ProtocolError):
+                fencetool.parse_tapo_result(reply, "get_device_info")
+
+    def test_errors_of_sessions_and_logins_are_told_apart(self):
+        for code in fencetool.TAPO_SESSION_ERRORS:
+            with self.assertRaises(fencetool.Unreachable) as caught:
+                fencetool.parse_tapo_result({"error_code": code}, "get_device_info")
+            self.assertTrue(caught.exception.was_closed)
+        for code in fencetool.TAPO_LOGIN_ERRORS:
+            with self.assertRaises(fencetool.Refused):
+                fencetool.parse_tapo_result({"error_code": code}, "get_device_info")
+
+    def read_meter(self, **replies):
+        payload = fencetool.SmartPayload(fencetool.System("test"))
+        payload.metered = (None,)
+        found = dict.fromkeys((meter.method for meter in fencetool.TAPO_METERS),
+                              {"error_code": -1002})
+        found.update((name, {"error_code": 0, "result": result})
+                     for name, result in replies.items())
+        return payload.read_meter(self.ask_with(found), None, None)
+
+    def test_each_way_to_ask_a_meter_has_its_own_unit(self):
+        for replies in ({"get_emeter_data": {"power_mw": 43000}},
+                        {"get_energy_usage": {"current_power": 43000}},
+                        {"get_energy_usage": {"today_energy": 1},
+                         "get_current_power": {"current_power": 43}}):
+            with self.subTest(replies):
+                self.assertEqual(self.read_meter(**replies).watts, 43)
+
+    def test_only_the_answer_that_a_method_is_unknown_means_no_meter(self):
+        self.assertIsNone(self.read_meter().watts)
+        for result in ({"power_mw": "43"}, {"power_mw": None}, {"power_mw": True}):
+            with self.subTest(result), self.assertRaises(ProtocolError):
+                self.read_meter(get_emeter_data=result)
+        for code in (-1, -1001, -1003, -1008, -1301):
+            with self.subTest(code), self.assertRaises(ProtocolError):
+                fencetool.parse_tapo_watts({"error_code": code}, fencetool.TAPO_METERS[0], None)

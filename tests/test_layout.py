@@ -30,7 +30,7 @@ MAY_USE = {
     "FENCING": PARTS["WORDS"] + PARTS["MACHINE"] + PARTS["DEVICES"],
     "CLUSTER": PARTS["WORDS"] + ("AGENTS",), "PEOPLE": SECTIONS}
 # A family's room uses no other family's; the rooms of one family stand behind one another.
-FAMILIES = [{"KASA", "KLAP", "TP-LINK"}] + [{room} for room in PARTS["DEVICES"]]
+FAMILIES = [{"KASA", "KLAP", "TAPO", "TP-LINK"}] + [{room} for room in PARTS["DEVICES"]]
 # CONSTANTS ends a run of half a file, before anything else is there.
 PURE = PARTS["WORDS"][1:] + PARTS["CLUSTER"]
 WORLD = {"socket", "os", "sys", "time", "syslog", "subprocess", "threading", "urllib", "ssl",
