@@ -2,12 +2,23 @@
 
 The programs come from the machine's PATH; .ci/run installs them.
 """
+import json
 import os
 
-from tests import support, virtual
+from tests import support, virtual, virtual_klap
 from tests.support import AgentTest
 
 ENVIRONMENT = {"PATH": "/usr/bin:/bin", "HOME": "/nonexistent", "LC_ALL": "C.UTF-8"}
+
+
+def require_interpreter(module):
+    """Return the python3 on the PATH that has a module, or skip the test that needs it."""
+    for folder in os.environ.get("PATH", "").split(":"):
+        program = os.path.join(folder, "python3")
+        if os.access(program, os.X_OK) and support.run(
+                [program, "-c", "import " + module], environment=ENVIRONMENT).code == 0:
+            return program
+    return support.require(False, "%s is not installed for any python3 on the PATH" % module)
 
 
 class PythonKasa(AgentTest):
@@ -48,19 +59,60 @@ class PythonKasa(AgentTest):
             self.assertEqual([outlet.powered for outlet in device.outlets], [True, False, True])
 
 
+class PythonKasaOverKlap(AgentTest):
+    """python-kasa as a library, with a login: it, the virtual devices and fence_kasa agree."""
+
+    def ask(self, **job):
+        """Return what peer_kasa.py answers."""
+        program = require_interpreter("kasa")
+        script = os.path.join(os.path.dirname(__file__), "peer_kasa.py")
+        result = support.run([program, script], json.dumps(dict(virtual_klap.ACCOUNT, **job)),
+                             environment=ENVIRONMENT)
+        self.assertEqual(result.code, 0, result)
+        return json.loads(result.out)
+
+    def drive(self, device, *words, **job):
+        """Return what python-kasa sees of the outlets behind each word; child: of the list."""
+        found = self.ask(**dict({
+            "host": device.address[0], "port": device.address[1], "family": device.family,
+            "version": device.version, "words": words, "child": 1}, **job))
+        self.assertEqual(found["mac"], device.mac)
+        self.assertEqual(device.complaints, [])
+        return found["seen"]
+
+    def test_it_reads_and_switches_a_virtual_plug(self):
+        for make in (virtual_klap.OldKlapPlug, virtual_klap.KlapPlug, virtual_klap.SmartPlug):
+            device = self.start(make(["node"], metered=True))
+            with self.subTest(make.title):
+                self.assertEqual(self.drive(device, "read", "off"),
+                                 [[["node", True, 43]], [["node", False, 0]]])
+                self.assertFalse(device.outlets[0].powered)
+                self.assertEqual(self.drive(device, "on"), [[["node", True, 43]]])
+                self.assertTrue(device.outlets[0].powered)
+
+    def test_it_reads_and_switches_one_outlet_of_a_virtual_strip(self):
+        for make in (virtual_klap.KlapStrip, virtual_klap.SmartStrip):
+            device = self.start(make(["a", "b", "c"]))
+            with self.subTest(make.title):
+                self.assertEqual(self.drive(device, "read", "off"), [
+                    [["c", True, None], ["b", True, None], ["a", True, None]],
+                    [["c", True, None], ["b", False, None], ["a", True, None]]])
+                self.assertEqual([outlet.powered for outlet in device.outlets],
+                                 [True, False, True])
+
+    def test_it_discovers_virtual_devices_by_datagram(self):
+        for make in (virtual_klap.OldKlapPlug, virtual_klap.KlapPlug, virtual_klap.SmartPlug):
+            device = self.start(make(["node"], is_asleep=True), virtual_klap.own_address())
+            with self.subTest(make.title):
+                self.assertEqual(self.drive(device, "off", port=0), [[["node", False, None]]])
+                self.assertFalse(device.outlets[0].powered)
+
+
 class TasmotaHttp(AgentTest):
     """tasmota-http: a client library, run by the interpreter that has it."""
 
-    def find_interpreter(self):
-        for folder in os.environ.get("PATH", "").split(":"):
-            program = os.path.join(folder, "python3")
-            if os.access(program, os.X_OK) and support.run(
-                    [program, "-c", "import tasmota_http"], environment=ENVIRONMENT).code == 0:
-                return program
-        support.require(False, "tasmota-http is not installed for any python3 on the PATH")
-
     def test_it_reads_and_switches_relays_of_virtual_devices(self):
-        program = self.find_interpreter()
+        program = require_interpreter("tasmota_http")
         code = ("import sys; from tasmota_http import TasmotaClient; "
                 "client = TasmotaClient(sys.argv[1], username='admin', password='s3cret'); "
                 "print(client.power_get(2), client.power_set(False, 2), client.power_get(2), "

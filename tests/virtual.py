@@ -23,6 +23,7 @@ class Faulty:
     none of them needs to know its name.
     """
 
+    title = ""       # of what it is, where the name of its dialect does not say it
     parameters = {}  # beside ip, ipport and those of its row in DIALECTS
     two = ("a", "b")  # the aliases of a device with two outlets, () where it has one
     second = "2"     # the plug of the second of two outlets

@@ -180,7 +180,6 @@ class Klap(Announced):
     harmless = virtual.Faulty.harmless | {"lag"}
     readable = (virtual.Faulty.readable | harmless
                 | {"frozen", "exchanged", "usurped", "refuses"})
-    title = ""         # of the tests of the contract
     version = 2        # of the hashes
     username = ACCOUNT["username"]
     password = ACCOUNT["password"]

@@ -27,6 +27,7 @@ SMART_RESULTS = {
     "get_countdown_rules": {"enable": True, "rule_list": [], "countdown_rule_max_count": 1},
     "get_antitheft_rules": {"enable": True, "rule_list": [], "antitheft_rule_max_count": 1},
     "get_next_event": {},
+    "get_emeter_vgain_igain": {"igain": 11101, "vgain": 125403},
     "get_protection_power": {"enabled": False, "protection_power": 0},
 }
 PLUG_COMPONENTS = (
