@@ -4009,7 +4009,10 @@ class KlapSession:
         import hmac
         signature, cipher = body[:KLAP_HASH_BYTES], body[KLAP_HASH_BYTES:]
         if not hmac.compare_digest(signature, self._sign(cipher)):
-            raise ProtocolError("the answer of %d bytes is not signed by the device" % len(body))
+            text = body.decode("utf-8", "backslashreplace")
+            # Only now: a signature may begin like a page.
+            raise ProtocolError("the answer of %d bytes is not signed by the device%s" % (
+                len(body), ": " + describe_body(text) if is_page(text) else ""))
         return decrypt_aes_cbc(self.key, self._vector(), cipher)
 
     def _number(self):
@@ -4106,13 +4109,11 @@ class KlapTransport:
         Firmware forgets a session, or answers the first request of one alone (python-kasa #784,
         #1580, #1715): what is no answer behind a good one is the end of the session.
         """
-        shown = show_http_body(reply)
         try:
             if reply.status == 403:
                 raise ProtocolError("the device has ended the session (HTTP status 403): does "
                                     "another client (the app, Home Assistant) use it?")
-            check_http_answer(shown)
-            refuse_page(shown)
+            check_http_answer(show_http_body(reply))
             return self.session.unseal(reply.body)
         except (ProtocolError, StrangeReply) as error:
             if self.answers:
