@@ -32,6 +32,8 @@ class Faulty:
     meter = None     # options with which it has a meter that reads while the relay is off
     fault_options = {}  # of a device that shows every fault but those in no_faults
     no_faults = ()
+    faults_of_two = ("wrong_outlet",)  # that show only where there are several outlets
+    bearable = 4  # each so manyth answer may be lost
     # Where off must succeed in spite of the fault, because the contact is open in the end.
     harmless = {"drop", "late", "dead_meter"}
     # Where status tells the truth, which is ON.

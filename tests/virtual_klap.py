@@ -183,6 +183,7 @@ class Klap(Announced):
     version = 2        # of the hashes
     username = ACCOUNT["username"]
     password = ACCOUNT["password"]
+    bearable = 7       # a login alone takes two answers
     sessions_kept = 1  # a new login throws out the oldest
     requests_a_session = 0    # and 403 to those after that; 0: without an end
     answers_a_connection = 0  # it closes a connection behind so many, unannounced; 0: never
@@ -445,6 +446,8 @@ class SmartStrip(Klap, virtual_smart.SmartStripFirmware):
     })
     harmless = Klap.harmless | {"shuffled"}
     readable = Klap.readable | {"shuffled", "inner_error"}
+    bearable = 10  # its lists come in answers of their own
+    faults_of_two = Klap.faults_of_two + ("shuffled", "cut_list", "twins")
     meter = {"metered": True}
     fault_options = meter
 
