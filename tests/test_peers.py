@@ -2,23 +2,32 @@
 
 The programs come from the machine's PATH; .ci/run installs them.
 """
+import functools
 import json
 import os
 
 from tests import support, virtual, virtual_klap
-from tests.support import AgentTest
+from tests.support import AgentTest, on_stdin
 
 ENVIRONMENT = {"PATH": "/usr/bin:/bin", "HOME": "/nonexistent", "LC_ALL": "C.UTF-8"}
 
 
-def require_interpreter(module):
-    """Return the python3 on the PATH that has a module, or skip the test that needs it."""
+@functools.lru_cache(maxsize=None)
+def find_interpreter(module):
+    """Return the python3 on the PATH that has a module, or None."""
     for folder in os.environ.get("PATH", "").split(":"):
         program = os.path.join(folder, "python3")
         if os.access(program, os.X_OK) and support.run(
                 [program, "-c", "import " + module], environment=ENVIRONMENT).code == 0:
             return program
-    return support.require(False, "%s is not installed for any python3 on the PATH" % module)
+    return None
+
+
+def require_interpreter(module):
+    """Return the python3 on the PATH that has a module, or skip the test that needs it."""
+    program = find_interpreter(module)
+    support.require(program, "%s is not installed for any python3 on the PATH" % module)
+    return program
 
 
 class PythonKasa(AgentTest):
@@ -106,6 +115,74 @@ class PythonKasaOverKlap(AgentTest):
             with self.subTest(make.title):
                 self.assertEqual(self.drive(device, "off", port=0), [[["node", False, None]]])
                 self.assertFalse(device.outlets[0].powered)
+
+    def fence(self, device, action, **parameters):
+        """Return what fence_kasa prints for an action that goes well."""
+        result = on_stdin("fence_kasa", dict(self.address(device, **support.PATIENT_LIMITS),
+                                             action=action, **dict(device.parameters,
+                                                                   **parameters)))
+        self.assertEqual((result.code in (0, 2), result.err), (True, ""), result)
+        self.assertEqual(device.complaints, [])
+        return result.out
+
+    def test_each_sees_what_the_other_one_did_to_a_plug(self):
+        for make in (virtual_klap.OldKlapPlug, virtual_klap.KlapPlug, virtual_klap.SmartPlug):
+            device = self.start(make(["node"], metered=True))
+            with self.subTest(make.title):
+                self.drive(device, "off")
+                self.assertEqual(self.fence(device, "status"), "Status: OFF\n")
+                self.fence(device, "on")
+                self.assertEqual(self.drive(device, "read"), [[["node", True, 43]]])
+                self.fence(device, "off")
+                self.assertEqual(self.drive(device, "read"), [[["node", False, 0]]])
+                self.drive(device, "on")
+                self.assertEqual(self.fence(device, "status"), "Status: ON\n")
+
+    def test_each_sees_what_the_other_one_did_to_an_outlet_of_a_strip(self):
+        for make in (virtual_klap.KlapStrip, virtual_klap.SmartStrip):
+            device = self.start(make(["a", "b", "c"]))
+            with self.subTest(make.title):
+                self.drive(device, "off", child=0)  # its list is reversed
+                self.assertEqual(self.fence(device, "list-status"), "1,a,ON\n2,b,ON\n3,c,OFF\n")
+                self.fence(device, "off", plug="2")
+                self.assertEqual([on for _, on, _ in self.drive(device, "read")[0]],
+                                 [False, False, True])
+                self.fence(device, "on", plug="3")
+                self.assertEqual([on for _, on, _ in self.drive(device, "read")[0]],
+                                 [True, False, True])
+
+    def test_it_would_have_sent_the_same_bytes(self):
+        for make in virtual_klap.DEVICES:
+            device = self.start(make(["node"]))
+            self.fence(device, "off")
+            with self.subTest(make.title):
+                self.assertFalse(device.outlets[0].powered)
+                said = [json.dumps(request) for session in self.sessions_of(device)
+                        for request in self.check_session(device, *session)]
+                self.assertEqual(sum("set_relay_state" in text or "set_device_info" in text
+                                     for text in said), 1)
+
+    def sessions_of(self, device):
+        """Return [(session, its exchanges)] in the order of their logins."""
+        found = []
+        for exchange in device.exchanges:
+            if exchange.session and (not found or exchange.session is not found[-1][0]):
+                found.append((exchange.session, []))
+            if exchange.session:
+                found[-1][1].append(exchange)
+        return found
+
+    def check_session(self, device, session, exchanges):
+        """Return the requests of a session, as python-kasa reads them."""
+        proof, *requests = exchanges
+        found = self.ask(version=device.version, local_seed=session.local_seed.hex(),
+                         remote_seed=session.remote_seed.hex(), requests=[
+                             (int(request.path.partition("seq=")[2]), request.body.hex())
+                             for request in requests])
+        self.assertEqual(found["client_hash"], proof.body.hex())
+        self.assertTrue(requests)
+        self.assertTrue(all(same for _, same in found["requests"]))
+        return [json.loads(text) for text, _ in found["requests"]]
 
 
 class TasmotaHttp(AgentTest):
