@@ -1158,7 +1158,7 @@ DIALECTS = {row.name: row for row in (
         urls="", url_form="", keys=(), required=("ip", "user", "password"),
         fixed={"lanplus": "1"}, comes_back=True),
     Dialect(
-        name="kasa", title="TP-Link Kasa plugs and strips", method="kasa",
+        name="kasa", title="TP-Link Kasa and Tapo plugs and strips", method="kasa",
         agent="fence_kasa", port=9999, urls="", url_form="",
         keys=("mac", "outlet", "power_meter", "protocol"), required=("ip",), fixed={},
         comes_back=False),
@@ -3410,7 +3410,8 @@ class HttpOutlet(OpenedOutlet):
 # tplink-smartplug; read 2026-10. Seen: documents only.
 
 KASA_FIRST_KEY = 171
-KASA_CLOSED_HINT = "newer firmware closes the port when third-party control is off"
+KASA_CLOSED_HINT = ("newer firmware closes this port unless Third-Party Compatibility is on in the "
+                    "app, and speaks KLAP on port 80")
 
 KasaInfo = namedtuple("KasaInfo", "mac device_id outlets is_strip has_meter")
 
@@ -4037,7 +4038,8 @@ class KlapTransport:
         self.address = settings.ip
         self.session = None       # the KlapSession
         self.answers = 0          # to the requests of the session
-        self.has_answered = False  # to anything, in this action
+        self.has_answered = False   # to anything, in this action
+        self.has_been_open = False  # a session, in this action
         self.pause_s = 0          # before each request
         self.answered_at = system.clock()
 
@@ -4057,6 +4059,8 @@ class KlapTransport:
             self._open_once(deadline)
             return
         except StrangeReply as error:
+            if self.has_been_open:  # and then it is no more than a doubt
+                raise ProtocolError(str(error)) from error
             failure, pause = error, LATER_SECONDS
         except Unreachable as error:
             if not error.was_closed:
@@ -4086,7 +4090,7 @@ class KlapTransport:
         if reply.status != 200:
             raise ProtocolError("the device ends the session before it began (HTTP status %d): "
                                 "does another client log in all the time?" % reply.status)
-        self.session, self.answers = session, 0
+        self.session, self.answers, self.has_been_open = session, 0, True
 
     def ask(self, request, deadline):
         """Send one request, once; return the reply, a dict."""
@@ -4293,17 +4297,17 @@ def parse_tapo_components(members):
 
 
 def parse_tapo_watts(reply, meter, child_id):
-    """Return watts from the reply to one TapoMeter, None when this is not how to ask it."""
+    """Return (error_code, watts) from the reply to one TapoMeter; no watts: not told in this way.
+    """
     code, result = parse_tapo_answer(reply, meter.method, child_id)
-    if code == TAPO_UNKNOWN_METHOD:
-        return None
-    result = parse_tapo_result(reply, meter.method, child_id)
-    if meter.member not in result:
-        return None
+    if code in TAPO_SESSION_ERRORS + TAPO_LOGIN_ERRORS:
+        parse_tapo_result(reply, meter.method, child_id)
+    if code != 0 or meter.member not in result:
+        return code, None
     if not is_number(result[meter.member]):
         raise ProtocolError("the meter's %s is not a number: %s"
                             % (meter.member, quote(json.dumps(result[meter.member]))))
-    return limit_watts(result[meter.member]) * meter.unit_watts
+    return code, limit_watts(result[meter.member]) * meter.unit_watts
 
 
 class SmartPayload:
@@ -4323,9 +4327,11 @@ class SmartPayload:
         reply = ask(self._build("component_nego"), dict)
         if "error_code" not in reply:
             return False
-        code, _ = parse_tapo_answer(reply, "component_nego")
-        if code != TAPO_UNKNOWN_METHOD:
-            self.has_component = parse_tapo_components(parse_tapo_result(reply, "component_nego"))
+        code, result = parse_tapo_answer(reply, "component_nego")
+        if code in TAPO_SESSION_ERRORS + TAPO_LOGIN_ERRORS:
+            parse_tapo_result(reply, "component_nego")
+        if code == 0:
+            self.has_component = parse_tapo_components(result)
         return True
 
     def describe(self, ask):
@@ -4355,10 +4361,17 @@ class SmartPayload:
         """Return the MeterReading; number: of a strip's outlet, None of a plug."""
         if child_id not in self.metered:
             return NO_METER
+        codes = set()
         for meter in TAPO_METERS:
-            watts = self._read_watts(ask, meter, child_id)
+            code, watts = self._read_watts(ask, meter, child_id)
             if watts is not None:
                 return MeterReading(watts, "")
+            codes.add(code)
+        # SAFETY: a meter that fails is not one that is not there.
+        # Test: test_only_the_answer_that_a_method_is_unknown_means_no_meter
+        failures = codes - {0, TAPO_UNKNOWN_METHOD}
+        if failures:
+            raise ProtocolError("the meter answers with error %d" % min(failures))
         return MeterReading(None, "the device knows none of %s" % ", ".join(
             meter.method for meter in TAPO_METERS))
 
