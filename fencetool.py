@@ -4148,13 +4148,13 @@ class KlapTransport:
         return reply
 
     def _connect(self, deadline):
-        # SAFETY: a name is looked up once an action; the proof must come from the device that was
-        # switched. Test: test_a_name_that_changes_its_address_changes_no_device
+        def connect(limit):
+            return self.system.connect(self.address, self.port, self.settings.family, limit)
         connection, self.opened = self.opened, None
-        if not connection:
-            connection = connect_awake(self.system, self.settings, deadline, lambda limit: (
-                self.system.connect(self.address, self.port, self.settings.family, limit)))
-        self.address = connection.peer
+        if not connection and self.has_answered:
+            connection = connect(deadline.within(self.settings.login_timeout))
+        connection = connection or connect_awake(self.system, self.settings, deadline, connect)
+        self.address = connection.peer  # a name is looked up once an action
         return connection
 
     def _tell_announced(self, deadline):
@@ -4386,10 +4386,14 @@ class SmartPayload:
         every = [child.identifiers[0] for child in children]
         if self.has_component is None:
             return every
-        told = self._read_list(ask, "get_child_device_component_list", "child_component_list")
-        silent = [item.get("device_id") for item in told if isinstance(item, dict)
-                  and not parse_tapo_components(item)]
-        return [identifier for identifier in every if identifier not in silent]
+        try:
+            told = self._read_list(ask, "get_child_device_component_list", "child_component_list")
+            without = [item.get("device_id") for item in told if isinstance(item, dict)
+                       and not parse_tapo_components(item)]
+        except ProtocolError as error:  # then each outlet is asked
+            self.system.debug("the strip does not tell which outlets have a meter: %s" % error)
+            return every
+        return [identifier for identifier in every if identifier not in without]
 
     def _read_list(self, ask, method, name):
         """Return the items of a list that comes in pages; raise unless it is whole.
@@ -4444,6 +4448,7 @@ class KasaDevice(Device):
         super().__init__(system, settings)
         self.transport = None     # chosen by the first question, as the payload is
         self.payload = None
+        self.port = settings.ipport  # of the transport that was chosen last
         self.detour = ""          # why the preferred transport is not the one
         self.answers_once = None  # whether it ends each session behind an answer; None: not known
         self.description = None   # the KasaInfo that came last
@@ -4453,8 +4458,7 @@ class KasaDevice(Device):
         return self.transport and self.transport.session
 
     def describe(self):
-        port = self.transport.port if self.transport else self.settings.ipport
-        return "%s %s" % (self.name, render_address(self.settings.ip, port))
+        return "%s %s" % (self.name, render_address(self.settings.ip, self.port))
 
     def list_outlets(self, deadline):
         return self.read_description(deadline).outlets
@@ -4504,6 +4508,7 @@ class KasaDevice(Device):
         """Begin a session unless one is open; the first one decides how the device is spoken to."""
         if not self.transport:
             self.transport, self.detour = self.choose_transport(deadline)
+            self.port = self.transport.port
         if not self.session:
             self.transport.open(deadline)
         if not self.payload:

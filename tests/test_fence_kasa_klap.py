@@ -416,7 +416,8 @@ class Protocols(KlapTest):
             self.fail_auto(), "port 9999: no connection: Connection refused",
             "port 80: no connection: Connection refused")
         self.start_klap(SmartPlug(fault="stranger"))
-        self.assert_failure(self.fail_auto(**ACCOUNT), "refuses the login",
+        self.assert_failure(self.fail_auto(**ACCOUNT),
+                            "kasa %s:80: the device refuses the login" % self.address_of_its_own,
                             "before that port 9999: no connection: Connection refused")
 
     def test_another_port_means_the_old_protocol(self):

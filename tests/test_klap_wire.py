@@ -272,6 +272,21 @@ class Smart(unittest.TestCase):
         with self.assertRaises(fencetool.Refused):
             self.describe(info={"device_on": True, "type": "SMART.TAPOBULB"})
 
+    def test_a_strip_that_does_not_tell_which_outlets_have_a_meter_is_asked_of_each(self):
+        listed = {"error_code": 0, "result": {"start_index": 0, "sum": 2, "child_component_list": [
+            {"device_id": "8022AA1", "component_list": [{"id": "energy_monitoring"}]},
+            {"device_id": "8022AA2", "component_list": [{"id": "led"}]}]}}
+        for reply, metered in ((listed, ["8022AA1"]),
+                               ({"error_code": -1002}, ["8022AA1", "8022AA2"]),
+                               ({"error_code": 0}, ["8022AA1", "8022AA2"])):
+            payload = fencetool.SmartPayload(fencetool.System("test"))
+            payload.has_component = False  # of the strip itself
+            payload.describe(self.ask_with({
+                "get_device_info": {"result": self.INFO, "error_code": 0},
+                "get_child_device_list": self.pages([self.child(1), self.child(2)]),
+                "get_child_device_component_list": reply}))
+            self.assertEqual(payload.metered, metered)
+
     def inner(self, **members):
         return {"error_code": 0, "result": {"responseData": members}}
 
