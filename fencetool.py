@@ -1158,7 +1158,7 @@ DIALECTS = {row.name: row for row in (
         urls="", url_form="", keys=(), required=("ip", "user", "password"),
         fixed={"lanplus": "1"}, comes_back=True),
     Dialect(
-        name="kasa", title="TP-Link Kasa plugs and strips", method="kasa",
+        name="kasa", title="TP-Link Kasa and Tapo plugs and strips", method="kasa",
         agent="fence_kasa", port=9999, urls="", url_form="",
         keys=("mac", "outlet", "power_meter", "protocol"), required=("ip",), fixed={},
         comes_back=False),
@@ -3410,7 +3410,8 @@ class HttpOutlet(OpenedOutlet):
 # tplink-smartplug; read 2026-10. Seen: documents only.
 
 KASA_FIRST_KEY = 171
-KASA_CLOSED_HINT = "newer firmware closes the port when third-party control is off"
+KASA_CLOSED_HINT = ("newer firmware closes this port unless Third-Party Compatibility is on in the "
+                    "app, and speaks KLAP on port 80")
 
 KasaInfo = namedtuple("KasaInfo", "mac device_id outlets is_strip has_meter")
 
@@ -4037,7 +4038,8 @@ class KlapTransport:
         self.address = settings.ip
         self.session = None       # the KlapSession
         self.answers = 0          # to the requests of the session
-        self.has_answered = False  # to anything, in this action
+        self.has_answered = False   # to anything, in this action
+        self.has_been_open = False  # a session, in this action
         self.pause_s = 0          # before each request
         self.answered_at = system.clock()
 
@@ -4057,6 +4059,8 @@ class KlapTransport:
             self._open_once(deadline)
             return
         except StrangeReply as error:
+            if self.has_been_open:  # and then it is no more than a doubt
+                raise ProtocolError(str(error)) from error
             failure, pause = error, LATER_SECONDS
         except Unreachable as error:
             if not error.was_closed:
@@ -4086,7 +4090,7 @@ class KlapTransport:
         if reply.status != 200:
             raise ProtocolError("the device ends the session before it began (HTTP status %d): "
                                 "does another client log in all the time?" % reply.status)
-        self.session, self.answers = session, 0
+        self.session, self.answers, self.has_been_open = session, 0, True
 
     def ask(self, request, deadline):
         """Send one request, once; return the reply, a dict."""
@@ -4144,13 +4148,13 @@ class KlapTransport:
         return reply
 
     def _connect(self, deadline):
-        # SAFETY: a name is looked up once an action; the proof must come from the device that was
-        # switched. Test: test_a_name_that_changes_its_address_changes_no_device
+        def connect(limit):
+            return self.system.connect(self.address, self.port, self.settings.family, limit)
         connection, self.opened = self.opened, None
-        if not connection:
-            connection = connect_awake(self.system, self.settings, deadline, lambda limit: (
-                self.system.connect(self.address, self.port, self.settings.family, limit)))
-        self.address = connection.peer
+        if not connection and self.has_answered:
+            connection = connect(deadline.within(self.settings.login_timeout))
+        connection = connection or connect_awake(self.system, self.settings, deadline, connect)
+        self.address = connection.peer  # a name is looked up once an action
         return connection
 
     def _tell_announced(self, deadline):
@@ -4293,17 +4297,17 @@ def parse_tapo_components(members):
 
 
 def parse_tapo_watts(reply, meter, child_id):
-    """Return watts from the reply to one TapoMeter, None when this is not how to ask it."""
+    """Return (error_code, watts) from the reply to one TapoMeter; no watts: not told in this way.
+    """
     code, result = parse_tapo_answer(reply, meter.method, child_id)
-    if code == TAPO_UNKNOWN_METHOD:
-        return None
-    result = parse_tapo_result(reply, meter.method, child_id)
-    if meter.member not in result:
-        return None
+    if code in TAPO_SESSION_ERRORS + TAPO_LOGIN_ERRORS:
+        parse_tapo_result(reply, meter.method, child_id)
+    if code != 0 or meter.member not in result:
+        return code, None
     if not is_number(result[meter.member]):
         raise ProtocolError("the meter's %s is not a number: %s"
                             % (meter.member, quote(json.dumps(result[meter.member]))))
-    return limit_watts(result[meter.member]) * meter.unit_watts
+    return code, limit_watts(result[meter.member]) * meter.unit_watts
 
 
 class SmartPayload:
@@ -4323,9 +4327,11 @@ class SmartPayload:
         reply = ask(self._build("component_nego"), dict)
         if "error_code" not in reply:
             return False
-        code, _ = parse_tapo_answer(reply, "component_nego")
-        if code != TAPO_UNKNOWN_METHOD:
-            self.has_component = parse_tapo_components(parse_tapo_result(reply, "component_nego"))
+        code, result = parse_tapo_answer(reply, "component_nego")
+        if code in TAPO_SESSION_ERRORS + TAPO_LOGIN_ERRORS:
+            parse_tapo_result(reply, "component_nego")
+        if code == 0:
+            self.has_component = parse_tapo_components(result)
         return True
 
     def describe(self, ask):
@@ -4355,10 +4361,17 @@ class SmartPayload:
         """Return the MeterReading; number: of a strip's outlet, None of a plug."""
         if child_id not in self.metered:
             return NO_METER
+        codes = set()
         for meter in TAPO_METERS:
-            watts = self._read_watts(ask, meter, child_id)
+            code, watts = self._read_watts(ask, meter, child_id)
             if watts is not None:
                 return MeterReading(watts, "")
+            codes.add(code)
+        # SAFETY: a meter that fails is not one that is not there.
+        # Test: test_only_the_answer_that_a_method_is_unknown_means_no_meter
+        failures = codes - {0, TAPO_UNKNOWN_METHOD}
+        if failures:
+            raise ProtocolError("the meter answers with error %d" % min(failures))
         return MeterReading(None, "the device knows none of %s" % ", ".join(
             meter.method for meter in TAPO_METERS))
 
@@ -4373,10 +4386,14 @@ class SmartPayload:
         every = [child.identifiers[0] for child in children]
         if self.has_component is None:
             return every
-        told = self._read_list(ask, "get_child_device_component_list", "child_component_list")
-        silent = [item.get("device_id") for item in told if isinstance(item, dict)
-                  and not parse_tapo_components(item)]
-        return [identifier for identifier in every if identifier not in silent]
+        try:
+            told = self._read_list(ask, "get_child_device_component_list", "child_component_list")
+            without = [item.get("device_id") for item in told if isinstance(item, dict)
+                       and not parse_tapo_components(item)]
+        except ProtocolError as error:  # then each outlet is asked
+            self.system.debug("the strip does not tell which outlets have a meter: %s" % error)
+            return every
+        return [identifier for identifier in every if identifier not in without]
 
     def _read_list(self, ask, method, name):
         """Return the items of a list that comes in pages; raise unless it is whole.
@@ -4431,6 +4448,7 @@ class KasaDevice(Device):
         super().__init__(system, settings)
         self.transport = None     # chosen by the first question, as the payload is
         self.payload = None
+        self.port = settings.ipport  # of the transport that was chosen last
         self.detour = ""          # why the preferred transport is not the one
         self.answers_once = None  # whether it ends each session behind an answer; None: not known
         self.description = None   # the KasaInfo that came last
@@ -4440,8 +4458,7 @@ class KasaDevice(Device):
         return self.transport and self.transport.session
 
     def describe(self):
-        port = self.transport.port if self.transport else self.settings.ipport
-        return "%s %s" % (self.name, render_address(self.settings.ip, port))
+        return "%s %s" % (self.name, render_address(self.settings.ip, self.port))
 
     def list_outlets(self, deadline):
         return self.read_description(deadline).outlets
@@ -4491,6 +4508,7 @@ class KasaDevice(Device):
         """Begin a session unless one is open; the first one decides how the device is spoken to."""
         if not self.transport:
             self.transport, self.detour = self.choose_transport(deadline)
+            self.port = self.transport.port
         if not self.session:
             self.transport.open(deadline)
         if not self.payload:

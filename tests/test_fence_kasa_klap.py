@@ -3,6 +3,7 @@ import functools
 import hashlib
 import itertools
 import os
+import shlex
 import socket
 import sys
 import tempfile
@@ -102,12 +103,28 @@ class Actions(KlapTest):
     def test_a_password_from_a_program_works(self):
         device = self.start(SmartPlug())
         with tempfile.TemporaryDirectory() as folder:
-            script = os.path.join(folder, "password")
-            with open(script, "w") as handle:
-                handle.write("#!/bin/sh\necho %s\n" % ACCOUNT["password"])
-            os.chmod(script, 0o700)
+            script = self.write_password_script(folder)
             self.assert_success(self.run_off(device, password="", password_script=script,
                                              **support.PATIENT_LIMITS))
+
+    def test_the_call_in_the_readme_works(self):
+        with open(os.path.join(support.ROOT, "README.md"), encoding="utf-8") as handle:
+            line = next(line for line in handle if line.startswith("    fence_kasa")
+                        and "--protocol=klap" in line)
+        words = shlex.split(line)
+        device = self.start(SmartPlug(username=words[words.index("-l") + 1]))
+        words[words.index("-a") + 1] = device.address[0]
+        with tempfile.TemporaryDirectory() as folder:
+            words[words.index("-S") + 1] = self.write_password_script(folder)
+            result = support.fencetool(*words + ["-u", str(device.address[1])])
+        self.assertEqual((result.code, result.out), (0, "Status: ON\n"), result)
+
+    def write_password_script(self, folder):
+        path = os.path.join(folder, "password")
+        with open(path, "w") as handle:
+            handle.write("#!/bin/sh\necho %s\n" % ACCOUNT["password"])
+        os.chmod(path, 0o700)
+        return path
 
     def test_fence_check_reads_a_device_over_klap(self):
         for family in (KlapPlug, SmartPlug):
@@ -147,6 +164,18 @@ class Sessions(KlapTest):
                     if name == "send":
                         self.assertFalse(device.outlets[0].powered)
                 self.assertEqual(device.complaints, [])
+
+    def test_a_device_that_lets_nobody_in_for_a_while_after_it_obeyed_is_waited_for(self):
+        device = self.start(KlapPlug(metered=True))
+        switch = device.switch
+
+        def switch_and_forget(number, on):
+            switch(number, on)
+            device.sessions.clear()
+            device.next_replies = [(200, {}, b"")] + [(403, {}, b"")] * 4
+        device.switch = switch_and_forget
+        self.assert_success(self.run_off(device, **support.PATIENT_LIMITS))
+        self.assertFalse(device.outlets[0].powered)
 
     def test_nothing_is_sent_in_a_session_with_another_device(self):
         for family in FAMILIES:
@@ -380,14 +409,15 @@ class Protocols(KlapTest):
         self.start_klap(SmartPlug())
         self.assert_failure(
             self.fail_auto(), "set username and password", "port 9999: no connection: Connection "
-            "refused", "third-party control is off")
+            "refused", "Third-Party Compatibility")
 
     def test_both_reasons_are_told_when_nothing_answers(self):
         self.assert_failure(
             self.fail_auto(), "port 9999: no connection: Connection refused",
             "port 80: no connection: Connection refused")
         self.start_klap(SmartPlug(fault="stranger"))
-        self.assert_failure(self.fail_auto(**ACCOUNT), "refuses the login",
+        self.assert_failure(self.fail_auto(**ACCOUNT),
+                            "kasa %s:80: the device refuses the login" % self.address_of_its_own,
                             "before that port 9999: no connection: Connection refused")
 
     def test_another_port_means_the_old_protocol(self):

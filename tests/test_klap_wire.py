@@ -1,5 +1,6 @@
 """KLAP and SMART on the wire, with vectors published or computed by other implementations."""
 import email.message
+import itertools
 import unittest
 from unittest import mock
 
@@ -271,6 +272,21 @@ class Smart(unittest.TestCase):
         with self.assertRaises(fencetool.Refused):
             self.describe(info={"device_on": True, "type": "SMART.TAPOBULB"})
 
+    def test_a_strip_that_does_not_tell_which_outlets_have_a_meter_is_asked_of_each(self):
+        listed = {"error_code": 0, "result": {"start_index": 0, "sum": 2, "child_component_list": [
+            {"device_id": "8022AA1", "component_list": [{"id": "energy_monitoring"}]},
+            {"device_id": "8022AA2", "component_list": [{"id": "led"}]}]}}
+        for reply, metered in ((listed, ["8022AA1"]),
+                               ({"error_code": -1002}, ["8022AA1", "8022AA2"]),
+                               ({"error_code": 0}, ["8022AA1", "8022AA2"])):
+            payload = fencetool.SmartPayload(fencetool.System("test"))
+            payload.has_component = False  # of the strip itself
+            payload.describe(self.ask_with({
+                "get_device_info": {"result": self.INFO, "error_code": 0},
+                "get_child_device_list": self.pages([self.child(1), self.child(2)]),
+                "get_child_device_component_list": reply}))
+            self.assertEqual(payload.metered, metered)
+
     def inner(self, **members):
         return {"error_code": 0, "result": {"responseData": members}}
 
@@ -300,13 +316,14 @@ class Smart(unittest.TestCase):
             with self.assertRaises(fencetool.Refused):
                 fencetool.parse_tapo_result({"error_code": code}, "get_device_info")
 
-    def read_meter(self, **replies):
+    def read_meter(self, codes=(-1002,) * 3, **results):
+        """Return the MeterReading where methods without a result answer with these codes."""
         payload = fencetool.SmartPayload(fencetool.System("test"))
         payload.metered = (None,)
-        found = dict.fromkeys((meter.method for meter in fencetool.TAPO_METERS),
-                              {"error_code": -1002})
+        found = {meter.method: {"error_code": code}
+                 for meter, code in zip(fencetool.TAPO_METERS, codes)}
         found.update((name, {"error_code": 0, "result": result})
-                     for name, result in replies.items())
+                     for name, result in results.items())
         return payload.read_meter(self.ask_with(found), None, None)
 
     def test_each_way_to_ask_a_meter_has_its_own_unit(self):
@@ -322,6 +339,31 @@ class Smart(unittest.TestCase):
         for result in ({"power_mw": "43"}, {"power_mw": None}, {"power_mw": True}):
             with self.subTest(result), self.assertRaises(ProtocolError):
                 self.read_meter(get_emeter_data=result)
-        for code in (-1, -1001, -1003, -1008, -1301):
-            with self.subTest(code), self.assertRaises(ProtocolError):
-                fencetool.parse_tapo_watts({"error_code": code}, fencetool.TAPO_METERS[0], None)
+        for code, place in itertools.product((-1, -1001, -1003, -1008, -1301), range(3)):
+            codes = [-1002] * 3
+            codes[place] = code
+            with self.subTest(codes), self.assertRaises(ProtocolError):
+                self.read_meter(codes)
+        for code in fencetool.TAPO_SESSION_ERRORS + fencetool.TAPO_LOGIN_ERRORS:
+            with self.subTest(code), self.assertRaises(
+                    (fencetool.Unreachable, fencetool.Refused)):
+                self.read_meter([code, -1002, -1002], get_energy_usage={"current_power": 0})
+
+    def test_a_way_to_ask_that_fails_does_not_hide_another_that_works(self):
+        self.assertEqual(self.read_meter(
+            (-1003, -1, -1002), get_energy_usage={"current_power": 43000}).watts, 43)
+
+    def test_a_device_that_does_not_tell_its_components_may_have_a_meter(self):
+        for reply, metered in (
+                ({"error_code": -1003}, (None,)), ({"error_code": -1002}, (None,)),
+                ({"error_code": 0, "result": {"component_list": [{"id": "led"}]}}, ()),
+                ({"error_code": 0, "result": {"component_list": [
+                    {"id": "led"}, {"id": "energy_monitoring", "ver_code": 2}]}}, (None,))):
+            payload = fencetool.SmartPayload(fencetool.System("test"))
+            ask = self.ask_with({"component_nego": reply, "get_device_info": {
+                "error_code": 0, "result": dict(self.INFO, device_on=True)}})
+            self.assertTrue(payload.is_understood(ask))
+            self.assertIs(payload.describe(ask).has_meter, bool(metered))
+            self.assertEqual(payload.metered, metered)
+        self.assertFalse(fencetool.SmartPayload(fencetool.System("test")).is_understood(
+            self.ask_with({"component_nego": {}})))
