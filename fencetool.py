@@ -1282,8 +1282,8 @@ STATUS_PARAMS = (  # fence_http and fence_check
     param("status_off_regex", PATTERN, "Regex that only a status of OFF matches (for device=url)"))
 KASA_PARAMS = (  # fence_kasa and fence_check
     param("protocol", SELECT, "What a TP-Link plug speaks: legacy (port 9999), or klap (port 80, "
-          "with username and password of the TP-Link account); auto takes what answers, and with "
-          "an ipport other than 9999 legacy", default="auto",
+          "with username and password of the TP-Link account); auto takes what answers, or by "
+          "ipport klap for 80, and legacy for any but 80 and 9999", default="auto",
           choices=("auto",) + tuple(KASA_PROTOCOLS)),)
 CHECK_PARAMS = (  # fence_check
     param("fence_method", STRING, "What the fence device speaks: %s, or the name of any installed "
@@ -4519,15 +4519,15 @@ class KasaDevice(Device):
         """Return (transport, why it is not the preferred one, "" if it is)."""
         settings = self.settings
         name, ports = settings.protocol, list(KASA_PROTOCOLS.values())
+        by_port = dict(zip(ports, KASA_PROTOCOLS))
         if name == "auto" and settings.ipport != ports[0]:
-            name = "legacy"  # who names another port means what has always been there
+            name = by_port.get(settings.ipport, "legacy")  # the port says which is meant
         if name != "auto":
             return TRANSPORTS[name](self.system, settings, self.describe, settings.ipport), ""
         connection, port, detour = connect_awake(
             self.system, settings, deadline, lambda limit: self.system.connect_preferred(
                 settings.ip, ports, settings.family, limit, KASA_CLOSED_HINT))
-        name = next(name for name, own in KASA_PROTOCOLS.items() if own == port)
-        transport = TRANSPORTS[name](self.system, settings, self.describe, port)
+        transport = TRANSPORTS[by_port[port]](self.system, settings, self.describe, port)
         transport.opened = connection
         return transport, detour
 

@@ -100,6 +100,10 @@ class Actions(KlapTest):
                         told = "takes a login that everybody knows" in result.err
                         self.assertIs(told, login != given)
 
+    def test_ipv6_works(self):
+        device = self.start(SmartPlug(), host="::1")
+        self.assert_success(self.run_off(device, **support.PATIENT_LIMITS))
+
     def test_a_password_from_a_program_works(self):
         device = self.start(SmartPlug())
         with tempfile.TemporaryDirectory() as folder:
@@ -421,8 +425,11 @@ class Protocols(KlapTest):
                             "kasa %s:80: the device refuses the login" % self.address_of_its_own,
                             "before that port 9999: no connection: Connection refused")
 
-    def test_another_port_means_the_old_protocol(self):
-        self.start_klap(SmartPlug())
+    def test_port_80_means_klap_and_another_one_the_old_protocol(self):
+        klap = SmartPlug()
+        self.start_klap(klap)
+        self.assert_success(self.run_auto(ipport="80", **ACCOUNT))
+        self.assertFalse(klap.outlets[0].powered)
         device = self.start(virtual.Kasa(), host=self.address_of_its_own, port=9998)
         self.assert_success(self.run_auto(ipport="9998", **ACCOUNT))
         self.assertFalse(device.outlets[0].powered)
