@@ -4407,11 +4407,11 @@ class SmartPayload:
             items = require_member(page, name, list, "the list of outlets")
             total = require_member(page, "sum", int, "the list of outlets")
             is_odd = page.get("start_index", len(found)) != len(found) or not items
-            if is_odd or total != (total if count is None else count):
+            if is_odd or total > MOST_TAPO_OUTLETS or total != (total if count is None else count):
                 raise ProtocolError("the list of outlets is not whole: %d of %d came"
                                     % (len(found), total))
             found, count = found + items, total
-        if len(found) != count or count > MOST_TAPO_OUTLETS:
+        if len(found) != count:
             raise ProtocolError("the device lists %d outlets and says that it has %d"
                                 % (len(found), count))
         return found

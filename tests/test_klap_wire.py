@@ -177,6 +177,24 @@ class Signature(unittest.TestCase):
                 session.unseal(first)
 
 
+def paths(value, path=()):
+    """Yield where in a JSON value there is something: the value itself, and all in it."""
+    yield path
+    pairs = enumerate(value) if isinstance(value, list) else ()
+    for key, member in value.items() if isinstance(value, dict) else pairs:
+        for found in paths(member, path + (key,)):
+            yield found
+
+
+def replaced(value, path, new):
+    """Return a JSON value with another one at that place."""
+    if not path:
+        return new if isinstance(new, dict) else {}  # a reply is an object, or it comes not so far
+    changed = dict(value) if isinstance(value, dict) else list(value)
+    changed[path[0]] = replaced(value[path[0]], path[1:], new) if path[1:] else new
+    return changed
+
+
 class Smart(unittest.TestCase):
     """The codec of SMART JSON."""
 
@@ -306,6 +324,33 @@ class Smart(unittest.TestCase):
                       {"error_code": 0, "result": []}):
             with self.subTest(reply), self.assertRaises(ProtocolError):
                 fencetool.parse_tapo_result(reply, "get_device_info")
+
+    def test_no_reply_does_more_than_to_be_refused(self):
+        good = {
+            "component_nego": {"error_code": 0, "result": {"component_list": [
+                {"id": "energy_monitoring", "ver_code": 2}]}},
+            "get_device_info": {"error_code": 0, "result": self.INFO},
+            "get_child_device_list": self.pages([self.child(1), self.child(2)])[0],
+            "get_child_device_component_list": {"error_code": 0, "result": {
+                "start_index": 0, "sum": 1, "child_component_list": [
+                    {"device_id": "8022AA1", "component_list": [{"id": "led"}]}]}},
+            "control_child": {"error_code": 0, "result": {"responseData": {
+                "error_code": 0, "result": {"power_mw": 1, "current_power": 1}}}}}
+        for method, path in [(name, path) for name in good for path in paths(good[name])]:
+            for odd in (None, True, 0, -1, 7, 1e9, "", "x", [], [0], {}, {"x": 0}):
+                replies = dict(good, **{method: replaced(good[method], path, odd)})
+                with self.subTest(method, path=path, odd=odd):
+                    self.use_all(self.ask_with(replies))
+
+    def use_all(self, ask):
+        payload = fencetool.SmartPayload(fencetool.System("test"))
+        try:
+            if payload.is_understood(ask):
+                payload.describe(ask)
+                payload.read_meter(ask, "8022AA2", 2)
+                payload.switch(ask, "8022AA2", PowerState.OFF)
+        except fencetool.FenceError:
+            pass
 
     def test_errors_of_sessions_and_logins_are_told_apart(self):
         for code in fencetool.TAPO_SESSION_ERRORS:
