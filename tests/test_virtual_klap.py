@@ -305,6 +305,15 @@ class Payloads(AgentTest):
             "error_code": virtual_smart.PARAMETERS_ERROR})
         self.assertEqual(client.call("no_such"), {"error_code": virtual_smart.UNKNOWN_METHOD})
 
+    def test_a_smart_plug_leaves_out_of_its_meter_what_it_is_told_to(self):
+        _, client = self.open(SmartPlug, metered=True, meter_members={
+            "get_emeter_data": None, "get_energy_usage": {"current_power": None},
+            "get_current_power": {"current_power": 7}})
+        self.assertEqual(client.call("get_emeter_data"),
+                         {"error_code": virtual_smart.UNKNOWN_METHOD})
+        self.assertNotIn("current_power", client.call("get_energy_usage")["result"])
+        self.assertEqual(client.call("get_current_power")["result"], {"current_power": 7})
+
     def test_a_smart_plug_stops_a_batch_at_the_first_error(self):
         _, client = self.open(SmartPlug)
         methods = ("get_device_info", "get_emeter_data", "get_device_info")

@@ -62,7 +62,8 @@ class SmartFirmware(fencetool.VirtualDevice):
     results = SMART_RESULTS
     error_codes = ()    # of its next replies, as a list
     members = {}        # that get_device_info tells besides, or otherwise
-    meter_members = {}  # {method: members that its meter tells otherwise}; None: unknown method
+    meter_members = {}  # {method: what its meter tells otherwise, None for members that it leaves
+    # out}; None for a method that it does not know
 
     def answer(self, message):
         request = json.loads(message.decode("utf-8"))
@@ -170,7 +171,8 @@ class SmartFirmware(fencetool.VirtualDevice):
             raise SmartError(UNKNOWN_METHOD)
         if self.fault == "garbled_meter":
             members = {name: str(value) for name, value in members.items()}
-        return dict(members, **changed)
+        return {name: value for name, value in dict(members, **changed).items()
+                if value is not None}
 
 
 class SmartStripFirmware(SmartFirmware):
