@@ -305,6 +305,15 @@ class Payloads(AgentTest):
             "error_code": virtual_smart.PARAMETERS_ERROR})
         self.assertEqual(client.call("no_such"), {"error_code": virtual_smart.UNKNOWN_METHOD})
 
+    def test_a_smart_plug_leaves_out_of_its_meter_what_it_is_told_to(self):
+        _, client = self.open(SmartPlug, metered=True, meter_members={
+            "get_emeter_data": None, "get_energy_usage": {"current_power": None},
+            "get_current_power": {"current_power": 7}})
+        self.assertEqual(client.call("get_emeter_data"),
+                         {"error_code": virtual_smart.UNKNOWN_METHOD})
+        self.assertNotIn("current_power", client.call("get_energy_usage")["result"])
+        self.assertEqual(client.call("get_current_power")["result"], {"current_power": 7})
+
     def test_a_smart_plug_stops_a_batch_at_the_first_error(self):
         _, client = self.open(SmartPlug)
         methods = ("get_device_info", "get_emeter_data", "get_device_info")
@@ -330,6 +339,10 @@ class Payloads(AgentTest):
         child = device.child_id(device.outlets[1])
         self.assertEqual(client.control(child, "get_current_power")["result"],
                          {"current_power": 43})
+        self.assertEqual(client.control(child, "get_emeter_data"),
+                         {"error_code": virtual_smart.UNKNOWN_METHOD})
+        device.has_emeter = True  # as on the P210M
+        self.assertEqual(client.control(child, "get_emeter_data")["result"]["power_mw"], 43000)
         self.assertEqual(client.control(child, "set_device_info", device_on=False),
                          {"error_code": 0})
         self.assertEqual([outlet.powered for outlet in device.outlets], [True, False])
@@ -398,13 +411,17 @@ class Faults(AgentTest):
 
     def test_lists_that_are_wrong_or_in_another_order(self):
         found = {}
-        for fault in ("cut_list", "twins", "shuffled"):
+        sums = set()
+        for fault in ("cut_list", "short_list", "twins", "shuffled"):
             _, client = self.open(SmartStrip, fault)
-            found[fault] = [[child["position"] for child in client.call(
-                "get_child_device_list", start_index=0)["result"]["child_device_list"]]
-                for _ in range(2)]
-        self.assertEqual(found, {"cut_list": [[2], [2]], "twins": [[1, 1], [1, 1]],
-                                 "shuffled": [[2, 1], [1, 2]]})
+            lists = [client.call("get_child_device_list", start_index=0)["result"]
+                     for _ in range(2)]
+            found[fault] = [[child["position"] for child in one["child_device_list"]]
+                            for one in lists]
+            sums.add((fault, lists[0]["sum"]))
+        self.assertEqual(found, {"cut_list": [[2], [2]], "short_list": [[2], [2]],
+                                 "twins": [[1, 1], [1, 1]], "shuffled": [[2, 1], [1, 2]]})
+        self.assertEqual(sums, {("cut_list", 2), ("short_list", 1), ("twins", 2), ("shuffled", 2)})
 
     def test_a_frozen_device_switches_and_does_not_tell(self):
         device, client = self.open(SmartPlug, "frozen")

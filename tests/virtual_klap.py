@@ -442,12 +442,13 @@ class SmartStrip(Klap, virtual_smart.SmartStripFirmware):
         "inner_error": "says that all went well, and inside that nothing did",
         "shuffled": "lists its outlets each time in another order",
         "cut_list": "leaves an outlet out of its list",
+        "short_list": "leaves an outlet out of its list, and out of the count too",
         "twins": "lists its outlets all as the first",
     })
-    harmless = Klap.harmless | {"shuffled"}
-    readable = Klap.readable | {"shuffled", "inner_error"}
+    harmless = Klap.harmless | {"shuffled", "short_list"}  # where the outlet is named
+    readable = Klap.readable | {"shuffled", "short_list", "inner_error"}
     bearable = 10  # its lists come in answers of their own
-    faults_of_two = Klap.faults_of_two + ("shuffled", "cut_list", "twins")
+    faults_of_two = Klap.faults_of_two + ("shuffled", "cut_list", "short_list", "twins")
     meter = {"metered": True}
     fault_options = meter
 

@@ -57,11 +57,13 @@ class SmartFirmware(fencetool.VirtualDevice):
     device_id = "8022" + "0A" * 18
     model = "P110"
     family = "SMART.TAPOPLUG"
+    has_emeter = True   # where it has a meter at all: it tells milliwatts as emeter data too
     batch = 5           # methods in one multipleRequest; 0: it knows none (P100)
     results = SMART_RESULTS
     error_codes = ()    # of its next replies, as a list
     members = {}        # that get_device_info tells besides, or otherwise
-    meter_members = {}  # {method: members that its meter tells otherwise}; None: unknown method
+    meter_members = {}  # {method: what its meter tells otherwise, None for members that it leaves
+    # out}; None for a method that it does not know
 
     def answer(self, message):
         request = json.loads(message.decode("utf-8"))
@@ -152,6 +154,8 @@ class SmartFirmware(fencetool.VirtualDevice):
                                {"current_power": int(self.watts(outlet))})
 
     def _get_emeter_data(self, params, outlet):
+        if not self.has_emeter:
+            raise SmartError(UNKNOWN_METHOD)
         watts = self.watts(outlet)
         return self.tell_meter("get_emeter_data", outlet, {
             "current_ma": int(watts / 0.23), "energy_wh": 3, "power_mw": int(1000 * watts),
@@ -167,13 +171,15 @@ class SmartFirmware(fencetool.VirtualDevice):
             raise SmartError(UNKNOWN_METHOD)
         if self.fault == "garbled_meter":
             members = {name: str(value) for name, value in members.items()}
-        return dict(members, **changed)
+        return {name: value for name, value in dict(members, **changed).items()
+                if value is not None}
 
 
 class SmartStripFirmware(SmartFirmware):
     """What a SMART strip says: its list is reversed, as that of the P300, and comes in pages."""
 
     model = "P304M"
+    has_emeter = False  # the P210M is a strip that has
     page = 10     # outlets in one answer of the list
     order = None  # of the list, by the numbers on the case; None: the last one first
 
@@ -211,10 +217,11 @@ class SmartStripFirmware(SmartFirmware):
         order = list(self.order or range(len(self.outlets), 0, -1))
         if self.fault == "shuffled" and start == 0:
             self.order = order[1:] + order[:1]  # the next time
-        if self.fault == "cut_list":
+        if self.fault in ("cut_list", "short_list"):
             order = order[:-1]
         shown = [describe(self.outlets[number - 1]) for number in order[start:start + self.page]]
-        return {name: shown, "start_index": start, "sum": len(self.outlets)}
+        total = len(order) if self.fault == "short_list" else len(self.outlets)
+        return {name: shown, "start_index": start, "sum": total}
 
     def _get_child_device_list(self, params, outlet):
         return self.list_children(params.get("start_index", 0), "child_device_list",
@@ -237,9 +244,6 @@ class SmartStripFirmware(SmartFirmware):
     def _get_energy_usage(self, params, outlet):
         found = super()._get_energy_usage(params, outlet)
         return {name: value for name, value in found.items() if name != "current_power"}
-
-    def _get_emeter_data(self, params, outlet):
-        raise SmartError(UNKNOWN_METHOD)
 
     def watts(self, outlet):
         return super().watts(outlet) if outlet else 0
