@@ -4369,9 +4369,9 @@ class SmartPayload:
             codes.add(code)
         # SAFETY: a meter that fails is not one that is not there.
         # Test: test_only_the_answer_that_a_method_is_unknown_means_no_meter
-        failures = codes - {0, TAPO_UNKNOWN_METHOD}
-        if failures:
-            raise ProtocolError("the meter answers with error %d" % min(failures))
+        if codes != {TAPO_UNKNOWN_METHOD}:
+            raise ProtocolError("the meter tells no power, in none of its ways (error codes %s)"
+                                % ", ".join(map(str, sorted(codes))))
         return MeterReading(None, "the device knows none of %s" % ", ".join(
             meter.method for meter in TAPO_METERS))
 

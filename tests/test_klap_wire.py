@@ -384,6 +384,8 @@ class Smart(unittest.TestCase):
         for result in ({"power_mw": "43"}, {"power_mw": None}, {"power_mw": True}):
             with self.subTest(result), self.assertRaises(ProtocolError):
                 self.read_meter(get_emeter_data=result)
+        with self.assertRaises(ProtocolError):  # there is one, and it does not tell
+            self.read_meter(get_energy_usage={"today_energy": 1})
         for code, place in itertools.product((-1, -1001, -1003, -1008, -1301), range(3)):
             codes = [-1002] * 3
             codes[place] = code
