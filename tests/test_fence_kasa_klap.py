@@ -258,7 +258,7 @@ class Reasons(KlapTest):
     def reason(self, device, *words, **parameters):
         """Run status, whose reasons are those of every action, and which ends the soonest."""
         self.assert_failure(on_stdin("fence_kasa", self.reach(
-            device, action="status", **parameters)), *words)
+            device, action="status", **dict(support.PATIENT_LIMITS, **parameters))), *words)
 
     def test_a_wrong_login_is_told_without_asking_twice(self):
         for family in FAMILIES:
@@ -372,7 +372,7 @@ class Protocols(KlapTest):
         return on_stdin("fence_kasa", dict(given, **parameters))
 
     def fail_auto(self, **parameters):
-        return self.run_auto(**dict(support.SHORT_LIMITS, **parameters))
+        return self.run_auto("status", **parameters)
 
     def test_the_old_protocol_is_taken_where_its_port_is_open(self):
         legacy, klap = virtual.Kasa(metered=True), KlapPlug(metered=True)
