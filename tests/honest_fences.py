@@ -17,17 +17,21 @@ import time
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 import fencetool
-from tests import support, virtual
+from tests import support, virtual, virtual_klap
 
 WORKERS = 10
+FAMILIES = tuple(virtual.DEVICES.values()) + virtual_klap.DEVICES
 LIMITS = {"login_timeout": "5", "shell_timeout": "2", "power_timeout": "40",
           "stonith_status_sleep": "200ms"}
 ACTIONS = ("off", "off", "off", "reboot", "on")
 
 
 def lose_answers(device, chance):
-    """Lose a part of the answers by chance: each n-th one would be the same one of every look."""
-    part = chance.choice((0.1, 0.2, 0.3))
+    """Lose a part of the answers by chance: each n-th one would be the same one of every look.
+
+    It is the smaller, the more answers one look takes.
+    """
+    part = chance.choice((0.4, 0.8, 1.2)) / device.bearable
     answer = device.send_answer
 
     def send_answer(*sent):
@@ -43,7 +47,7 @@ def answer_slowly(device, chance):
 
 
 def restart(device, chance):
-    """Refuse every connection for a second, once, after some answers."""
+    """Refuse every connection for a second, once, after some answers; sessions are forgotten."""
     last = chance.randrange(1, 6)
     answers, down = [], threading.Event()
     answer, converse = device.send_answer, device.converse
@@ -52,6 +56,7 @@ def restart(device, chance):
         answers.append(1)
         if len(answers) == last:
             down.set()
+            getattr(device, "sessions", {}).clear()
             threading.Timer(chance.uniform(0.3, 1.5), down.clear).start()
             raise ConnectionError("restarts")
         return answer(*sent)
@@ -60,9 +65,9 @@ def restart(device, chance):
 
 
 def hang_up(device, chance):
-    """Close the connection after each answer."""
-    answer = device.send_answer
-    device.send_answer = lambda *sent: answer(*sent) and False
+    """Close the connection after each answer, as web servers do anyway."""
+    if hasattr(device, "answers_a_connection"):
+        device.answers_a_connection = 1
 
 
 def obey_late(device, chance):
@@ -76,9 +81,8 @@ def drop_acknowledgement(device, chance):
 TROUBLES = (None, lose_answers, answer_slowly, restart, hang_up, obey_late, drop_acknowledgement)
 
 
-def make_device(row, chance):
-    """Return (virtual device, parameters beside its address, outlets that are meant)."""
-    family = virtual.DEVICES[row.name]
+def make_device(family, chance):
+    """Return (virtual device of a class, parameters beside its address, outlets that are meant)."""
     options = dict(chance.choice(family.logins)) if family.logins and chance.random() < 0.4 else {}
     options.update(family.meter if family.meter and chance.random() < 0.6 else {})
     several = family.two and chance.random() < 0.4
@@ -86,7 +90,7 @@ def make_device(row, chance):
     if several:
         options["aliases"] = family.two + (("other",) if is_list else ())
     device = family(**options)
-    parameters = dict(family.parameters, **row.fixed)
+    parameters = dict(family.parameters, **fencetool.DIALECTS[family.dialect].fixed)
     if "password" in options:
         parameters.update(username="admin", password=options["password"])
     if several:
@@ -99,8 +103,7 @@ def make_device(row, chance):
 def run_round(number, seed):
     """Return (what was tried, what went wrong or "")."""
     chance = random.Random("%s-%d" % (seed, number))
-    row = chance.choice([row for row in fencetool.DIALECTS.values() if row.port])
-    device, parameters, meant = make_device(row, chance)
+    device, parameters, meant = make_device(chance.choice(FAMILIES), chance)
     trouble, action = chance.choice(TROUBLES), chance.choice(ACTIONS)
     wanted = [action != "off" if outlet in meant else outlet.powered for outlet in device.outlets]
     device.start()
@@ -109,11 +112,11 @@ def run_round(number, seed):
             trouble(device, chance)
         call = dict(LIMITS, ip=device.address[0], ipport=str(device.address[1]), action=action,
                     **parameters)
-        result = support.on_stdin(row.agent, call)
+        result = support.on_stdin(device.agent, call)
     finally:
         device.stop()
-    tried = "%s %s of %d, %s" % (row.name, action, len(meant),
-                                 trouble.__name__ if trouble else "no trouble")
+    tried = "%s, %s of %d, %s" % (device.title or device.dialect, action, len(meant),
+                                  trouble.__name__ if trouble else "no trouble")
     wrong = result.err.strip() if result.code or result.err else ""
     found = [outlet.powered for outlet in device.outlets]
     if not wrong and found != wanted:
@@ -131,7 +134,7 @@ def main():
     with concurrent.futures.ThreadPoolExecutor(WORKERS) as pool:
         rounds = pool.map(lambda number: run_round(number, options.seed), range(options.rounds))
         for number, (tried, wrong) in enumerate(rounds):
-            counts[tried.split()[0]] += 1
+            counts[tried.split(",")[0]] += 1
             if wrong:
                 failures += 1
                 print("round %d: %s: %s" % (number, tried, wrong))

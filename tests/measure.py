@@ -6,11 +6,14 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SCRIPT = os.path.join(ROOT, "fencetool.py")
 sys.path.insert(0, ROOT)
 import fencetool  # noqa: E402
+from tests import virtual_klap  # noqa: E402
 
 BARE = "/usr/bin/python3 -IS -c pass"
 DUMMY = "fence_dummy -o metadata"
@@ -29,11 +32,11 @@ def install(folder):
     return os.path.join(folder, "usr/sbin")
 
 
-def medians(commands, folder):
+def medians(commands, folder, runs=60):
     """Return the median milliseconds of each command, whole process, from one hyperfine run."""
     path = os.path.join(folder, "times.json")
-    subprocess.check_call(["hyperfine", "-N", "--warmup", "5", "--runs", "60", "--style", "none",
-                           "--export-json", path] + commands, stdout=subprocess.DEVNULL)
+    subprocess.check_call(["hyperfine", "-N", "--warmup", "5", "--runs", str(runs), "--style",
+                           "none", "--export-json", path] + commands, stdout=subprocess.DEVNULL)
     with open(path) as handle:
         return [result["median"] * 1000 for result in json.load(handle)["results"]]
 
@@ -65,6 +68,42 @@ def measure(kasa_port, http_port, folder):
     print_alone(alone_time, bare)
 
 
+def measure_klap(legacy, klap, folder):
+    """What KLAP costs more than the old protocol: an off with the shortest pause between looks."""
+    programs = os.path.join(folder, "usr/sbin")
+    off = "%s/fence_kasa -a 127.0.0.1 -u %%d -o off --stonith-status-sleep=200ms" % programs
+    login = " --protocol=klap -l %(username)s -p %(password)s" % virtual_klap.ACCOUNT
+    old, new = medians([off % legacy.address[1], off % klap.address[1] + login], folder, runs=20)
+    for row in (Row("fence_kasa off over KLAP / off over port 9999", new / old, 3),
+                Row("cryptography of one off over KLAP in ms", time_cryptography(klap), 25)):
+        print("%-62s %6.2f (at most %s)" % row)
+
+
+def time_cryptography(klap):
+    """Return the milliseconds that hashes and AES of one off take in this process."""
+    spent, this_thread = [], threading.get_ident()
+
+    def measured(function):
+        def run(*arguments):
+            started = time.perf_counter()
+            try:
+                return function(*arguments)
+            finally:
+                if threading.get_ident() == this_thread:  # and not the virtual device's
+                    spent.append(time.perf_counter() - started)
+        return run
+    for name in ("encrypt_aes_cbc", "decrypt_aes_cbc", "hash_klap", "build_klap_proof"):
+        setattr(fencetool, name, measured(getattr(fencetool, name)))
+    fencetool.AES_TABLES.clear()
+    agent, system = fencetool.AGENTS["fence_kasa"], fencetool.System("measure")
+    settings = fencetool.build_settings(
+        dict(virtual_klap.ACCOUNT, ip="127.0.0.1", ipport=str(klap.address[1]), protocol="klap"),
+        agent.defaults)
+    fencetool.run_off(fencetool.Job(
+        system, fencetool.make_device(agent, settings, system), settings))
+    return sum(spent) * 1000
+
+
 def print_alone(milliseconds, bare):
     """What the file costs that was copied and linked by hand: it is compiled at every start."""
     with open(SCRIPT) as handle:
@@ -77,13 +116,15 @@ def print_alone(milliseconds, bare):
 
 
 def main():
-    plug, switch = fencetool.VirtualKasa(), fencetool.VirtualTasmota()
-    plug.start()
-    switch.start()
+    plug, switch = fencetool.VirtualKasa(metered=True), fencetool.VirtualTasmota()
+    klap = virtual_klap.KlapPlug(metered=True)
+    for device in (plug, switch, klap):
+        device.start()
     with tempfile.TemporaryDirectory() as folder:
         measure(plug.address[1], switch.address[1], folder)
-    plug.stop()
-    switch.stop()
+        measure_klap(plug, klap, folder)
+    for device in (plug, switch, klap):
+        device.stop()
 
 
 if __name__ == "__main__":

@@ -8,14 +8,21 @@ import os
 import re
 import tempfile
 import unittest
+from collections import namedtuple
 from unittest import mock
 
 import fencetool
 from fencetool import DIALECTS, PowerState
-from tests import support, virtual
+from tests import support, virtual, virtual_klap
 from tests.support import AgentTest, at_once, in_argv, on_stdin
 
-OWN = [row for row in DIALECTS.values() if row.port]
+# What speaks a dialect of ours. called: in messages; device: the class of the virtual one; and all
+# columns of the dialect.
+Family = namedtuple("Family", ("called", "device") + fencetool.Dialect._fields)
+FAMILIES = list(virtual.DEVICES.values()) + list(virtual_klap.DEVICES) + [
+    virtual.Shelly1, virtual.Shelly4]
+OWN = [Family(device.title or device.dialect, device, *DIALECTS[device.dialect])
+       for device in FAMILIES]
 INSTALLED = [row for row in DIALECTS.values() if not row.port]
 LIMITS = {"login_timeout": "5", "shell_timeout": "5"}
 # More at once than there are cores starve each other out of their limits.
@@ -36,7 +43,7 @@ class ContractTest(AgentTest):
 
     def start_device(self, row, **options):
         """Start the virtual device of a dialect; it remembers which contact moved."""
-        device = virtual.DEVICES[row.name](**options)
+        device = row.device(**options)
         device.moved = []
         device.on_power = lambda *move: device.moved.append(move)
         return self.start(device)
@@ -62,15 +69,18 @@ class ContractTest(AgentTest):
 class Rows(unittest.TestCase):
     def test_every_dialect_has_its_room_and_its_virtual_device(self):
         self.assertEqual(set(fencetool.ROOMS), set(DIALECTS))
-        self.assertEqual(set(virtual.DEVICES), {row.name for row in OWN})
+        self.assertEqual({row.name for row in OWN},
+                         {row.name for row in DIALECTS.values() if row.port})
+        self.assertEqual(len({row.called for row in OWN}), len(OWN))
 
     def test_every_dialect_of_ours_has_an_agent_that_speaks_it(self):
         for row in OWN:
             self.assertIn(row.agent, fencetool.AGENTS)
 
     def test_without_a_port_the_agent_and_fence_check_take_that_of_the_row(self):
-        for row in OWN:
-            given = dict(virtual.DEVICES[row.name].parameters, **row.fixed)
+        for name, device in virtual.DEVICES.items():
+            row = DIALECTS[name]
+            given = dict(device.parameters, **row.fixed)
             agent, check = fencetool.AGENTS[row.agent], fencetool.AGENTS["fence_check"]
             with self.subTest(row.name), mock.patch.dict(
                     DIALECTS, {row.name: row._replace(port=8080)}), mock.patch.dict(
@@ -99,7 +109,7 @@ class Order(ContractTest):
     def test_opening_sends_no_command_and_tells_the_state(self):
         for row in OWN:
             for relay in (True, False):
-                with self.subTest(row.name, relay=relay):
+                with self.subTest(row.called, relay=relay):
                     device = self.start_device(row)
                     device.outlets[0].relay = relay
                     outlet = self.build(row, device).open(self.deadline)
@@ -110,7 +120,7 @@ class Order(ContractTest):
         for row in OWN:
             device = self.start_device(row)
             outlet = self.build(row, device).open(self.deadline)
-            with self.subTest(row.name):
+            with self.subTest(row.called):
                 for order in itertools.product(CALLS, repeat=3):
                     self.check_order(device, outlet, order)
 
@@ -126,11 +136,11 @@ class Order(ContractTest):
 
     def test_of_two_outlets_the_one_that_was_named_is_read_and_moved(self):
         for row in OWN:
-            two = virtual.DEVICES[row.name].two
+            two = row.device.two
             device = self.start_device(row, **({"aliases": two} if two else {}))
             named = device.second if two else ""
             outlet = self.build(row, device, plug=named).open(self.deadline)
-            with self.subTest(row.name):
+            with self.subTest(row.called):
                 for order in itertools.permutations(("read", "off", "on", "close"), 3):
                     for name in order:
                         CALLS[name](outlet, self.deadline)
@@ -138,12 +148,12 @@ class Order(ContractTest):
 
     def test_a_list_names_every_outlet_once_and_each_number_selects_its_own(self):
         for row in OWN:
-            two = virtual.DEVICES[row.name].two
+            two = row.device.two
             for position in range(len(two)):
                 device = self.start_device(row, aliases=two)
                 listed = self.build(row, device).list_outlets(self.deadline)
                 self.assertEqual(len(listed), len(two))
-                with self.subTest(row.name, position=position):
+                with self.subTest(row.called, position=position):
                     number = str(listed[position].number)
                     outlet = self.build(row, device, plug=number).open(self.deadline)
                     outlet.send(PowerState.OFF, self.deadline)
@@ -154,18 +164,18 @@ class Order(ContractTest):
         for row in OWN:
             device = self.start_device(row)
             for wanted in ("2", "nosuch"):
-                with self.subTest(row.name, plug=wanted), self.assertRaises(
+                with self.subTest(row.called, plug=wanted), self.assertRaises(
                         (fencetool.Refused, fencetool.UsageError)):
                     self.build(row, device, plug=wanted).open(self.deadline)
             self.assertEqual(device.commands, 0)
 
     def test_two_outlets_and_no_name_are_refused_before_anything_is_sent(self):
         for row in OWN:
-            two = virtual.DEVICES[row.name].two
+            two = row.device.two
             if two:
                 device = self.start_device(row, aliases=two)
                 for wanted in ("", "nosuch"):
-                    with self.subTest(row.name, plug=wanted), \
+                    with self.subTest(row.called, plug=wanted), \
                             self.assertRaises(fencetool.Refused):
                         self.build(row, device, plug=wanted).open(self.deadline)
                 self.assertEqual(device.commands, 0)
@@ -174,10 +184,10 @@ class Order(ContractTest):
 class Identity(ContractTest):
     def test_the_right_device_is_let_through_and_another_one_is_not(self):
         for row in OWN:
-            options = virtual.DEVICES[row.name].tells_mac
+            options = row.device.tells_mac
             device = self.start_device(row, **(options or {}))
             for mac, is_right in ((device.mac, True), ("CC:32:E5:00:00:99", False)):
-                with self.subTest(row.name, mac=mac):
+                with self.subTest(row.called, mac=mac):
                     known = self.build(row, device, device_mac=mac)
                     if is_right and options is not None:
                         self.assertIs(known.open(self.deadline).state, PowerState.ON)
@@ -188,16 +198,16 @@ class Identity(ContractTest):
 
     def test_another_device_after_the_opening_is_neither_switched_nor_read(self):
         for row in OWN:
-            options = virtual.DEVICES[row.name].tells_mac
+            options = row.device.tells_mac
             if options is None:
                 continue
             for name in ("on", "off", "read", "meter"):
                 device = self.start_device(
-                    row, **dict(virtual.DEVICES[row.name].meter or {}, **options))
+                    row, **dict(row.device.meter or {}, **options))
                 outlet = self.build(row, device, device_mac=device.mac).open(self.deadline)
                 outlet.close()
                 device.mac = "CC:32:E5:00:00:99"
-                with self.subTest(row.name, call=name), self.assertRaises(fencetool.Refused):
+                with self.subTest(row.called, call=name), self.assertRaises(fencetool.Refused):
                     CALLS[name](outlet, self.deadline)
                 self.assertEqual(device.commands, 0)
 
@@ -205,9 +215,9 @@ class Identity(ContractTest):
 class Login(ContractTest):
     def test_every_login_works_with_the_right_password_alone(self):
         for row in OWN:
-            for options in virtual.DEVICES[row.name].logins:
+            for options in row.device.logins:
                 device = self.start_device(row, **options)
-                with self.subTest(row.name, **options):
+                with self.subTest(row.called, **options):
                     outlet = self.build(row, device, username="admin",
                                         password=options["password"]).open(self.deadline)
                     outlet.send(PowerState.OFF, self.deadline)
@@ -223,10 +233,10 @@ class Login(ContractTest):
 class Meter(ContractTest):
     def test_a_meter_tells_the_load_of_the_contact_and_not_the_relays_word(self):
         for row in OWN:
-            options = virtual.DEVICES[row.name].meter
+            options = row.device.meter
             if options is None:
                 continue
-            with self.subTest(row.name):
+            with self.subTest(row.called):
                 device = self.start_device(row, **options)
                 outlet = self.build(row, device).open(self.deadline)
                 self.assertGreater(outlet.read_meter(self.deadline).watts, 1)
@@ -252,13 +262,17 @@ class Meter(ContractTest):
         values = {"fence_method": row.method, "fence_ip": device.address[0],
                   "fence_ipport": str(device.address[1]), "target_mgmt_ip": "127.0.0.2",
                   "nodename": "node", "stonith_status_sleep": "200ms"}
+        given = dict(device.parameters)
+        values.update({alias: given.pop(name) for alias, name in fencetool.DEVICE_NAMES.items()
+                       if name in given})
+        values.update(given)  # what else a family with a meter takes, fence_check takes too
         settings = fencetool.build_check_settings(values, agent.defaults)
         return fencetool.observe_power(fencetool.CheckJob(
             self.system, fencetool.make_device(agent, settings, self.system), settings))
 
     def test_what_a_meter_tells_decides_what_fence_check_says_of_an_outlet_that_is_off(self):
         for row in OWN:
-            family = virtual.DEVICES[row.name]
+            family = row.device
             for fault, finding in (("", fencetool.Finding.DEAD),
                                    ("dead_meter", fencetool.Finding.DEAD),
                                    ("welded", fencetool.Finding.ALIVE),
@@ -267,7 +281,7 @@ class Meter(ContractTest):
                     continue
                 device = self.start_device(row, fault=fault, **family.meter)
                 device.move(1, False)
-                with self.subTest(row.name, fault=fault):
+                with self.subTest(row.called, fault=fault):
                     self.assertIs(self.observe(row, device).finding, finding)
 
 
@@ -275,13 +289,12 @@ class Faults(ContractTest):
     """Every fault that a family's device can have: inside the contract, and as a process."""
 
     def faults_of(self, row):
-        device = virtual.DEVICES[row.name]
-        return [fault for fault in device.faults if fault not in device.no_faults]
+        return [fault for fault in row.device.faults if fault not in row.device.no_faults]
 
     def start_faulty(self, row, fault):
-        device = virtual.DEVICES[row.name]
+        device = row.device
         options = dict(device.fault_options, fault=fault)
-        if device.two and (fault == "wrong_outlet" or device.in_many):
+        if device.two and (fault in device.faults_of_two or device.in_many):
             options["aliases"] = device.two
         return self.start_device(row, **options)
 
@@ -292,7 +305,7 @@ class Faults(ContractTest):
         cases = [(row, fault) for row in OWN for fault in self.faults_of(row)]
         for (row, fault), wrong in zip(cases, at_once(
                 [functools.partial(self.read_through_fault, *case) for case in cases], WORKERS)):
-            with self.subTest(row.name, fault=fault):
+            with self.subTest(row.called, fault=fault):
                 self.assertEqual(wrong, "")
 
     def read_through_fault(self, row, fault):
@@ -321,7 +334,7 @@ class Faults(ContractTest):
                  for way in [(on_stdin, in_argv)[number % 2]]]
         with tempfile.TemporaryDirectory() as folder:
             def run_one(row, fault, device, way):
-                log = os.path.join(folder, "%s-%s" % (row.name, fault))
+                log = os.path.join(folder, "%s-%s" % (row.called, fault))
                 limits = dict(support.SHORT_LIMITS, power_timeout=str(POWER_SECONDS))
                 if fault in (device.harmless if action == "off" else device.readable):
                     limits = support.PATIENT_LIMITS
@@ -341,7 +354,7 @@ class Faults(ContractTest):
 
     def test_no_fault_of_any_device_is_ever_taken_for_off(self):
         for row, fault, device, result, took in self.run_all("off"):
-            with self.subTest("%s %s" % (row.name, fault)):
+            with self.subTest("%s %s" % (row.called, fault)):
                 if fault in device.harmless:
                     self.assert_success(result)
                     self.assertEqual(result.out, "Success: Powered OFF\n")
@@ -354,7 +367,7 @@ class Faults(ContractTest):
 
     def test_no_fault_of_any_device_changes_what_status_says(self):
         for row, fault, device, result, took in self.run_all("status"):
-            with self.subTest("%s %s" % (row.name, fault)):
+            with self.subTest("%s %s" % (row.called, fault)):
                 if fault in device.readable:
                     self.assertEqual((result.code, result.out, result.err),
                                      (0, "Status: ON\n", ""))
@@ -363,13 +376,13 @@ class Faults(ContractTest):
                     self.assert_failure(result, "%s: status node: %s" % (row.agent, row.name))
                     self.assertNotRegex(result.err, "(?i)timed? ?out")
 
-    def test_every_fourth_lost_answer_fails_nothing(self):
-        devices = [(row, self.start_device(row, lose_every=4, **virtual.DEVICES[
-            row.name].fault_options)) for row in OWN]
+    def test_answers_that_are_lost_now_and_then_fail_nothing(self):
+        devices = [(row, self.start_device(row, lose_every=row.device.bearable,
+                                           **row.device.fault_options)) for row in OWN]
         for (row, device), result in zip(devices, at_once([functools.partial(
                 on_stdin, row.agent, self.reach(row, device, action="off", shell_timeout="1",
                                                 power_timeout="20")) for row, device in devices])):
-            with self.subTest(row.name):
+            with self.subTest(row.called):
                 self.assert_success(result)
                 self.assertFalse(device.outlets[0].powered)
 
@@ -385,12 +398,12 @@ class Time(ContractTest):
             return on_stdin(row.agent, self.reach(row, device, action="reboot", power_timeout="20",
                                                   stonith_status_sleep="200ms"))
         for row, result in zip(OWN, at_once([functools.partial(run_one, row) for row in OWN])):
-            with self.subTest(row.name):
+            with self.subTest(row.called):
                 self.assert_failure(result, "the outlet was OFF, and 3 s later", "reports ON")
 
     def start_job(self, row, **parameters):
         """Return (device, Job, what moves the job's clock on when it is called)."""
-        device = self.start_device(row, **virtual.DEVICES[row.name].fault_options)
+        device = self.start_device(row, **row.device.fault_options)
         job_device = self.build(row, device, power_timeout="20", **parameters)
         passed = [0.0]
         self.system.clock = lambda: fencetool.System.clock() + passed[0]
@@ -410,7 +423,7 @@ class Time(ContractTest):
                     let_time_pass()
                     return found
                 setattr(outlet, late, read_late)
-                with self.subTest(row.name, late=late), \
+                with self.subTest(row.called, late=late), \
                         self.assertRaises(fencetool.NotConfirmed) as caught:
                     fencetool.confirm_power(job, outlet, PowerState.OFF)
                 self.assertIn("time", str(caught.exception))
@@ -421,7 +434,7 @@ class Time(ContractTest):
             opened = job.device.open
             job.device.open = lambda deadline, opened=opened, wait=let_time_pass: (
                 opened(deadline), wait())[0]
-            with self.subTest(row.name), self.assertRaises(fencetool.Unreachable):
+            with self.subTest(row.called), self.assertRaises(fencetool.Unreachable):
                 fencetool.run_status(job)
 
     def test_times_that_leave_no_second_look_are_refused_before_anything_is_sent(self):

@@ -49,6 +49,30 @@ def device(configuration, name):
     return next(device for device in configuration.primitives if device.id == name)
 
 
+class Logins(unittest.TestCase):
+    def test_the_login_and_the_protocol_of_a_plug_reach_both_agents_in_every_form(self):
+        configuration = fencetool.build_configuration(load("klap.yml"))
+        for name, user, login in (("fence-storage-a", "username", "password_script"),
+                                  ("fence-verify-storage-a", "fence_user", "password_script"),
+                                  ("fence-storage-b", "username", "password"),
+                                  ("fence-verify-storage-b", "fence_user", "password")):
+            options = device(configuration, name).options
+            self.assertEqual(options[user], "admin@example.com")
+            self.assertIn(login, options)
+            self.assertEqual(options.get("protocol"), "klap" if name.endswith("a") else None)
+        for form in ("pcs", "crmsh", "cib"):
+            text = fencetool.render_output(form, load("klap.yml"), "", "klap.yml")
+            self.assertEqual(len(re.findall('protocol(=|="|" value=")klap', text)), 2)
+            self.assertEqual(text.count("/etc/fencetool/tplink.sh"), 2)
+
+    def test_a_protocol_that_does_not_exist_is_a_mistake(self):
+        cluster, mistakes = fencetool.parse_cluster("c.yml", two_nodes(
+            ", protocol: tcp").encode("utf-8"))
+        self.assertIsNone(cluster)
+        self.assertIn("protocol: 'tcp' is not one of auto, legacy, klap",
+                      [mistake.text for mistake in mistakes])
+
+
 class Safety(unittest.TestCase):
     """What must hold for every cluster file."""
 

@@ -29,7 +29,8 @@ MAY_USE = {
     "DEVICES": PARTS["WORDS"] + PARTS["MACHINE"],
     "FENCING": PARTS["WORDS"] + PARTS["MACHINE"] + PARTS["DEVICES"],
     "CLUSTER": PARTS["WORDS"] + ("AGENTS",), "PEOPLE": SECTIONS}
-NO_ROOM_IN_ANOTHER = PARTS["DEVICES"]  # a family's room uses no other family's
+# A family's room uses no other family's; the rooms of one family stand behind one another.
+FAMILIES = [{"KASA", "KLAP", "TAPO", "TP-LINK"}] + [{room} for room in PARTS["DEVICES"]]
 # CONSTANTS ends a run of half a file, before anything else is there.
 PURE = PARTS["WORDS"][1:] + PARTS["CLUSTER"]
 WORLD = {"socket", "os", "sys", "time", "syslog", "subprocess", "threading", "urllib", "ssl",
@@ -127,8 +128,10 @@ class Order(LayoutTest):
     def may_use(self, here, there):
         if here == there:
             return True
-        if {here, there} <= set(NO_ROOM_IN_ANOTHER):
-            return False
+        if {here, there} <= set(PARTS["DEVICES"]):
+            family = next(family for family in FAMILIES if here in family)
+            if there not in family:
+                return False
         is_above = SECTIONS.index(there) < SECTIONS.index(here)
         return is_above and (PART_OF[here] == PART_OF[there] or there in MAY_USE[PART_OF[here]])
 

@@ -5,11 +5,11 @@ import unittest
 
 import fencetool
 from fencetool import Finding, PowerState
-from tests import support, virtual
+from tests import support
 from tests.support import at_once, on_stdin
 from tests.test_contract import OWN, ContractTest
 
-SEVERAL = [row for row in OWN if virtual.DEVICES[row.name].two]
+SEVERAL = [row for row in OWN if row.device.two and not row.device.in_many]
 ON, OFF = PowerState.ON, PowerState.OFF
 
 
@@ -17,7 +17,7 @@ class ListTest(ContractTest):
     """A node that hangs on the first two of three outlets."""
 
     def start_strip(self, row, **options):
-        family = virtual.DEVICES[row.name]
+        family = row.device
         return self.start_device(row, **dict({"aliases": family.two + ("other",)}, **options))
 
     def names(self, device):
@@ -51,7 +51,7 @@ class Actions(ListTest):
         for action, text in (("off", "Success: Powered OFF\n"), ("on", "Success: Already ON\n"),
                              ("reboot", "Success: Rebooted\n")):
             for row, device, result in self.call_all(action):
-                with self.subTest(row.name, action=action):
+                with self.subTest(row.called, action=action):
                     self.assert_success(result)
                     self.assertEqual(result.out, text)
                     self.assertEqual(self.relays(device), [action != "off"] * 2 + [True])
@@ -60,7 +60,7 @@ class Actions(ListTest):
 
     def test_on_switches_what_is_off_and_does_not_call_it_already_on(self):
         for row, device, result in self.call_all("on", lambda device: device.move(2, False)):
-            with self.subTest(row.name):
+            with self.subTest(row.called):
                 self.assert_success(result)
                 self.assertEqual(result.out, "Success: Powered ON\n")
                 self.assertEqual(self.relays(device), [True] * 3)
@@ -71,7 +71,7 @@ class Actions(ListTest):
                 device = self.start_strip(row)
                 for number, relay in enumerate(relays, 1):
                     device.move(number, relay)
-                with self.subTest(row.name, relays=relays):
+                with self.subTest(row.called, relays=relays):
                     code, text = fencetool.run_status(self.job_of(row, device))
                     self.assertEqual((code, text), (0, "Status: ON") if any(relays)
                                      else (2, "Status: OFF"))
@@ -79,11 +79,11 @@ class Actions(ListTest):
 
     def test_monitor_proves_that_each_of_them_is_there(self):
         for row, device, result in self.call_all("monitor"):
-            with self.subTest(row.name):
+            with self.subTest(row.called):
                 self.assertEqual((result.code, result.out, result.err), (0, "", ""))
                 self.assertEqual(device.commands, 0)
         for row, device, result in self.call_all("monitor", parameters={"plug": "1,nosuch"}):
-            with self.subTest(row.name):
+            with self.subTest(row.called):
                 self.assert_failure(result, "names no ", "of this device")
                 self.assertEqual(device.commands, 0)
 
@@ -97,7 +97,7 @@ class Actions(ListTest):
     def test_every_fourth_lost_answer_fails_nothing(self):
         for row, device, result in self.call_all("off", lose_every=4, parameters=dict(
                 shell_timeout="1", power_timeout="40")):
-            with self.subTest(row.name):
+            with self.subTest(row.called):
                 self.assert_success(result)
                 self.assertEqual(self.relays(device), [False, False, True])
 
@@ -106,7 +106,7 @@ class Names(ListTest):
     """What the list may hold; a doubt is told before anything is switched."""
 
     def assert_refused(self, row, device, plug, text, **parameters):
-        with self.subTest(row.name, plug=plug), self.assertRaises(fencetool.Refused) as caught:
+        with self.subTest(row.called, plug=plug), self.assertRaises(fencetool.Refused) as caught:
             self.build(row, device, plug=plug, **parameters).open(self.deadline)
         self.assertIn(text, str(caught.exception))
         self.assertEqual(device.commands, 0)
@@ -142,7 +142,7 @@ class Names(ListTest):
         for row in OWN:
             if row not in SEVERAL:
                 device = self.start_device(row)
-                with self.subTest(row.name), self.assertRaises(fencetool.UsageError):
+                with self.subTest(row.called), self.assertRaises(fencetool.UsageError):
                     self.build(row, device, plug="1,2")
 
     def start_with_commas(self, row, *aliases):
@@ -155,7 +155,7 @@ class Names(ListTest):
         for row in SEVERAL:
             device = self.start_with_commas(row, "rack", "rack,left", "right")
             if device:
-                with self.subTest(row.name):
+                with self.subTest(row.called):
                     fencetool.run_off(self.job_of(row, device, plug="rack,left"))
                     self.assertEqual(self.relays(device), [True, False, True])
 
@@ -171,7 +171,7 @@ class Names(ListTest):
 
     def test_another_device_after_the_opening_is_neither_switched_nor_read(self):
         for row in SEVERAL:
-            options = virtual.DEVICES[row.name].tells_mac
+            options = row.device.tells_mac
             if options is None:
                 continue
             device = self.start_strip(row, **options)
@@ -181,7 +181,7 @@ class Names(ListTest):
             device.mac = "CC:32:E5:00:00:99"
             for ask in (lambda name, one: one.read(self.deadline),
                         lambda name, one: one.send(OFF, self.deadline)):
-                with self.subTest(row.name), self.assertRaises(fencetool.Refused) as caught:
+                with self.subTest(row.called), self.assertRaises(fencetool.Refused) as caught:
                     outlet.ask_each(ask)
                 self.assertIn("outlet %s: " % self.names(device)[0], str(caught.exception))
             self.assertEqual(device.commands, 0)
@@ -231,7 +231,7 @@ class Troubles(ListTest):
                     refuse_to_move(number)(device)
                 for row, device, result in self.call_all(action, change, parameters=dict(
                         self.LIMITS, retry_on="0")):
-                    with self.subTest(row.name, number=number, action=action):
+                    with self.subTest(row.called, number=number, action=action):
                         name = self.names(device)[number - 1]
                         self.assert_failure(result, "off" if before else "on", "outlet %s: " % name)
                         # The other one was commanded all the same.
@@ -240,7 +240,7 @@ class Troubles(ListTest):
     def test_an_outlet_that_does_not_answer_keeps_no_other_one_on(self):
         for row, device, result in self.call_all("off", break_at_the_first_outlet,
                                                  parameters=self.LIMITS):
-            with self.subTest(row.name):
+            with self.subTest(row.called):
                 self.assert_failure(
                     result, "outlet %s: the device did not acknowledge OFF" % self.names(device)[0])
                 self.assertEqual(self.relays(device), [True, False, True])
@@ -248,7 +248,7 @@ class Troubles(ListTest):
     def test_a_device_that_dies_between_the_two_commands_is_a_failure(self):
         for row, device, result in self.call_all("off", die_after_a_command,
                                                  parameters=self.LIMITS):
-            with self.subTest(row.name):
+            with self.subTest(row.called):
                 self.assert_failure(result, "off node: ", "outlet ")
                 self.assertEqual(self.relays(device), [False, True, True])
 
@@ -257,7 +257,7 @@ class Troubles(ListTest):
             device.on_power = lambda number, powered: number != 2 or powered or device.run_later(
                 0.05, device.move, number, True)
         for row, device, result in self.call_all("off", change, parameters=self.LIMITS):
-            with self.subTest(row.name):
+            with self.subTest(row.called):
                 self.assert_failure(result, "outlet %s: " % self.names(device)[1], "reports ON")
 
     def test_one_that_comes_back_by_itself_is_no_reboot(self):
@@ -265,7 +265,7 @@ class Troubles(ListTest):
             device.on_power = lambda number, powered: number != 2 or powered or device.run_later(
                 1.5, device.move, number, True)
         for row, device, result in self.call_all("reboot", change):
-            with self.subTest(row.name):
+            with self.subTest(row.called):
                 self.assert_failure(result, "3 s later", "reports ON",
                                     "outlet %s: " % self.names(device)[1])
 
@@ -275,7 +275,7 @@ class Troubles(ListTest):
             device.on_power = lambda number, powered: device.seen.append(
                 [outlet.powered for outlet in device.outlets[:2]])
         for row, device, result in self.call_all("reboot", change):
-            with self.subTest(row.name):
+            with self.subTest(row.called):
                 self.assert_success(result)
                 self.assertEqual(device.seen, [[False, True], [False, False],
                                                [True, False], [True, True]])
@@ -287,12 +287,12 @@ class Troubles(ListTest):
                 device.outlets[1], "powered", True))
         tried = 0
         for row in SEVERAL:
-            family = virtual.DEVICES[row.name]
+            family = row.device
             if family.meters_each:
                 tried += 1
                 device = self.start_strip(row, **family.meter)
                 weld(device)
-                with self.subTest(row.name):
+                with self.subTest(row.called):
                     self.assert_failure(
                         self.call(row, device, "off", **self.LIMITS), "still draws 43 W",
                         "outlet %s: " % self.names(device)[1])
@@ -320,7 +320,7 @@ class Check(ListTest):
                     device.move(number, relay)
                 on = [name for name, relay in zip(self.names(device), relays) if relay]
                 for item in self.observe(row, device):
-                    with self.subTest(row.name, relays=relays):
+                    with self.subTest(row.called, relays=relays):
                         self.assertIs(item.finding, Finding.ALIVE if on else Finding.DEAD)
                         self.assertEqual(item.seen, "power=on" if on else "power=off")
                         self.assertEqual(item.reason, "; ".join(
@@ -328,7 +328,7 @@ class Check(ListTest):
 
     def test_a_load_on_any_of_them_is_life(self):
         for row in SEVERAL:
-            family = virtual.DEVICES[row.name]
+            family = row.device
             if not family.meters_each:
                 continue
             device = self.start_strip(row, **family.meter)
@@ -344,7 +344,7 @@ class Check(ListTest):
         for row in SEVERAL:
             device = self.start_strip(row)
             for item in self.observe(row, device, fence_plug=self.names(device)[0] + ",nosuch"):
-                with self.subTest(row.name):
+                with self.subTest(row.called):
                     self.assertIs(item.finding, Finding.UNKNOWN)
                     self.assertIn("nosuch", item.reason)
 

@@ -3,26 +3,35 @@
 The programs come from the machine's PATH; .ci/run installs them.
 """
 import base64
+import functools
 import hashlib
 import json
 import os
 import socket
 import struct
 
-from tests import support, virtual
-from tests.support import AgentTest
+from tests import support, virtual, virtual_klap
+from tests.support import AgentTest, on_stdin
 
 ENVIRONMENT = {"PATH": "/usr/bin:/bin", "HOME": "/nonexistent", "LC_ALL": "C.UTF-8"}
 
 
+@functools.lru_cache(maxsize=None)
 def find_interpreter(module):
-    """Return the path of a python3 that has a module, or skip the test that needs it."""
+    """Return the python3 on the PATH that has a module, or None."""
     for folder in os.environ.get("PATH", "").split(":"):
         program = os.path.join(folder, "python3")
         if os.access(program, os.X_OK) and support.run(
                 [program, "-c", "import " + module], environment=ENVIRONMENT).code == 0:
             return program
-    support.require(False, "%s is not installed for any python3 on the PATH" % module)
+    return None
+
+
+def require_interpreter(module):
+    """Return the python3 on the PATH that has a module, or skip the test that needs it."""
+    program = find_interpreter(module)
+    support.require(program, "%s is not installed for any python3 on the PATH" % module)
+    return program
 
 
 class PythonKasa(AgentTest):
@@ -63,11 +72,128 @@ class PythonKasa(AgentTest):
             self.assertEqual([outlet.powered for outlet in device.outlets], [True, False, True])
 
 
+class PythonKasaOverKlap(AgentTest):
+    """python-kasa as a library, with a login: it, the virtual devices and fence_kasa agree."""
+
+    def ask(self, **job):
+        """Return what peer_kasa.py answers."""
+        program = require_interpreter("kasa")
+        script = os.path.join(os.path.dirname(__file__), "peer_kasa.py")
+        result = support.run([program, script], json.dumps(dict(virtual_klap.ACCOUNT, **job)),
+                             environment=ENVIRONMENT)
+        self.assertEqual(result.code, 0, result)
+        return json.loads(result.out)
+
+    def drive(self, device, *words, **job):
+        """Return what python-kasa sees of the outlets behind each word; child: of the list."""
+        found = self.ask(**dict({
+            "host": device.address[0], "port": device.address[1], "family": device.family,
+            "version": device.version, "words": words, "child": 1}, **job))
+        self.assertEqual(found["mac"], device.mac)
+        self.assertEqual(device.complaints, [])
+        return found["seen"]
+
+    def test_it_reads_and_switches_a_virtual_plug(self):
+        for make in (virtual_klap.OldKlapPlug, virtual_klap.KlapPlug, virtual_klap.SmartPlug):
+            device = self.start(make(["node"], metered=True))
+            with self.subTest(make.title):
+                self.assertEqual(self.drive(device, "read", "off"),
+                                 [[["node", True, 43]], [["node", False, 0]]])
+                self.assertFalse(device.outlets[0].powered)
+                self.assertEqual(self.drive(device, "on"), [[["node", True, 43]]])
+                self.assertTrue(device.outlets[0].powered)
+
+    def test_it_reads_and_switches_one_outlet_of_a_virtual_strip(self):
+        for make in (virtual_klap.KlapStrip, virtual_klap.SmartStrip):
+            device = self.start(make(["a", "b", "c"]))
+            with self.subTest(make.title):
+                self.assertEqual(self.drive(device, "read", "off"), [
+                    [["c", True, None], ["b", True, None], ["a", True, None]],
+                    [["c", True, None], ["b", False, None], ["a", True, None]]])
+                self.assertEqual([outlet.powered for outlet in device.outlets],
+                                 [True, False, True])
+
+    def test_it_discovers_virtual_devices_by_datagram(self):
+        for make in (virtual_klap.OldKlapPlug, virtual_klap.KlapPlug, virtual_klap.SmartPlug):
+            device = self.start(make(["node"], is_asleep=True), virtual_klap.own_address())
+            with self.subTest(make.title):
+                self.assertEqual(self.drive(device, "off", port=0), [[["node", False, None]]])
+                self.assertFalse(device.outlets[0].powered)
+
+    def fence(self, device, action, **parameters):
+        """Return what fence_kasa prints for an action that goes well."""
+        result = on_stdin("fence_kasa", dict(self.address(device, **support.PATIENT_LIMITS),
+                                             action=action, **dict(device.parameters,
+                                                                   **parameters)))
+        self.assertEqual((result.code in (0, 2), result.err), (True, ""), result)
+        self.assertEqual(device.complaints, [])
+        return result.out
+
+    def test_each_sees_what_the_other_one_did_to_a_plug(self):
+        for make in (virtual_klap.OldKlapPlug, virtual_klap.KlapPlug, virtual_klap.SmartPlug):
+            device = self.start(make(["node"], metered=True))
+            with self.subTest(make.title):
+                self.drive(device, "off")
+                self.assertEqual(self.fence(device, "status"), "Status: OFF\n")
+                self.fence(device, "on")
+                self.assertEqual(self.drive(device, "read"), [[["node", True, 43]]])
+                self.fence(device, "off")
+                self.assertEqual(self.drive(device, "read"), [[["node", False, 0]]])
+                self.drive(device, "on")
+                self.assertEqual(self.fence(device, "status"), "Status: ON\n")
+
+    def test_each_sees_what_the_other_one_did_to_an_outlet_of_a_strip(self):
+        for make in (virtual_klap.KlapStrip, virtual_klap.SmartStrip):
+            device = self.start(make(["a", "b", "c"]))
+            with self.subTest(make.title):
+                self.drive(device, "off", child=0)  # its list is reversed
+                self.assertEqual(self.fence(device, "list-status"), "1,a,ON\n2,b,ON\n3,c,OFF\n")
+                self.fence(device, "off", plug="2")
+                self.assertEqual([on for _, on, _ in self.drive(device, "read")[0]],
+                                 [False, False, True])
+                self.fence(device, "on", plug="3")
+                self.assertEqual([on for _, on, _ in self.drive(device, "read")[0]],
+                                 [True, False, True])
+
+    def test_it_would_have_sent_the_same_bytes(self):
+        for make in virtual_klap.DEVICES:
+            device = self.start(make(["node"]))
+            self.fence(device, "off")
+            with self.subTest(make.title):
+                self.assertFalse(device.outlets[0].powered)
+                said = [json.dumps(request) for session in self.sessions_of(device)
+                        for request in self.check_session(device, *session)]
+                self.assertEqual(sum("set_relay_state" in text or "set_device_info" in text
+                                     for text in said), 1)
+
+    def sessions_of(self, device):
+        """Return [(session, its exchanges)] in the order of their logins."""
+        found = []
+        for exchange in device.exchanges:
+            if exchange.session and (not found or exchange.session is not found[-1][0]):
+                found.append((exchange.session, []))
+            if exchange.session:
+                found[-1][1].append(exchange)
+        return found
+
+    def check_session(self, device, session, exchanges):
+        """Return the requests of a session, as python-kasa reads them."""
+        proof, *requests = exchanges
+        found = self.ask(version=device.version, local_seed=session.local_seed.hex(),
+                         remote_seed=session.remote_seed.hex(), requests=[
+                             (int(request.path.partition("seq=")[2]), request.body.hex())
+                             for request in requests])
+        self.assertEqual(found["client_hash"], proof.body.hex())
+        self.assertTrue(requests)
+        self.assertTrue(all(same for _, same in found["requests"]))
+        return [json.loads(text) for text, _ in found["requests"]]
+
+
 class TasmotaHttp(AgentTest):
     """tasmota-http: a client library, run by the interpreter that has it."""
 
     def test_it_reads_and_switches_relays_of_virtual_devices(self):
-        program = find_interpreter("tasmota_http")
+        program = require_interpreter("tasmota_http")
         code = ("import sys; from tasmota_http import TasmotaClient; "
                 "client = TasmotaClient(sys.argv[1], username='admin', password='s3cret'); "
                 "print(client.power_get(2), client.power_set(False, 2), client.power_get(2), "
@@ -150,7 +276,7 @@ class Aioshelly(AgentTest):
     """aioshelly: the client library of Home Assistant, run by the interpreter that has it."""
 
     def ask(self, device, channel, wanted=""):
-        result = support.run([find_interpreter("aioshelly"), "-c", AIOSHELLY,
+        result = support.run([require_interpreter("aioshelly"), "-c", AIOSHELLY,
                               str(device.address[1]), str(channel), wanted],
                              environment=ENVIRONMENT)
         self.assertEqual((result.code, result.err), (0, ""), result)

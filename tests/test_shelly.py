@@ -1,47 +1,20 @@
 """Shelly as real devices are: their generations, channels, timers, meters, logins."""
 import functools
 import os
-import sys
 import tempfile
 import threading
 import unittest
 from unittest import mock
 
 import fencetool
-from fencetool import DIALECTS, PowerState
-from tests import support, test_contract, virtual
+from fencetool import PowerState
+from tests import support, virtual
 from tests.support import at_once
 from tests.test_rooms import NO_STATUS, RENDERINGS, RoomTest
 
 WORKERS = 12
 EVERY = (virtual.Shelly1, virtual.Shelly2)
 LATER = {"login_timeout": "5", "shell_timeout": "5"}
-
-
-class OfFamily:
-    """The contract with another virtual device than that of tests/virtual.py's DEVICES."""
-
-    family = None
-
-    def setUp(self):
-        for patch in (mock.patch.object(test_contract, "OWN", [DIALECTS["shelly"]]),
-                      mock.patch.dict(virtual.DEVICES, shelly=self.family)):
-            patch.start()
-            self.addCleanup(patch.stop)
-        super().setUp()
-
-
-def add_contract_of(family):
-    """Add the classes of the contract, for this virtual device, to those of this module."""
-    for base in (test_contract.Order, test_contract.Identity, test_contract.Login,
-                 test_contract.Meter, test_contract.Faults, test_contract.Time):
-        name = base.__name__ + "Of" + family.__name__
-        setattr(sys.modules[__name__], name, type(name, (OfFamily, base), {
-            "family": family, "__module__": __name__}))
-
-
-add_contract_of(virtual.Shelly1)
-add_contract_of(virtual.Shelly4)
 
 
 class ShellyTest(RoomTest):

@@ -24,6 +24,7 @@ class Faulty:
     none of them needs to know its name.
     """
 
+    title = ""       # of what it is, where the name of its dialect does not say it
     parameters = {}  # beside ip, ipport and those of its row in DIALECTS
     two = ("a", "b")  # the aliases of a device with two outlets, () where it has one
     second = "2"     # the plug of the second of two outlets
@@ -36,6 +37,8 @@ class Faulty:
     in_many = False  # every fault is one of a device with all of `two`
     fault_options = {}  # of a device that shows every fault but those in no_faults
     no_faults = ()
+    faults_of_two = ("wrong_outlet",)  # that show only where there are several outlets
+    bearable = 4  # each so manyth answer may be lost
     # Where off must succeed in spite of the fault, because the contact is open in the end.
     harmless = {"drop", "late", "dead_meter"}
     # Where status tells the truth, which is ON.
@@ -62,15 +65,17 @@ class Faulty:
         if self.fault and self.fault not in self.faults:
             raise ValueError("there is no fault %r to simulate" % self.fault)
         self.answers = 0
+        self.is_listening = False
         self.stopped = threading.Event()
 
     def listen(self):
         if self.fault != "refuse":  # bound all the same, or the next device gets the port
+            self.is_listening = True
             super().listen()
 
     def stop(self):
         self.stopped.set()
-        if self.fault != "refuse":
+        if self.is_listening:
             self.server.shutdown()
         self.server.server_close()
 
@@ -88,6 +93,15 @@ class Faulty:
             self.run_later(LATE_S, self.move, number, on)
         elif len(self.outlets) > 1:
             self.move(number % len(self.outlets) + 1, on)
+
+    def move(self, number, on):
+        outlet = self.outlets[number - 1]
+        before = outlet.relay
+        super().move(number, on)
+        if self.fault in ("lag", "frozen"):
+            outlet.relay = before
+        if self.fault == "lag":
+            self.run_later(LAG_S, setattr, outlet, "relay", on)
 
     def answer(self, *request):
         before = self.commands
@@ -127,53 +141,16 @@ KASA_ANSWERS = {
 }
 
 
-class Kasa(Faulty, fencetool.VirtualKasa):
-    """One that answers datagrams too, and all that python-kasa asks for."""
+class KasaFirmware(Faulty, fencetool.VirtualKasa):
+    """What a Kasa device says, whatever carries it, with all that python-kasa asks for."""
 
     meter = {"metered": True}
     fault_options = meter
-    no_faults = ("portal",)  # it has no web server
     meters_each = True
     short_ids = False  # of a strip: two digits alone
     old_meter = False  # hardware 1 tells watts, later ones milliwatts
     slots_from = None  # of a strip: the slot_id of its first outlet; None: it tells none
     rewritten = ()     # pairs of bytes: what is replaced in the JSON of every answer, and by what
-    answers_a_connection = 0  # it closes a connection behind so many; 0: never
-
-    def __init__(self, *arguments, **options):
-        super().__init__(*arguments, **options)
-        self.answered = {}  # how many answers have gone over each connection
-
-    def start(self, host="127.0.0.1", port=0):
-        super().start(host, port)
-        self.datagrams = socket.socket(self.server.address_family, socket.SOCK_DGRAM)
-        self.datagrams.bind(self.address)
-        if not self.fault:
-            self.run_in_thread(self.answer_datagrams)
-
-    def stop(self):
-        super().stop()
-        try:
-            self.datagrams.shutdown(socket.SHUT_RDWR)  # ends what waits for one
-        except OSError:
-            pass  # it is not connected, and wakes all the same
-        self.datagrams.close()
-
-    def answer_datagrams(self):
-        while not self.stopped.is_set():
-            try:
-                message, sender = self.datagrams.recvfrom(4096)
-                self.datagrams.sendto(self.answer(message), sender)
-            except (OSError, ValueError):
-                pass  # it was nonsense, the sender went away, or stop() closed the socket
-
-    def send_answer(self, handle, answer):
-        if self.fault == "oversize":
-            answer = struct.pack(">I", OVERSIZE_BYTES) + answer[4:]
-        super().send_answer(handle, answer)
-        self.answered[handle] = self.answered.get(handle, 0) + 1
-        if self.answered[handle] == self.answers_a_connection:
-            raise ConnectionError("enough")
 
     def answer(self, message):
         plain = fencetool.decrypt_kasa(super().answer(message))
@@ -212,6 +189,48 @@ class Kasa(Faulty, fencetool.VirtualKasa):
             return reply
         watts = reply["power_mw"] / 1000
         return {"current": watts / 230, "power": watts, "voltage": 230.0, "err_code": 0}
+
+
+class Kasa(KasaFirmware):
+    """A Kasa device with the legacy protocol, which answers datagrams too."""
+
+    no_faults = ("portal",)  # it has no web server
+    answers_a_connection = 0  # it closes a connection behind so many; 0: never
+
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
+        self.answered = {}  # how many answers have gone over each connection
+
+    def start(self, host="127.0.0.1", port=0):
+        super().start(host, port)
+        self.datagrams = socket.socket(self.server.address_family, socket.SOCK_DGRAM)
+        self.datagrams.bind(self.address)
+        if not self.fault:
+            self.run_in_thread(self.answer_datagrams)
+
+    def stop(self):
+        super().stop()
+        try:
+            self.datagrams.shutdown(socket.SHUT_RDWR)  # ends what waits for one
+        except OSError:
+            pass  # it is not connected, and wakes all the same
+        self.datagrams.close()
+
+    def answer_datagrams(self):
+        while not self.stopped.is_set():
+            try:
+                message, sender = self.datagrams.recvfrom(4096)
+                self.datagrams.sendto(self.answer(message), sender)
+            except (OSError, ValueError):
+                pass  # it was nonsense, the sender went away, or stop() closed the socket
+
+    def send_answer(self, handle, answer):
+        if self.fault == "oversize":
+            answer = struct.pack(">I", OVERSIZE_BYTES) + answer[4:]
+        super().send_answer(handle, answer)
+        self.answered[handle] = self.answered.get(handle, 0) + 1
+        if self.answered[handle] == self.answers_a_connection:
+            raise ConnectionError("enough")
 
 
 class Http(Faulty):
@@ -321,14 +340,6 @@ class Http(Faulty):
         super().send_answer(handle, answer)
         while self.fault == "endless":
             handle.sendall(b" " * 1000)
-
-    def move(self, number, on):
-        outlet = self.outlets[number - 1]
-        before = outlet.relay
-        super().move(number, on)
-        if self.fault == "lag":
-            outlet.relay = before
-            self.run_later(LAG_S, setattr, outlet, "relay", on)
 
 
 class Tasmota(Http, fencetool.VirtualTasmota):
@@ -604,6 +615,7 @@ class Shelly(Http, fencetool.VirtualShelly):
 class Shelly1(Shelly):
     """A Shelly of the first generation, by its own replies."""
 
+    title = "old shelly"
     no_faults = ("wrong_key",)  # relays have no names
     status_pages = ("/relay/0", "/status")
     one_meter = False  # for all relays
@@ -763,6 +775,7 @@ class Shelly2(Shelly):
 class Shelly4(Shelly2):
     """One with four channels, of which the last is meant."""
 
+    title = "shelly with four channels"
     two = ("a", "b", "c", "d")
     second = "d"
     in_many = True
