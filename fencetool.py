@@ -4028,7 +4028,8 @@ KASA_FIRST_KEY = 171
 KASA_CLOSED_HINT = ("newer firmware closes this port unless Third-Party Compatibility is on in the "
                     "app, and speaks KLAP on port 80")
 
-KasaInfo = namedtuple("KasaInfo", "mac device_id outlets is_strip has_meter")
+# doubt_about_list: why there may be more outlets than these, "" when these are all.
+KasaInfo = namedtuple("KasaInfo", "mac device_id outlets is_strip has_meter doubt_about_list")
 
 
 def encrypt_kasa(plain):
@@ -4162,7 +4163,7 @@ def parse_kasa_description(info):
                else parse_kasa_plug(info, device_id))
     has_meter = "ENE" in str(info.get("feature", "")).split(":")
     return KasaInfo(mac=info.get("mac", info.get("mic_mac")), device_id=device_id, outlets=outlets,
-                    is_strip=is_strip, has_meter=has_meter)
+                    is_strip=is_strip, has_meter=has_meter, doubt_about_list="")
 
 
 def parse_kasa_plug(info, device_id):
@@ -4906,6 +4907,22 @@ def parse_tapo_children(children, device_id):
     return tuple(sorted(outlets))
 
 
+def doubt_about_tapo_list(children):
+    """Return why a strip may have more outlets than it lists, "" when these are all.
+
+    Each outlet tells how many the case has, in slot_number. Where several are listed that proves
+    nothing (the P306 says 5, and has 4), and nothing hangs on it: one of them is named.
+
+    SAFETY: a list and its count may both lack the same outlet, and the one that is left would be
+    taken for the only one.
+    Test: test_the_only_outlet_that_is_listed_is_not_the_only_one_of_the_case
+    """
+    if len(children) != 1:
+        return ""
+    told = json.dumps(children[0].get("slot_number"))
+    return "" if told == "1" else "it lists one, whose slot_number is %s" % quote(told)
+
+
 def parse_tapo_components(members):
     """Return whether a component_list holds a power meter."""
     found = require_member(members, "component_list", list, "the list of components")
@@ -4966,7 +4983,8 @@ class SmartPayload:
         if self.metered is None:
             self.metered = self._find_metered(ask, outlets if is_strip else ())
         return KasaInfo(mac=info.get("mac"), device_id=device_id, outlets=outlets,
-                        is_strip=is_strip, has_meter=bool(self.metered))
+                        is_strip=is_strip, has_meter=bool(self.metered),
+                        doubt_about_list=doubt_about_tapo_list(children))
 
     def switch(self, ask, child_id, wanted):
         params = {"device_on": wanted is PowerState.ON}
@@ -5085,7 +5103,8 @@ class KasaDevice(Device):
 
     def find_outlet(self, name):
         """Return the Outlet of a name that the caller gave, as the device has just described it."""
-        return select_outlet(self.description.outlets, name, self.label)
+        found = self.description
+        return select_outlet(found.outlets, name, self.label, found.doubt_about_list)
 
     def read_description(self, deadline):
         """Return the KasaInfo as the device tells it now, in the session that is open or a new one.

@@ -252,6 +252,50 @@ class Sessions(KlapTest):
         device.converse = close_if_too_early
 
 
+class Doubts(KlapTest):
+    """What a Tapo device leaves out is no proof that there is none of it."""
+
+    def test_the_only_outlet_that_is_listed_is_not_the_only_one_of_the_case(self):
+        for parameters in ({}, {"nodename": "node", "plug": "node"}):
+            device = self.start(SmartStrip(("a", "b"), fault="short_list"))
+            with self.subTest(**parameters):
+                self.assert_failure(self.run_off(device, **parameters),
+                                    "may have more", "it lists one, whose slot_number is '2'")
+                self.assertEqual(device.commands, 0)
+
+    def test_the_only_outlet_is_one_whose_slot_number_is_exactly_1(self):
+        for number in (None, 0, 2, "1", True, 1.0, [1]):
+            device = self.start_strip_of_slots(("a",), number)
+            with self.subTest(slot_number=number), self.assertRaises(fencetool.Refused):
+                self.open_device(device).open(self.deadline)
+        device = self.start_strip_of_slots(("a",), 1)
+        self.assertEqual(self.open_device(device).open(self.deadline).identity, 1)
+
+    def test_outlets_that_are_named_are_found_in_a_list_that_may_go_on(self):
+        for aliases, number, plugs in (
+                (("a", "b"), 3, ("1", "a", "1,2", "a, b")),  # the P306 says one more than it has
+                (("node",), 2, ("1", "node"))):
+            for plug in plugs:
+                device = self.start_strip_of_slots(aliases, number)
+                with self.subTest(slot_number=number, plug=plug):
+                    self.assert_success(self.run_off(device, plug=plug, nodename="node",
+                                                     **support.PATIENT_LIMITS))
+                    switched = [not outlet.relay for outlet in device.outlets]
+                    self.assertEqual(switched, [True, "," in plug][:len(aliases)])
+
+    def test_a_list_of_outlets_of_which_one_is_missing_switches_none(self):
+        device = self.start(SmartStrip(("a", "b"), fault="short_list"))
+        self.assert_failure(self.run_off(device, plug="1,2"), "may have more")
+        self.assertEqual(device.commands, 0)
+
+    def start_strip_of_slots(self, aliases, number):
+        """Return a strip whose outlets tell this slot_number."""
+        device = SmartStrip(aliases)
+        describe = device.describe_child
+        device.describe_child = lambda outlet: dict(describe(outlet), slot_number=number)
+        return self.start(device)
+
+
 class Reasons(KlapTest):
     """What is told, and what is asked of a device that says no."""
 
