@@ -4924,9 +4924,36 @@ def doubt_about_tapo_list(children):
 
 
 def parse_tapo_components(members):
-    """Return whether a component_list holds a power meter."""
-    found = require_member(members, "component_list", list, "the list of components")
-    return any(isinstance(item, dict) and item.get("id") == TAPO_METER_COMPONENT for item in found)
+    """Return whether a component_list holds a power meter; raise ProtocolError for a damaged one.
+
+    SAFETY: a list that cannot be read as a whole names no meter, and does not say that none is
+    there. Test: test_a_list_of_components_that_cannot_be_read_leaves_no_meter_out
+    """
+    where = "the list of components"
+    items = require_member(members, "component_list", list, where)
+    if not items:
+        raise ProtocolError("%s is empty" % where)
+    for item in items:
+        if not isinstance(item, dict):
+            raise ProtocolError("%s holds what is no object: %s" % (where, quote(json.dumps(item))))
+    names = [require_member(item, "id", str, "an entry of " + where) for item in items]
+    if "" in names:
+        raise ProtocolError("an entry of %s has an empty id" % where)
+    return TAPO_METER_COMPONENT in names
+
+
+def parse_tapo_metered(items):
+    """Return {id of an outlet: whether its components hold a power meter} of a strip's list."""
+    metered = {}
+    for item in items:
+        if not isinstance(item, dict):
+            raise ProtocolError("the components of an outlet are no object: %s"
+                                % quote(json.dumps(item)))
+        identifier = require_member(item, "device_id", str, "the components of an outlet")
+        if identifier in metered:
+            raise ProtocolError("the components of outlet %s come twice" % quote(identifier))
+        metered[identifier] = parse_tapo_components(item)
+    return metered
 
 
 def parse_tapo_watts(reply, meter, child_id):
@@ -5021,13 +5048,12 @@ class SmartPayload:
         if self.has_component is None:
             return every
         try:
-            told = self._read_list(ask, "get_child_device_component_list", "child_component_list")
-            without = [item.get("device_id") for item in told if isinstance(item, dict)
-                       and not parse_tapo_components(item)]
+            metered = parse_tapo_metered(self._read_list(
+                ask, "get_child_device_component_list", "child_component_list"))
         except ProtocolError as error:  # then each outlet is asked
             self.system.debug("the strip does not tell which outlets have a meter: %s" % error)
             return every
-        return [identifier for identifier in every if identifier not in without]
+        return [identifier for identifier in every if metered.get(identifier, True)]
 
     def _read_list(self, ask, method, name):
         """Return the items of a list that comes in pages; raise unless it is whole.

@@ -288,6 +288,60 @@ class Doubts(KlapTest):
         self.assert_failure(self.run_off(device, plug="1,2"), "may have more")
         self.assertEqual(device.commands, 0)
 
+    def test_a_list_of_components_that_cannot_be_read_leaves_no_meter_out(self):
+        entries = [[entry] for entry in (0, "", [], None, {}, {"id": None}, {"id": ""},
+                                         {"id": ["energy_monitoring"]}, {"id": 0, "ver_code": 2})]
+        for family in (SmartPlug, SmartStrip):
+            for added in [None] + entries:  # None: an empty list
+                device = self.start_welded_with_components(family, added)
+                with self.subTest(family.__name__, added=added):
+                    try:
+                        opened = self.open_device(device)
+                        reading = opened.open(self.deadline).read_meter(self.deadline)
+                    except fencetool.ProtocolError as error:
+                        self.assertIn("component", str(error))
+                    else:
+                        self.assertEqual(reading, fencetool.MeterReading(43, ""))
+
+    def test_a_plug_whose_components_cannot_be_read_is_not_off_while_it_draws_power(self):
+        for family in (SmartPlug, SmartStrip):
+            for added in (None, [0]):
+                device = self.start_welded_with_components(family, added)
+                with self.subTest(family.__name__, added=added):
+                    self.assert_failure(self.run_off(device), "43 W" if family is SmartStrip
+                                        else "list of components")
+
+    def test_components_of_an_outlet_that_come_twice_leave_no_meter_out(self):
+        device = self.start(SmartStrip(("node",), metered=True, fault="welded", page=2))
+        listed = device.list_children
+
+        def list_twice(start, name, describe):
+            found = listed(start, name, describe)
+            if name == "child_component_list":
+                without = dict(found[name][0], component_list=[{"id": "device", "ver_code": 2}])
+                found.update({name: [without] + found[name], "sum": 2})
+            return found
+        device.list_children = list_twice
+        self.assert_failure(self.run_off(device), "43 W")
+
+    def start_welded_with_components(self, family, added):
+        """Return a welded device whose meter is not in its components, with entries added to them.
+
+        None as what is added: it tells none at all. Of a strip it is the outlet's list.
+        """
+        device = family(("node",), metered=True, fault="welded")
+        listed = device._component_nego
+
+        def tell_components(params, outlet):
+            if family is SmartStrip and outlet is None:
+                return listed(params, outlet)
+            device.metered = False
+            found = listed(params, outlet)["component_list"]
+            device.metered = True
+            return {"component_list": [] if added is None else found + added}
+        device._component_nego = tell_components
+        return self.start(device)
+
     def start_strip_of_slots(self, aliases, number):
         """Return a strip whose outlets tell this slot_number."""
         device = SmartStrip(aliases)
