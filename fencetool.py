@@ -123,6 +123,7 @@ MOST_LATE_READS = 10000             # of what has piled up while the process was
 class FenceError(Exception):
     """Anything that keeps an action from its proof. The text says what happened and what to do."""
     retryable = False
+    counts_as_try = True  # of those that an action has
 
     def __str__(self):
         # SAFETY: its text is kept as the doubt about an outlet, and no text is no doubt.
@@ -149,6 +150,12 @@ class Unreachable(FenceError):
     def __init__(self, text, was_closed=False):
         super().__init__(text)
         self.was_closed = was_closed  # by the device, before it answered anything
+
+
+class SessionLost(Unreachable):
+    """Another client has ended the session: the device has not obeyed, since it did not read what
+    came. That is no fault of the device, and may happen any number of times."""
+    counts_as_try = False
 
 
 class ProtocolError(FenceError):
@@ -4496,6 +4503,8 @@ KLAP_COOKIE = "TP_SESSIONID"
 KLAP_LAST_SEQUENCE = 2147483647
 # The P100 refuses a connection that comes sooner behind an answer (python-kasa #676, #930).
 KLAP_PAUSE_SECONDS = 0.25
+# By chance as long as this, so that two clients do not meet again and again.
+SHORTEST_LOSS_SECONDS, LONGEST_LOSS_SECONDS = 0.1, 0.5
 DISCOVERY_PORT, DISCOVERY_SECONDS, DISCOVERY_HEADER_BYTES = 20002, 1.0, 16
 # Version 2, type 0, operation 1 and a checksum: a question without a body.
 DISCOVERY_PROBE = bytes.fromhex("020000010000000000000000463cb5d3")
@@ -4704,8 +4713,11 @@ class KlapTransport:
         session = KlapSession(proof, local_seed, remote_seed, cookie)
         reply = self._post("handshake2", session.client_hash, cookie, deadline)
         if reply.status != 200:
-            raise ProtocolError("the device ends the session before it began (HTTP status %d): "
-                                "does another client log in all the time?" % reply.status)
+            text = ("the device ends the session before it began (HTTP status %d): does another "
+                    "client log in all the time?" % reply.status)
+            if reply.status == 403:
+                self._lose_session(text, deadline)
+            raise ProtocolError(text)
         self.session, self.answers, self.has_been_open = session, 0, True
 
     def ask(self, request, deadline):
@@ -4716,29 +4728,41 @@ class KlapTransport:
         body = self.session.seal(json.dumps(request, separators=(",", ":")).encode("utf-8"))
         reply = self._post("request?seq=%d" % self.session.sequence, body, self.session.cookie,
                            deadline)
-        plain = self._read(reply)
+        plain = self._read(reply, deadline)
         self.answers += 1
         text = plain.decode("utf-8", "surrogateescape")
         self.system.message("%s -> %s" % (self.describe(), plain.decode(
             "utf-8", "backslashreplace")))
         return parse_json_object(text)
 
-    def _read(self, reply):
+    def _read(self, reply, deadline):
         """Return what the answer to a request says.
 
         Firmware forgets a session, or answers the first request of one alone (python-kasa #784,
         #1580, #1715): what is no answer behind a good one is the end of the session.
+
+        SAFETY: status 403 alone says that the request was not read. Behind any other answer it may
+        have been obeyed, and what is asked again then has its limit.
+        Test: test_only_status_403_is_a_session_lost_to_another_client
         """
+        if reply.status == 403:
+            self._lose_session("the device has ended the session (HTTP status 403): does another "
+                               "client (the app, Home Assistant) use it?", deadline)
         try:
-            if reply.status == 403:
-                raise ProtocolError("the device has ended the session (HTTP status 403): does "
-                                    "another client (the app, Home Assistant) use it?")
             check_http_answer(show_http_body(reply))
             return self.session.unseal(reply.body)
         except (ProtocolError, StrangeReply) as error:
             if self.answers:
                 raise Unreachable(str(error), was_closed=True) from error
             raise ProtocolError(str(error)) from error
+
+    def _lose_session(self, text, deadline):
+        """Raise SessionLost behind a pause: two clients that go on at once throw out each other."""
+        chance = os.urandom(1)[0] / 255
+        pause = SHORTEST_LOSS_SECONDS + chance * (LONGEST_LOSS_SECONDS - SHORTEST_LOSS_SECONDS)
+        self.system.sleep(min(pause, deadline.left()))
+        has_answered = bool(self.session and self.answers)
+        raise SessionLost(text, was_closed=has_answered)
 
     def _post(self, step, body, cookie, deadline):
         """Return the HttpReply of one step, its body as bytes."""
@@ -7152,16 +7176,20 @@ class Job:
         return True
 
     def retry(self, exchange, tries):
-        """Return what exchange() returns; repeat it on errors that say a repetition may help."""
+        """Return what exchange() returns; repeat it on errors that say a repetition may help.
+
+        tries: how often, not counting those that were lost to other clients.
+        """
         while True:
             self.attempts += 1
-            tries -= 1
             try:
                 result = exchange(self.deadline)
                 check_time(self.deadline)
                 return result
             except FenceError as error:
                 self.system.debug("attempt %d: %s" % (self.attempts, error))
+                if error.counts_as_try:
+                    tries -= 1
                 if not error.retryable or not tries or not self.pause(self.deadline):
                     raise
 

@@ -252,6 +252,85 @@ class Sessions(KlapTest):
         device.converse = close_if_too_early
 
 
+class OtherClients(KlapTest):
+    """A device that keeps one session, and others who log in."""
+
+    LIMITS = dict(support.PATIENT_LIMITS, stonith_status_sleep="200ms")
+
+    def lose_sessions(self, device, lost, requests):
+        """Let the first sessions end behind so many requests; -1: before they begin."""
+        prove, is_used_up = device.prove, device.is_used_up
+        device.lost = []
+
+        def is_lost(session):
+            if session not in device.lost and len(device.lost) < lost:
+                device.lost.append(session)
+            return session in device.lost
+        device.is_used_up = lambda session: (is_used_up(session) or (
+            is_lost(session) and session.requests >= requests))
+        device.prove = lambda session, client_hash: (
+            (403, {}, b"") if requests < 0 and is_lost(session) else prove(session, client_hash))
+
+    def test_a_session_that_another_client_takes_uses_up_no_attempt(self):
+        def run_one(family, action, requests):
+            device = self.start(family(("node",), metered=True))
+            self.lose_sessions(device, 5, requests)
+            return device, on_stdin("fence_kasa", self.reach(
+                device, action=action, power_meter="require", **self.LIMITS))
+        cases = list(itertools.product(
+            (KlapPlug, SmartPlug, SmartStrip), ("status", "monitor", "list"), (-1, 0, 2)))
+        for case, (device, result) in zip(cases, at_once(
+                [functools.partial(run_one, *case) for case in cases])):
+            with self.subTest(case=case):
+                self.assert_success(result)
+                self.assertGreater(len(device.lost), 0)
+                self.assertEqual((device.commands, device.complaints), (0, []))
+
+    def test_a_command_that_was_not_read_is_sent_again_behind_a_new_proof(self):
+        for family in FAMILIES:
+            device = self.start(family(("node",), metered=True))
+            obey, refused = device.obey, []
+            commands = virtual_klap.COMMANDS
+
+            def obey_later(session, query, body, device=device, obey=obey, refused=refused):
+                plain = session.open(session.sequence + 1, body)
+                if len(refused) < 4 and any(word in plain for word in commands):
+                    refused.append(session.requests)
+                    device.sessions.clear()
+                    return 403, {}, b""
+                return obey(session, query, body)
+            device.obey = obey_later
+            with self.subTest(family.__name__):
+                self.assert_success(self.run_off(device, **self.LIMITS))
+                self.assertEqual(len(refused), 4)
+                self.assertNotIn(0, refused)  # something has been asked in each of the sessions
+                self.assertEqual((device.commands, device.complaints), (1, []))
+
+    def test_only_status_403_is_a_session_lost_to_another_client(self):
+        replies = [(200, {}, b""), (200, {}, AES_PAGE), (200, {}, b"x" * 64), (400, {}, b""),
+                   (401, {}, b""), (404, {}, b""), (500, {}, b""), (503, {}, b"")]
+        for reply in replies:
+            device = self.start(SmartPlug())
+            device.obey = lambda session, query, body, reply=reply: reply
+            opened = self.open_device(device)
+            with self.subTest(reply=reply), self.assertRaises(fencetool.FenceError):
+                fencetool.run_status(fencetool.Job(self.system, opened, opened.settings))
+            self.assertEqual(self.steps(device).count("handshake1"), fencetool.READ_ATTEMPTS)
+
+    def test_clients_that_log_in_at_once_all_come_to_their_end(self):
+        devices = [self.start(family(("node",), metered=True))
+                   for family in (KlapPlug, SmartStrip)]
+        actions = ("off", "status", "monitor", "off")
+        results = at_once([functools.partial(
+            on_stdin, "fence_kasa", self.reach(device, action=action, **self.LIMITS))
+            for device in devices for action in actions])
+        for action, result in zip(actions * 2, results):
+            with self.subTest(action=action):
+                self.assertIn(result.code, (0, 2) if action == "status" else (0,), result)
+        for device in devices:
+            self.assertFalse(device.outlets[0].powered)
+
+
 class Doubts(KlapTest):
     """What a Tapo device leaves out is no proof that there is none of it."""
 
@@ -387,12 +466,14 @@ class Reasons(KlapTest):
 
     def test_another_client_that_takes_the_session_is_told(self):
         self.reason(self.start(KlapPlug(fault="lost_session")),
-                    "has ended the session (HTTP status 403): does another client")
+                    "has ended the session (HTTP status 403): does another client",
+                    **support.SHORT_LIMITS)
 
     def test_a_session_that_ends_before_it_began_is_told(self):
         device = self.start(KlapPlug())
         device.prove = lambda session, client_hash: (403, {}, b"")
-        self.reason(device, "ends the session before it began (HTTP status 403)")
+        self.reason(device, "ends the session before it began (HTTP status 403)",
+                    **support.SHORT_LIMITS)
 
     def test_a_missing_cookie_is_told(self):
         self.reason(self.start(KlapPlug(fault="no_cookie")),
