@@ -4391,7 +4391,7 @@ def build_aes_tables(substitution, factors):
     return AesTables(round_tables, substitution)
 
 
-AES_TABLES = []  # those of encryption and of decryption, from their first use on
+AES_TABLES = []  # the pair of encryption and of decryption, from its first use on
 
 
 def find_aes_tables():
@@ -4401,9 +4401,10 @@ def find_aes_tables():
         inverse = [0] * 256
         for byte, substitute in enumerate(substitution):
             inverse[substitute] = byte
-        AES_TABLES.append(build_aes_tables(substitution, (2, 1, 1, 3)))
-        AES_TABLES.append(build_aes_tables(inverse, (14, 9, 13, 11)))
-    return AES_TABLES
+        # As one: another thread that comes in between sees both, or none and makes its own.
+        AES_TABLES.append((build_aes_tables(substitution, (2, 1, 1, 3)),
+                           build_aes_tables(inverse, (14, 9, 13, 11))))
+    return AES_TABLES[0]
 
 
 def expand_aes_key(key):
