@@ -123,6 +123,7 @@ MOST_LATE_READS = 10000             # of what has piled up while the process was
 class FenceError(Exception):
     """Anything that keeps an action from its proof. The text says what happened and what to do."""
     retryable = False
+    counts_as_try = True  # of those that an action has
 
     def __str__(self):
         # SAFETY: its text is kept as the doubt about an outlet, and no text is no doubt.
@@ -149,6 +150,12 @@ class Unreachable(FenceError):
     def __init__(self, text, was_closed=False):
         super().__init__(text)
         self.was_closed = was_closed  # by the device, before it answered anything
+
+
+class SessionLost(Unreachable):
+    """Another client has ended the session: the device has not obeyed, since it did not read what
+    came. That is no fault of the device, and may happen any number of times."""
+    counts_as_try = False
 
 
 class ProtocolError(FenceError):
@@ -4028,7 +4035,8 @@ KASA_FIRST_KEY = 171
 KASA_CLOSED_HINT = ("newer firmware closes this port unless Third-Party Compatibility is on in the "
                     "app, and speaks KLAP on port 80")
 
-KasaInfo = namedtuple("KasaInfo", "mac device_id outlets is_strip has_meter")
+# doubt_about_list: why there may be more outlets than these, "" when these are all.
+KasaInfo = namedtuple("KasaInfo", "mac device_id outlets is_strip has_meter doubt_about_list")
 
 
 def encrypt_kasa(plain):
@@ -4162,7 +4170,7 @@ def parse_kasa_description(info):
                else parse_kasa_plug(info, device_id))
     has_meter = "ENE" in str(info.get("feature", "")).split(":")
     return KasaInfo(mac=info.get("mac", info.get("mic_mac")), device_id=device_id, outlets=outlets,
-                    is_strip=is_strip, has_meter=has_meter)
+                    is_strip=is_strip, has_meter=has_meter, doubt_about_list="")
 
 
 def parse_kasa_plug(info, device_id):
@@ -4383,7 +4391,7 @@ def build_aes_tables(substitution, factors):
     return AesTables(round_tables, substitution)
 
 
-AES_TABLES = []  # those of encryption and of decryption, from their first use on
+AES_TABLES = []  # the pair of encryption and of decryption, from its first use on
 
 
 def find_aes_tables():
@@ -4393,9 +4401,10 @@ def find_aes_tables():
         inverse = [0] * 256
         for byte, substitute in enumerate(substitution):
             inverse[substitute] = byte
-        AES_TABLES.append(build_aes_tables(substitution, (2, 1, 1, 3)))
-        AES_TABLES.append(build_aes_tables(inverse, (14, 9, 13, 11)))
-    return AES_TABLES
+        # As one: another thread that comes in between sees both, or none and makes its own.
+        AES_TABLES.append((build_aes_tables(substitution, (2, 1, 1, 3)),
+                           build_aes_tables(inverse, (14, 9, 13, 11))))
+    return AES_TABLES[0]
 
 
 def expand_aes_key(key):
@@ -4495,6 +4504,8 @@ KLAP_COOKIE = "TP_SESSIONID"
 KLAP_LAST_SEQUENCE = 2147483647
 # The P100 refuses a connection that comes sooner behind an answer (python-kasa #676, #930).
 KLAP_PAUSE_SECONDS = 0.25
+# By chance as long as this, so that two clients do not meet again and again.
+SHORTEST_LOSS_SECONDS, LONGEST_LOSS_SECONDS = 0.1, 0.5
 DISCOVERY_PORT, DISCOVERY_SECONDS, DISCOVERY_HEADER_BYTES = 20002, 1.0, 16
 # Version 2, type 0, operation 1 and a checksum: a question without a body.
 DISCOVERY_PROBE = bytes.fromhex("020000010000000000000000463cb5d3")
@@ -4703,8 +4714,11 @@ class KlapTransport:
         session = KlapSession(proof, local_seed, remote_seed, cookie)
         reply = self._post("handshake2", session.client_hash, cookie, deadline)
         if reply.status != 200:
-            raise ProtocolError("the device ends the session before it began (HTTP status %d): "
-                                "does another client log in all the time?" % reply.status)
+            text = ("the device ends the session before it began (HTTP status %d): does another "
+                    "client log in all the time?" % reply.status)
+            if reply.status == 403:
+                self._lose_session(text, deadline)
+            raise ProtocolError(text)
         self.session, self.answers, self.has_been_open = session, 0, True
 
     def ask(self, request, deadline):
@@ -4715,29 +4729,41 @@ class KlapTransport:
         body = self.session.seal(json.dumps(request, separators=(",", ":")).encode("utf-8"))
         reply = self._post("request?seq=%d" % self.session.sequence, body, self.session.cookie,
                            deadline)
-        plain = self._read(reply)
+        plain = self._read(reply, deadline)
         self.answers += 1
         text = plain.decode("utf-8", "surrogateescape")
         self.system.message("%s -> %s" % (self.describe(), plain.decode(
             "utf-8", "backslashreplace")))
         return parse_json_object(text)
 
-    def _read(self, reply):
+    def _read(self, reply, deadline):
         """Return what the answer to a request says.
 
         Firmware forgets a session, or answers the first request of one alone (python-kasa #784,
         #1580, #1715): what is no answer behind a good one is the end of the session.
+
+        SAFETY: status 403 alone says that the request was not read. Behind any other answer it may
+        have been obeyed, and what is asked again then has its limit.
+        Test: test_only_status_403_is_a_session_lost_to_another_client
         """
+        if reply.status == 403:
+            self._lose_session("the device has ended the session (HTTP status 403): does another "
+                               "client (the app, Home Assistant) use it?", deadline)
         try:
-            if reply.status == 403:
-                raise ProtocolError("the device has ended the session (HTTP status 403): does "
-                                    "another client (the app, Home Assistant) use it?")
             check_http_answer(show_http_body(reply))
             return self.session.unseal(reply.body)
         except (ProtocolError, StrangeReply) as error:
             if self.answers:
                 raise Unreachable(str(error), was_closed=True) from error
             raise ProtocolError(str(error)) from error
+
+    def _lose_session(self, text, deadline):
+        """Raise SessionLost behind a pause: two clients that go on at once throw out each other."""
+        chance = os.urandom(1)[0] / 255
+        pause = SHORTEST_LOSS_SECONDS + chance * (LONGEST_LOSS_SECONDS - SHORTEST_LOSS_SECONDS)
+        self.system.sleep(min(pause, deadline.left()))
+        has_answered = bool(self.session and self.answers)
+        raise SessionLost(text, was_closed=has_answered)
 
     def _post(self, step, body, cookie, deadline):
         """Return the HttpReply of one step, its body as bytes."""
@@ -4906,10 +4932,53 @@ def parse_tapo_children(children, device_id):
     return tuple(sorted(outlets))
 
 
+def doubt_about_tapo_list(children):
+    """Return why a strip may have more outlets than it lists, "" when these are all.
+
+    Each outlet tells how many the case has, in slot_number. Where several are listed that proves
+    nothing (the P306 says 5, and has 4), and nothing hangs on it: one of them is named.
+
+    SAFETY: a list and its count may both lack the same outlet, and the one that is left would be
+    taken for the only one.
+    Test: test_the_only_outlet_that_is_listed_is_not_the_only_one_of_the_case
+    """
+    if len(children) != 1:
+        return ""
+    told = json.dumps(children[0].get("slot_number"))
+    return "" if told == "1" else "it lists one, whose slot_number is %s" % quote(told)
+
+
 def parse_tapo_components(members):
-    """Return whether a component_list holds a power meter."""
-    found = require_member(members, "component_list", list, "the list of components")
-    return any(isinstance(item, dict) and item.get("id") == TAPO_METER_COMPONENT for item in found)
+    """Return whether a component_list holds a power meter; raise ProtocolError for a damaged one.
+
+    SAFETY: a list that cannot be read as a whole names no meter, and does not say that none is
+    there. Test: test_a_list_of_components_that_cannot_be_read_leaves_no_meter_out
+    """
+    where = "the list of components"
+    items = require_member(members, "component_list", list, where)
+    if not items:
+        raise ProtocolError("%s is empty" % where)
+    for item in items:
+        if not isinstance(item, dict):
+            raise ProtocolError("%s holds what is no object: %s" % (where, quote(json.dumps(item))))
+    names = [require_member(item, "id", str, "an entry of " + where) for item in items]
+    if "" in names:
+        raise ProtocolError("an entry of %s has an empty id" % where)
+    return TAPO_METER_COMPONENT in names
+
+
+def parse_tapo_metered(items):
+    """Return {id of an outlet: whether its components hold a power meter} of a strip's list."""
+    metered = {}
+    for item in items:
+        if not isinstance(item, dict):
+            raise ProtocolError("the components of an outlet are no object: %s"
+                                % quote(json.dumps(item)))
+        identifier = require_member(item, "device_id", str, "the components of an outlet")
+        if identifier in metered:
+            raise ProtocolError("the components of outlet %s come twice" % quote(identifier))
+        metered[identifier] = parse_tapo_components(item)
+    return metered
 
 
 def parse_tapo_watts(reply, meter, child_id):
@@ -4966,7 +5035,8 @@ class SmartPayload:
         if self.metered is None:
             self.metered = self._find_metered(ask, outlets if is_strip else ())
         return KasaInfo(mac=info.get("mac"), device_id=device_id, outlets=outlets,
-                        is_strip=is_strip, has_meter=bool(self.metered))
+                        is_strip=is_strip, has_meter=bool(self.metered),
+                        doubt_about_list=doubt_about_tapo_list(children))
 
     def switch(self, ask, child_id, wanted):
         params = {"device_on": wanted is PowerState.ON}
@@ -5003,13 +5073,12 @@ class SmartPayload:
         if self.has_component is None:
             return every
         try:
-            told = self._read_list(ask, "get_child_device_component_list", "child_component_list")
-            without = [item.get("device_id") for item in told if isinstance(item, dict)
-                       and not parse_tapo_components(item)]
+            metered = parse_tapo_metered(self._read_list(
+                ask, "get_child_device_component_list", "child_component_list"))
         except ProtocolError as error:  # then each outlet is asked
             self.system.debug("the strip does not tell which outlets have a meter: %s" % error)
             return every
-        return [identifier for identifier in every if identifier not in without]
+        return [identifier for identifier in every if metered.get(identifier, True)]
 
     def _read_list(self, ask, method, name):
         """Return the items of a list that comes in pages; raise unless it is whole.
@@ -5085,7 +5154,8 @@ class KasaDevice(Device):
 
     def find_outlet(self, name):
         """Return the Outlet of a name that the caller gave, as the device has just described it."""
-        return select_outlet(self.description.outlets, name, self.label)
+        found = self.description
+        return select_outlet(found.outlets, name, self.label, found.doubt_about_list)
 
     def read_description(self, deadline):
         """Return the KasaInfo as the device tells it now, in the session that is open or a new one.
@@ -7107,16 +7177,20 @@ class Job:
         return True
 
     def retry(self, exchange, tries):
-        """Return what exchange() returns; repeat it on errors that say a repetition may help."""
+        """Return what exchange() returns; repeat it on errors that say a repetition may help.
+
+        tries: how often, not counting those that were lost to other clients.
+        """
         while True:
             self.attempts += 1
-            tries -= 1
             try:
                 result = exchange(self.deadline)
                 check_time(self.deadline)
                 return result
             except FenceError as error:
                 self.system.debug("attempt %d: %s" % (self.attempts, error))
+                if error.counts_as_try:
+                    tries -= 1
                 if not error.retryable or not tries or not self.pause(self.deadline):
                     raise
 

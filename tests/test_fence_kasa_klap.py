@@ -252,6 +252,183 @@ class Sessions(KlapTest):
         device.converse = close_if_too_early
 
 
+class OtherClients(KlapTest):
+    """A device that keeps one session, and others who log in."""
+
+    LIMITS = dict(support.PATIENT_LIMITS, stonith_status_sleep="200ms")
+
+    def lose_sessions(self, device, lost, requests):
+        """Let the first sessions end behind so many requests; -1: before they begin."""
+        prove, is_used_up = device.prove, device.is_used_up
+        device.lost = []
+
+        def is_lost(session):
+            if session not in device.lost and len(device.lost) < lost:
+                device.lost.append(session)
+            return session in device.lost
+        device.is_used_up = lambda session: (is_used_up(session) or (
+            is_lost(session) and session.requests >= requests))
+        device.prove = lambda session, client_hash: (
+            (403, {}, b"") if requests < 0 and is_lost(session) else prove(session, client_hash))
+
+    def test_a_session_that_another_client_takes_uses_up_no_attempt(self):
+        def run_one(family, action, requests):
+            device = self.start(family(("node",), metered=True))
+            self.lose_sessions(device, 5, requests)
+            return device, on_stdin("fence_kasa", self.reach(
+                device, action=action, power_meter="require", **self.LIMITS))
+        cases = list(itertools.product(
+            (KlapPlug, SmartPlug, SmartStrip), ("status", "monitor", "list"), (-1, 0, 2)))
+        for case, (device, result) in zip(cases, at_once(
+                [functools.partial(run_one, *case) for case in cases])):
+            with self.subTest(case=case):
+                self.assert_success(result)
+                self.assertGreater(len(device.lost), 0)
+                self.assertEqual((device.commands, device.complaints), (0, []))
+
+    def test_a_command_that_was_not_read_is_sent_again_behind_a_new_proof(self):
+        for family in FAMILIES:
+            device = self.start(family(("node",), metered=True))
+            obey, refused = device.obey, []
+            commands = virtual_klap.COMMANDS
+
+            def obey_later(session, query, body, device=device, obey=obey, refused=refused):
+                plain = session.open(session.sequence + 1, body)
+                if len(refused) < 4 and any(word in plain for word in commands):
+                    refused.append(session.requests)
+                    device.sessions.clear()
+                    return 403, {}, b""
+                return obey(session, query, body)
+            device.obey = obey_later
+            with self.subTest(family.__name__):
+                self.assert_success(self.run_off(device, **self.LIMITS))
+                self.assertEqual(len(refused), 4)
+                self.assertNotIn(0, refused)  # something has been asked in each of the sessions
+                self.assertEqual((device.commands, device.complaints), (1, []))
+
+    def test_only_status_403_is_a_session_lost_to_another_client(self):
+        replies = [(200, {}, b""), (200, {}, AES_PAGE), (200, {}, b"x" * 64), (400, {}, b""),
+                   (401, {}, b""), (404, {}, b""), (500, {}, b""), (503, {}, b"")]
+        for reply in replies:
+            device = self.start(SmartPlug())
+            device.obey = lambda session, query, body, reply=reply: reply
+            opened = self.open_device(device)
+            with self.subTest(reply=reply), self.assertRaises(fencetool.FenceError):
+                fencetool.run_status(fencetool.Job(self.system, opened, opened.settings))
+            self.assertEqual(self.steps(device).count("handshake1"), fencetool.READ_ATTEMPTS)
+
+    def test_clients_that_log_in_at_once_all_come_to_their_end(self):
+        devices = [self.start(family(("node",), metered=True))
+                   for family in (KlapPlug, SmartStrip)]
+        actions = ("off", "status", "monitor", "off")
+        results = at_once([functools.partial(
+            on_stdin, "fence_kasa", self.reach(device, action=action, **self.LIMITS))
+            for device in devices for action in actions])
+        for action, result in zip(actions * 2, results):
+            with self.subTest(action=action):
+                self.assertIn(result.code, (0, 2) if action == "status" else (0,), result)
+        for device in devices:
+            self.assertFalse(device.outlets[0].powered)
+
+
+class Doubts(KlapTest):
+    """What a Tapo device leaves out is no proof that there is none of it."""
+
+    def test_the_only_outlet_that_is_listed_is_not_the_only_one_of_the_case(self):
+        for parameters in ({}, {"nodename": "node", "plug": "node"}):
+            device = self.start(SmartStrip(("a", "b"), fault="short_list"))
+            with self.subTest(**parameters):
+                self.assert_failure(self.run_off(device, **parameters),
+                                    "may have more", "it lists one, whose slot_number is '2'")
+                self.assertEqual(device.commands, 0)
+
+    def test_the_only_outlet_is_one_whose_slot_number_is_exactly_1(self):
+        for number in (None, 0, 2, "1", True, 1.0, [1]):
+            device = self.start_strip_of_slots(("a",), number)
+            with self.subTest(slot_number=number), self.assertRaises(fencetool.Refused):
+                self.open_device(device).open(self.deadline)
+        device = self.start_strip_of_slots(("a",), 1)
+        self.assertEqual(self.open_device(device).open(self.deadline).identity, 1)
+
+    def test_outlets_that_are_named_are_found_in_a_list_that_may_go_on(self):
+        for aliases, number, plugs in (
+                (("a", "b"), 3, ("1", "a", "1,2", "a, b")),  # the P306 says one more than it has
+                (("node",), 2, ("1", "node"))):
+            for plug in plugs:
+                device = self.start_strip_of_slots(aliases, number)
+                with self.subTest(slot_number=number, plug=plug):
+                    self.assert_success(self.run_off(device, plug=plug, nodename="node",
+                                                     **support.PATIENT_LIMITS))
+                    switched = [not outlet.relay for outlet in device.outlets]
+                    self.assertEqual(switched, [True, "," in plug][:len(aliases)])
+
+    def test_a_list_of_outlets_of_which_one_is_missing_switches_none(self):
+        device = self.start(SmartStrip(("a", "b"), fault="short_list"))
+        self.assert_failure(self.run_off(device, plug="1,2"), "may have more")
+        self.assertEqual(device.commands, 0)
+
+    def test_a_list_of_components_that_cannot_be_read_leaves_no_meter_out(self):
+        entries = [[entry] for entry in (0, "", [], None, {}, {"id": None}, {"id": ""},
+                                         {"id": ["energy_monitoring"]}, {"id": 0, "ver_code": 2})]
+        for family in (SmartPlug, SmartStrip):
+            for added in [None] + entries:  # None: an empty list
+                device = self.start_welded_with_components(family, added)
+                with self.subTest(family.__name__, added=added):
+                    try:
+                        opened = self.open_device(device)
+                        reading = opened.open(self.deadline).read_meter(self.deadline)
+                    except fencetool.ProtocolError as error:
+                        self.assertIn("component", str(error))
+                    else:
+                        self.assertEqual(reading, fencetool.MeterReading(43, ""))
+
+    def test_a_plug_whose_components_cannot_be_read_is_not_off_while_it_draws_power(self):
+        for family in (SmartPlug, SmartStrip):
+            for added in (None, [0]):
+                device = self.start_welded_with_components(family, added)
+                with self.subTest(family.__name__, added=added):
+                    self.assert_failure(self.run_off(device), "43 W" if family is SmartStrip
+                                        else "list of components")
+
+    def test_components_of_an_outlet_that_come_twice_leave_no_meter_out(self):
+        device = self.start(SmartStrip(("node",), metered=True, fault="welded", page=2))
+        listed = device.list_children
+
+        def list_twice(start, name, describe):
+            found = listed(start, name, describe)
+            if name == "child_component_list":
+                without = dict(found[name][0], component_list=[{"id": "device", "ver_code": 2}])
+                found.update({name: [without] + found[name], "sum": 2})
+            return found
+        device.list_children = list_twice
+        self.assert_failure(self.run_off(device), "43 W")
+
+    def start_welded_with_components(self, family, added):
+        """Return a welded device whose meter is not in its components, with entries added to them.
+
+        None as what is added: it tells none at all. Of a strip it is the outlet's list.
+        """
+        device = family(("node",), metered=True, fault="welded")
+        listed = device._component_nego
+
+        def tell_components(params, outlet):
+            if family is SmartStrip and outlet is None:
+                return listed(params, outlet)
+            device.metered = False
+            found = listed(params, outlet)["component_list"]
+            device.metered = True
+            return {"component_list": [] if added is None else found + added}
+        device._component_nego = tell_components
+        return self.start(device)
+
+    def start_strip_of_slots(self, aliases, number):
+        """Return a strip whose outlets tell this slot_number."""
+        device = SmartStrip(aliases)
+        describe = device.describe_child
+        device.describe_child = lambda outlet: dict(describe(outlet), slot_number=number)
+        return self.start(device)
+
+
 class Reasons(KlapTest):
     """What is told, and what is asked of a device that says no."""
 
@@ -289,12 +466,14 @@ class Reasons(KlapTest):
 
     def test_another_client_that_takes_the_session_is_told(self):
         self.reason(self.start(KlapPlug(fault="lost_session")),
-                    "has ended the session (HTTP status 403): does another client")
+                    "has ended the session (HTTP status 403): does another client",
+                    **support.SHORT_LIMITS)
 
     def test_a_session_that_ends_before_it_began_is_told(self):
         device = self.start(KlapPlug())
         device.prove = lambda session, client_hash: (403, {}, b"")
-        self.reason(device, "ends the session before it began (HTTP status 403)")
+        self.reason(device, "ends the session before it began (HTTP status 403)",
+                    **support.SHORT_LIMITS)
 
     def test_a_missing_cookie_is_told(self):
         self.reason(self.start(KlapPlug(fault="no_cookie")),

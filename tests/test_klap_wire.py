@@ -1,11 +1,13 @@
 """KLAP and SMART on the wire, with vectors published or computed by other implementations."""
 import email.message
 import itertools
+import threading
 import unittest
 from unittest import mock
 
 import fencetool
 from fencetool import PowerState, ProtocolError
+from tests.support import at_once
 from tests.test_virtual_klap import TAPO_HASHES, VECTORS
 
 # Source: FIPS 197 C.1 and appendix B, one block each.
@@ -35,6 +37,17 @@ class Aes(unittest.TestCase):
         for key, plain, cipher in rows:
             with self.subTest(cipher=cipher.hex()):
                 self.assertEqual(fencetool.encrypt_aes_cbc(key, NO_IV, plain)[:16], cipher)
+
+    def test_threads_that_need_the_tables_first_at_the_same_time_get_whole_ones(self):
+        alone = fencetool.find_aes_tables()
+        barrier = threading.Barrier(8)
+
+        def find_when_all_are_there():
+            barrier.wait(60)
+            return list(fencetool.find_aes_tables())
+        fencetool.AES_TABLES.clear()
+        for found in at_once([find_when_all_are_there] * barrier.parties):
+            self.assertEqual(found, list(alone))
 
     def test_a_chain_of_blocks_becomes_that_of_the_standard_and_itself_again(self):
         cipher = fencetool.encrypt_aes_cbc(CHAIN_KEY, CHAIN_IV, CHAIN_PLAIN)

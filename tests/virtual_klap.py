@@ -45,9 +45,6 @@ REPLIES_OF_FAULTS = {
 }
 
 
-fencetool.find_aes_tables()  # before threads do: it builds them when they are first needed
-
-
 def sha256(*parts):
     return hashlib.sha256(b"".join(parts)).digest()
 
