@@ -206,6 +206,27 @@ def is_secret_name(name):
     return any(word in name for word in SECRET_NAMES)
 
 
+# A member of JSON whose name may be that of a secret, with its value, which may be cut off.
+TOLD_MEMBER = r'(?i)"([^"\\]{0,60}(?:%s)[^"\\]{0,60})"\s*:\s*("(?:[^"\\]|\\.)*"?|[0-9]{4,})' % (
+    "|".join(SECRET_NAMES))
+
+
+def redact_foreign(text):
+    """Return what a device told without our secrets, and without its own: its Wi-Fi's key, say.
+
+    Those are known by the names of their members, and change nothing but what is shown.
+    """
+    # SAFETY: ours first, while the text is as it came: half of one would not be found.
+    # Test: test_what_a_device_tells_under_the_name_of_a_secret_is_not_shown
+    return re.sub(TOLD_MEMBER, hide_told_value, redact(text, SECRETS, may_be_cut=True))
+
+
+def hide_told_value(member):
+    name, value = member.groups()
+    is_plain = value.strip('"').lower() in PLAIN_VALUES | {""}
+    return member.group() if is_plain or not is_secret_name(name) else '"%s": "***"' % name
+
+
 def can_hide(secrets):
     """Return whether all secrets are long enough to be replaced without being shown by that."""
     return all(len(secret.strip()) >= SHORTEST_HIDDEN_SECRET for secret in secrets)
@@ -591,7 +612,7 @@ def quote(text, limit=MAX_SHOWN_CHARACTERS):
     # Test: test_words_that_pacemaker_reads_are_never_passed_on
     if not can_hide(SECRETS):
         return NOT_SHOWN
-    text = redact(text, SECRETS, may_be_cut=True)
+    text = redact_foreign(text)
     shown = text if len(text) <= limit else text[:limit] + "..."
     return "'%s'" % hide_timer_words(one_line(shown))
 
@@ -674,7 +695,7 @@ def show_place(text, position):
     # Test: test_the_place_that_is_wrong_shows_no_part_of_a_password
     if not can_hide(SECRETS):
         return NOT_SHOWN
-    before = redact(text[:position], SECRETS, may_be_cut=True)[-20:]
+    before = redact_foreign(text[:position])[-20:]
     return "%s (wrong behind %s)" % (quote(text), quote(before))
 
 
@@ -2098,8 +2119,8 @@ class Log:
         if not is_told and channel.syslog is None and not self.debug_file:
             return  # before it is redacted: most steps are told to nobody
         is_foreign = kind == "message"  # and not in quotes
-        if is_foreign and not can_hide(self.secrets):
-            text = NOT_SHOWN
+        if is_foreign:
+            text = redact_foreign(text) if can_hide(self.secrets) else NOT_SHOWN
         text = channel.mark + one_line(redact(text, self.secrets))
         text = hide_timer_words(text) if is_foreign else text
         line = ("%s: %s\n" % (self.name, text)).encode("utf-8", "backslashreplace")
@@ -3763,7 +3784,7 @@ def describe_body(text):
     if not can_hide(SECRETS):
         return NOT_SHOWN
     # Before anything else changes the text: two blanks of a password may become one.
-    words = text = redact(text[:4000], SECRETS, may_be_cut=True)
+    words = text = redact_foreign(text[:4000])
     title = re.search("(?is)<title[^>]*>(.*?)</title", words)
     if title or is_page(text):
         words = title.group(1) if title else re.sub("(?is)<style.*?</style>|<[^>]*>", " ", words)
