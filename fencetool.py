@@ -3326,12 +3326,18 @@ class OpenedOutlet:
 class OutletGroup(OpenedOutlet):
     """Several outlets of one device, which feed one target: what is done is done to each of them.
 
-    outlets: {name: OpenedOutlet}. state: OFF when all are.
+    outlets: {name: OpenedOutlet}.
     """
 
     def __init__(self, device, outlets):
-        super().__init__(device, combine_states([outlet.state for outlet in outlets.values()]))
+        self.device = device
         self.outlets = outlets
+
+    @property
+    def state(self):
+        """OFF when all are. Not before it is asked for: that of one may be in doubt."""
+        states = self.ask_each(lambda name, outlet: outlet.state)
+        return combine_states(list(states.values()))
 
     def ask_each(self, ask):
         answers = {}

@@ -187,6 +187,16 @@ class Proof(ShellyTest):
             device = self.start(make(lie=virtual.SHELLY_LIES["timer"]))
             self.assert_failure(self.call_briefly(device, "off"), "a timer runs")
 
+    def test_a_command_to_several_channels_ends_their_timers_too(self):
+        for make in EVERY:
+            device = self.start(make(("a", "b", "c"), timer=True))
+            device.move(2, False)
+            with self.subTest(make.__name__):
+                self.assert_failure(self.call_briefly(device, "status", plug="1,2"),
+                                    "outlet 2: the relay is OFF, but a timer runs")
+                self.assert_success(self.call(device, "off", plug="1,2"))
+                self.assertEqual([outlet.relay for outlet in device.outlets], [False, False, True])
+
     def test_a_timer_of_a_relay_that_is_on_changes_nothing(self):
         for make in EVERY:
             device = self.start(make(timer=True))
