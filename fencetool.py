@@ -2346,8 +2346,9 @@ class KeptLogins:
         """Return {name: (fields, count)}; nothing where it cannot be read, or is damaged."""
         try:
             found = json.loads(self.read_file(LOGINS_FILE).decode("utf-8"))
-            return {name: (dict(fields), int(count)) for name, (fields, count) in found.items()}
-        except (UsageError, ValueError, TypeError, AttributeError, RecursionError):
+            return {name: ({key: str(text) for key, text in fields.items()}, int(count))
+                    for name, (fields, count) in found.items()}
+        except (UsageError, ValueError, TypeError, AttributeError, OverflowError, RecursionError):
             return {}
 
     def _write_logins(self, logins):
@@ -3455,7 +3456,9 @@ class Login:
 
     def recall(self, fields, count):
         """Go on answering a challenge that an earlier action has answered so often."""
-        self.digest, self.cnonce, self.count = fields, os.urandom(8).hex(), count
+        # What was kept may be damaged, and then it is none.
+        self.digest = choose_digest([Challenge("digest", fields)])
+        self.cnonce, self.count = os.urandom(8).hex(), count
 
     def kept(self):
         """Return (fields, count) for recall, or None where nothing can be answered any more."""

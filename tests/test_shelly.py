@@ -405,7 +405,10 @@ class Logins(ShellyTest):
             for kept in ("", "[]", "{", "null", '{"%s": 1}' % mac, '{"%s": [{}, "x"]}' % mac,
                          '{"%s": [[["nonce", "old"]], 7]}' % mac,
                          '{"%s": [{"nonce": "old", "qop": "auth", "algorithm": "SHA-256", '
-                         '"realm": "x"}, 7]}' % mac, '{"%s": [{}, 3]}' % mac):
+                         '"realm": "x"}, 7]}' % mac, '{"%s": [{}, 3]}' % mac,
+                         '{"%s": [{"nonce": 7, "qop": "auth", "realm": ["x"]}, 7]}' % mac,
+                         '{"%s": [{"nonce": "old", "algorithm": "x"}, 7]}' % mac,
+                         '{"%s": [{"nonce": "old", "qop": "auth"}, 1e999]}' % mac):
                 with open(os.path.join(node, "run", "logins"), "w") as file:
                     file.write(kept)
                 with self.subTest(kept):
