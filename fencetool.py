@@ -371,8 +371,8 @@ def find_body_secrets(body):
     found = set()
 
     def collect(pairs):
-        found.update(value for name, value in pairs
-                     if isinstance(value, str) and is_secret_name(name))
+        found.update(str(value) for name, value in pairs
+                     if type(value) in (str, int) and is_secret_name(name))
         return dict(pairs)
 
     try:
@@ -389,6 +389,21 @@ def find_query_values(url):
     values = {query} | {value if equals else name for name, equals, value in pieces}
     return {value for value in values
             if len(value) >= SHORTEST_HIDDEN_SECRET and value.lower() not in PLAIN_VALUES}
+
+
+def find_header_values(value):
+    """Return the value of a header and all in it that may be a login, as a device may decode it."""
+    import base64
+    import binascii
+    found = {value} | set(re.split("[ ;,]+", value)) | set(re.split('[ ;,="]+', value))
+    basic = re.fullmatch("(?i)basic +([A-Za-z0-9+/=]+)", value)
+    try:
+        login = base64.b64decode(basic.group(1)).decode("latin-1") if basic else ""
+    except binascii.Error:  # it is no login, then
+        login = ""
+    found |= {login, login.partition(":")[2]}
+    return {text for text in found
+            if len(text.strip()) >= SHORTEST_HIDDEN_SECRET and text.lower() not in PLAIN_VALUES}
 
 
 # SECTION: TEXT ------------------------------------------------------------------------------------
@@ -6403,9 +6418,7 @@ class UrlDevice(HttpDevice):
             if settings.password and not re.fullmatch(HEADER_VALUE, value):
                 raise UsageError("headers: the password holds what no header can: a line end, or "
                                  "what is not ASCII")
-            self.system.secrets.update(
-                part for part in (value, value.rpartition(" ")[2])
-                if len(part) >= SHORTEST_HIDDEN_SECRET)  # X-CSRF: x is none
+            self.system.secrets.update(find_header_values(value))
         return headers
 
     def list_outlets(self, deadline):
