@@ -203,10 +203,11 @@ class Echoes(AgentTest):
 
     def test_what_a_device_tells_under_the_name_of_a_secret_is_not_shown(self):
         # Shelly's first generation tells the key of its access point in /settings.
-        told = {"wifi_ap": {"key": "Zq7Wk\"9x"}, "Password1": 'Tq5x\u20acKz', "api_TOKEN": 73829164,
+        told = {"wifi_ap": {"key": "Zq7Wk\"9x"}, "Password1": "Tq5x\u20acKz", "api_TOKEN": 73829164,
                 "key": "off", "POWER1": "ON", "ssid": "lab"}
         page = json.dumps(told)
-        for answer in (page, page[:40], page.replace(": ", " :\t"), page + "x" * 80, "x\\\" " + page):
+        for answer in (page, page[:40], page.replace(": ", " :\t"), page + "x" * 80,
+                       "x\\\" " + page):
             for status in ("200 OK", "403 No"):
                 device = self.answer(("HTTP/1.1 %s\r\nContent-Length: %d\r\n\r\n%s" % (
                     status, len(answer), answer)).encode())
