@@ -6014,7 +6014,7 @@ def find_shelly_switches(members):
     """Return {channel: members} of the switches in a reply of a later generation."""
     found = {}
     for key in members:
-        match = re.fullmatch("switch:([0-9]{1,3})", key)
+        match = re.fullmatch("switch:(0|[1-9][0-9]{0,2})", key)
         if match:
             channel, switch = int(match.group(1)), require_member(members, key, dict, "the reply")
             # SAFETY: what calls itself another switch is not this one's state.

@@ -101,6 +101,14 @@ class Channels(ShellyTest):
             self.assert_failure(self.call_briefly(device, "off"))
             self.assertEqual(self.call_briefly(device, "status").code, 1)
 
+    def test_a_key_that_is_nearly_a_switchs_is_none(self):
+        for key in ("switch:00", "switch:000", "switch:0 ", "switch:\u0660"):
+            device = self.start(virtual.Shelly2(("a", "b")))
+            told = dict(device.status(), **{key: {"id": 0, "output": False}})
+            device.status = lambda told=told: told
+            with self.subTest(key):
+                self.assertEqual(self.call(device, "status", plug="1").out, "Status: ON\n")
+
     def test_what_is_no_shelly_is_refused(self):
         for device, words in ((virtual.Tasmota(), "this is no Shelly"),
                               (virtual.Switch(), "HTTP status 404"),
