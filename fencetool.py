@@ -213,6 +213,27 @@ def is_secret_name(name):
     return any(word in name for word in SECRET_NAMES)
 
 
+# A member of JSON whose name may be that of a secret, with its value, which may be cut off.
+TOLD_MEMBER = r'(?i)"([^"\\]{0,60}(?:%s)[^"\\]{0,60})"\s*:\s*("(?:[^"\\]|\\.)*"?|[0-9]{4,})' % (
+    "|".join(SECRET_NAMES))
+
+
+def redact_foreign(text):
+    """Return what a device told without our secrets, and without its own: its Wi-Fi's key, say.
+
+    Those are known by the names of their members, and change nothing but what is shown.
+    """
+    # SAFETY: ours first, while the text is as it came: half of one would not be found.
+    # Test: test_what_a_device_tells_under_the_name_of_a_secret_is_not_shown
+    return re.sub(TOLD_MEMBER, hide_told_value, redact(text, SECRETS, may_be_cut=True))
+
+
+def hide_told_value(member):
+    name, value = member.groups()
+    is_plain = value.strip('"').lower() in PLAIN_VALUES | {""}
+    return member.group() if is_plain or not is_secret_name(name) else '"%s": "***"' % name
+
+
 def can_hide(secrets):
     """Return whether all secrets are long enough to be replaced without being shown by that."""
     return all(len(secret.strip()) >= SHORTEST_HIDDEN_SECRET for secret in secrets)
@@ -357,8 +378,8 @@ def find_body_secrets(body):
     found = set()
 
     def collect(pairs):
-        found.update(value for name, value in pairs
-                     if isinstance(value, str) and is_secret_name(name))
+        found.update(str(value) for name, value in pairs
+                     if type(value) in (str, int) and is_secret_name(name))
         return dict(pairs)
 
     try:
@@ -375,6 +396,21 @@ def find_query_values(url):
     values = {query} | {value if equals else name for name, equals, value in pieces}
     return {value for value in values
             if len(value) >= SHORTEST_HIDDEN_SECRET and value.lower() not in PLAIN_VALUES}
+
+
+def find_header_values(value):
+    """Return the value of a header and all in it that may be a login, as a device may decode it."""
+    import base64
+    import binascii
+    found = {value} | set(re.split("[ ;,]+", value)) | set(re.split('[ ;,="]+', value))
+    basic = re.fullmatch("(?i)basic +([A-Za-z0-9+/=]+)", value)
+    try:
+        login = base64.b64decode(basic.group(1)).decode("latin-1") if basic else ""
+    except binascii.Error:  # it is no login, then
+        login = ""
+    found |= {login, login.partition(":")[2]}
+    return {text for text in found
+            if len(text.strip()) >= SHORTEST_HIDDEN_SECRET and text.lower() not in PLAIN_VALUES}
 
 
 # SECTION: TEXT ------------------------------------------------------------------------------------
@@ -598,7 +634,7 @@ def quote(text, limit=MAX_SHOWN_CHARACTERS):
     # Test: test_words_that_pacemaker_reads_are_never_passed_on
     if not can_hide(SECRETS):
         return NOT_SHOWN
-    text = redact(text, SECRETS, may_be_cut=True)
+    text = redact_foreign(text)
     shown = text if len(text) <= limit else text[:limit] + "..."
     return "'%s'" % hide_timer_words(one_line(shown))
 
@@ -681,7 +717,7 @@ def show_place(text, position):
     # Test: test_the_place_that_is_wrong_shows_no_part_of_a_password
     if not can_hide(SECRETS):
         return NOT_SHOWN
-    before = redact(text[:position], SECRETS, may_be_cut=True)[-20:]
+    before = redact_foreign(text[:position])[-20:]
     return "%s (wrong behind %s)" % (quote(text), quote(before))
 
 
@@ -2105,8 +2141,8 @@ class Log:
         if not is_told and channel.syslog is None and not self.debug_file:
             return  # before it is redacted: most steps are told to nobody
         is_foreign = kind == "message"  # and not in quotes
-        if is_foreign and not can_hide(self.secrets):
-            text = NOT_SHOWN
+        if is_foreign:
+            text = redact_foreign(text) if can_hide(self.secrets) else NOT_SHOWN
         text = channel.mark + one_line(redact(text, self.secrets))
         text = hide_timer_words(text) if is_foreign else text
         line = ("%s: %s\n" % (self.name, text)).encode("utf-8", "backslashreplace")
@@ -2332,8 +2368,9 @@ class KeptLogins:
         """Return {name: (fields, count)}; nothing where it cannot be read, or is damaged."""
         try:
             found = json.loads(self.read_file(LOGINS_FILE).decode("utf-8"))
-            return {name: (dict(fields), int(count)) for name, (fields, count) in found.items()}
-        except (UsageError, ValueError, TypeError, AttributeError, RecursionError):
+            return {name: ({key: str(text) for key, text in fields.items()}, int(count))
+                    for name, (fields, count) in found.items()}
+        except (UsageError, ValueError, TypeError, AttributeError, OverflowError, RecursionError):
             return {}
 
     def _write_logins(self, logins):
@@ -3312,12 +3349,18 @@ class OpenedOutlet:
 class OutletGroup(OpenedOutlet):
     """Several outlets of one device, which feed one target: what is done is done to each of them.
 
-    outlets: {name: OpenedOutlet}. state: OFF when all are.
+    outlets: {name: OpenedOutlet}.
     """
 
     def __init__(self, device, outlets):
-        super().__init__(device, combine_states([outlet.state for outlet in outlets.values()]))
+        self.device = device
         self.outlets = outlets
+
+    @property
+    def state(self):
+        """OFF when all are. Not before it is asked for: that of one may be in doubt."""
+        states = self.ask_each(lambda name, outlet: outlet.state)
+        return combine_states(list(states.values()))
 
     def ask_each(self, ask):
         answers = {}
@@ -3435,7 +3478,9 @@ class Login:
 
     def recall(self, fields, count):
         """Go on answering a challenge that an earlier action has answered so often."""
-        self.digest, self.cnonce, self.count = fields, os.urandom(8).hex(), count
+        # What was kept may be damaged, and then it is none.
+        self.digest = choose_digest([Challenge("digest", fields)])
+        self.cnonce, self.count = os.urandom(8).hex(), count
 
     def kept(self):
         """Return (fields, count) for recall, or None where nothing can be answered any more."""
@@ -3770,7 +3815,7 @@ def describe_body(text):
     if not can_hide(SECRETS):
         return NOT_SHOWN
     # Before anything else changes the text: two blanks of a password may become one.
-    words = text = redact(text[:4000], SECRETS, may_be_cut=True)
+    words = text = redact_foreign(text[:4000])
     title = re.search("(?is)<title[^>]*>(.*?)</title", words)
     if title or is_page(text):
         words = title.group(1) if title else re.sub("(?is)<style.*?</style>|<[^>]*>", " ", words)
@@ -6039,7 +6084,7 @@ def find_shelly_switches(members):
     """Return {channel: members} of the switches in a reply of a later generation."""
     found = {}
     for key in members:
-        match = re.fullmatch("switch:([0-9]{1,3})", key)
+        match = re.fullmatch("switch:(0|[1-9][0-9]{0,2})", key)
         if match:
             channel, switch = int(match.group(1)), require_member(members, key, dict, "the reply")
             # SAFETY: what calls itself another switch is not this one's state.
@@ -6443,9 +6488,7 @@ class UrlDevice(HttpDevice):
             if settings.password and not re.fullmatch(HEADER_VALUE, value):
                 raise UsageError("headers: the password holds what no header can: a line end, or "
                                  "what is not ASCII")
-            self.system.secrets.update(
-                part for part in (value, value.rpartition(" ")[2])
-                if len(part) >= SHORTEST_HIDDEN_SECRET)  # X-CSRF: x is none
+            self.system.secrets.update(find_header_values(value))
         return headers
 
     def list_outlets(self, deadline):

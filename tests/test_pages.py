@@ -1,4 +1,5 @@
 """device=url beyond URLs and expressions: methods, bodies, headers, members, packed replies."""
+import base64
 import functools
 import gzip
 import json
@@ -179,6 +180,23 @@ class Headers(PageTest):
             for secret in (TOKEN, TOKEN[::-1]):
                 self.assertNotIn(secret, shown)
 
+    def test_no_part_of_a_header_is_shown_where_a_device_takes_it_apart(self):
+        login = base64.b64encode(("admin:" + TOKEN).encode()).decode()
+        for header in ("Authorization: Basic " + login, "Authorization: basic  " + login,
+                       "Cookie: session=%s; path=/x" % TOKEN, 'X-Secret: a="%s", b="c"' % TOKEN,
+                       "X-Secret: aaaa,%s" % TOKEN):
+            device = self.start(virtual_pages.MyStrom(broken=(404, {}, "no login: %s" % TOKEN)))
+            device.knows_login = lambda *asked: True
+            device.outlets[0].relay = False
+            result = self.call_briefly(device, "status", **dict(
+                MYSTROM, headers=header, verbose_level="2"))
+            with self.subTest(header):
+                self.assertEqual(result.code, 1)
+                self.assertIn("no login: ***", result.err)
+                self.assertNotIn(TOKEN, result.err)
+        for header in ("Authorization: Basic x", "Authorization: Basic " + "x" * 9, "X-CSRF: true"):
+            self.assertTrue(self.build(headers=header, **MYSTROM))
+
     def test_a_short_value_is_no_secret_and_hides_nothing(self):
         device = self.start(virtual_pages.DigitalLoggers(broken=(404, {}, "no such outlet")))
         device.outlets[0].relay = False
@@ -187,13 +205,15 @@ class Headers(PageTest):
     def test_secrets_of_a_body_are_not_shown(self):
         body = '{"Outputs":[{"ID":1,"Action":0,"password":"%s"}]}' % TOKEN
         device = self.start(virtual_pages.Netio())
-        device.obey = lambda method, path, fields: (404, {}, fields["body"])
-        for text in (body, "id=1&token=%s&on=0" % TOKEN):
+        device.obey = lambda method, path, fields: (404, {}, fields["body"].replace("secret", ""))
+        number = '{"secret":%d}' % int(TOKEN.encode().hex()[:16], 16)
+        for text in (body, "id=1&token=%s&on=0" % TOKEN, number):
             result = self.call_briefly(device, "off", **dict(
                 NETIO, power_off_body=text, verbose_level="2"))
             self.assertEqual(result.code, 1)
             self.assertIn("***", result.err)
             self.assertNotIn(TOKEN, result.err)
+            self.assertNotIn(number[10:-1], result.err)
 
 
 class Members(PageTest):

@@ -201,6 +201,24 @@ class Echoes(AgentTest):
                 self.assertEqual(find_pieces("adminS3cretPw", told), [], told)
                 self.assertIn("GET /state?***", told)
 
+    def test_what_a_device_tells_under_the_name_of_a_secret_is_not_shown(self):
+        # Shelly's first generation tells the key of its access point in /settings.
+        told = {"wifi_ap": {"key": "Zq7Wk\"9x"}, "Password1": "Tq5x\u20acKz", "api_TOKEN": 73829164,
+                "key": "off", "POWER1": "ON", "ssid": "lab"}
+        page = json.dumps(told)
+        for answer in (page, page[:40], page.replace(": ", " :\t"), page + "x" * 80,
+                       "x\\\" " + page):
+            for status in ("200 OK", "403 No"):
+                device = self.answer(("HTTP/1.1 %s\r\nContent-Length: %d\r\n\r\n%s" % (
+                    status, len(answer), answer)).encode())
+                shown = self.run_agent(device)
+                with self.subTest(answer, status=status):
+                    self.assertNotRegex(shown, "Zq7|9x|Tq5x|73829164")
+                    self.assertIn("***", shown)
+                    if "ssid" in answer:
+                        self.assertRegex(shown, r'"key"\s*(:|\\t)+\s*"off"')
+                        self.assertIn('"lab"', shown)
+
     def test_what_an_installed_agent_echoes_of_a_password_is_shown_nowhere(self):
         script = os.path.join(self.folder, "fence_echo")
         with open(script, "w") as handle:

@@ -101,6 +101,14 @@ class Channels(ShellyTest):
             self.assert_failure(self.call_briefly(device, "off"))
             self.assertEqual(self.call_briefly(device, "status").code, 1)
 
+    def test_a_key_that_is_nearly_a_switchs_is_none(self):
+        for key in ("switch:00", "switch:000", "switch:0 ", "switch:\u0660"):
+            device = self.start(virtual.Shelly2(("a", "b")))
+            told = dict(device.status(), **{key: {"id": 0, "output": False}})
+            device.status = lambda told=told: told
+            with self.subTest(key):
+                self.assertEqual(self.call(device, "status", plug="1").out, "Status: ON\n")
+
     def test_what_is_no_shelly_is_refused(self):
         for device, words in ((virtual.Tasmota(), "this is no Shelly"),
                               (virtual.Switch(), "HTTP status 404"),
@@ -186,6 +194,16 @@ class Proof(ShellyTest):
                 self.assertFalse(device.timer)
             device = self.start(make(lie=virtual.SHELLY_LIES["timer"]))
             self.assert_failure(self.call_briefly(device, "off"), "a timer runs")
+
+    def test_a_command_to_several_channels_ends_their_timers_too(self):
+        for make in EVERY:
+            device = self.start(make(("a", "b", "c"), timer=True))
+            device.move(2, False)
+            with self.subTest(make.__name__):
+                self.assert_failure(self.call_briefly(device, "status", plug="1,2"),
+                                    "outlet 2: the relay is OFF, but a timer runs")
+                self.assert_success(self.call(device, "off", plug="1,2"))
+                self.assertEqual([outlet.relay for outlet in device.outlets], [False, False, True])
 
     def test_a_timer_of_a_relay_that_is_on_changes_nothing(self):
         for make in EVERY:
@@ -395,7 +413,10 @@ class Logins(ShellyTest):
             for kept in ("", "[]", "{", "null", '{"%s": 1}' % mac, '{"%s": [{}, "x"]}' % mac,
                          '{"%s": [[["nonce", "old"]], 7]}' % mac,
                          '{"%s": [{"nonce": "old", "qop": "auth", "algorithm": "SHA-256", '
-                         '"realm": "x"}, 7]}' % mac, '{"%s": [{}, 3]}' % mac):
+                         '"realm": "x"}, 7]}' % mac, '{"%s": [{}, 3]}' % mac,
+                         '{"%s": [{"nonce": 7, "qop": "auth", "realm": ["x"]}, 7]}' % mac,
+                         '{"%s": [{"nonce": "old", "algorithm": "x"}, 7]}' % mac,
+                         '{"%s": [{"nonce": "old", "qop": "auth"}, 1e999]}' % mac):
                 with open(os.path.join(node, "run", "logins"), "w") as file:
                     file.write(kept)
                 with self.subTest(kept):
