@@ -5367,9 +5367,11 @@ class KasaOutlet(OpenedOutlet):
         own meter shows. Test: test_nothing_is_sent_to_what_has_taken_over_the_address
         """
         while not self.device.answers_once:
-            is_new = not self._is_proven()
-            if is_new:
+            session = self.device.session
+            if not self._is_proven():
                 self.read(deadline)
+            # Another outlet of a list may have opened the session, long ago.
+            is_new = self.device.session is not session
             if is_new and self._could_answer_once():
                 self.device.find_out_whether_it_answers_once(deadline)
                 continue

@@ -251,6 +251,15 @@ class Sessions(KlapTest):
                 ended[0] = fencetool.System.clock()
         device.converse = close_if_too_early
 
+    def test_a_list_of_outlets_ends_though_each_session_serves_a_few_requests(self):
+        names = list("abcdefgh")
+        for family, requests in ((KlapStrip, 3), (SmartStrip, 5)):
+            device = self.start(family(names, requests_a_session=requests))
+            with self.subTest(family.__name__):
+                self.assert_success(self.run_off(
+                    device, **dict(support.PATIENT_LIMITS, plug=",".join(names))))
+                self.assertFalse(any(outlet.relay for outlet in device.outlets))
+
 
 class OtherClients(KlapTest):
     """A device that keeps one session, and others who log in."""
