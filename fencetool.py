@@ -4744,7 +4744,8 @@ class KlapTransport:
         try:
             self._open_once(deadline)
         except StrangeReply as error:
-            raise StrangeReply("%s%s" % (error, self._tell_announced(deadline))) from error
+            announced = tell_announced(self.system, self.address, self.settings.family, deadline)
+            raise StrangeReply("%s%s" % (error, announced)) from error
 
     def _open_once(self, deadline):
         local_seed = os.urandom(KLAP_SEED_BYTES)
@@ -4844,13 +4845,13 @@ class KlapTransport:
         self.address = connection.peer  # a name is looked up once an action
         return connection
 
-    def _tell_announced(self, deadline):
-        """Return what the device says of its protocol, as the end of a reason."""
-        message = self.system.ask_by_datagram(
-            self.address, DISCOVERY_PORT, self.settings.family, DISCOVERY_PROBE,
-            deadline.within(DISCOVERY_SECONDS))
-        announced = parse_discovery(message)
-        return "; it announces the protocol %s" % quote(announced) if announced else ""
+
+def tell_announced(system, address, family, deadline):
+    """Return what a device says of its protocol, as the end of a reason."""
+    message = system.ask_by_datagram(address, DISCOVERY_PORT, family, DISCOVERY_PROBE,
+                                     deadline.within(DISCOVERY_SECONDS))
+    announced = parse_discovery(message)
+    return "; it announces the protocol %s" % quote(announced) if announced else ""
 
 
 def is_ended_connection(error):
