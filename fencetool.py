@@ -4804,12 +4804,8 @@ class KlapTransport:
             raise ProtocolError(str(error)) from error
 
     def _lose_session(self, text, deadline):
-        """Raise SessionLost behind a pause: two clients that go on at once throw out each other."""
-        chance = os.urandom(1)[0] / 255
-        pause = SHORTEST_LOSS_SECONDS + chance * (LONGEST_LOSS_SECONDS - SHORTEST_LOSS_SECONDS)
-        self.system.sleep(min(pause, deadline.left()))
-        has_answered = bool(self.session and self.answers)
-        raise SessionLost(text, was_closed=has_answered)
+        pause_by_chance(self.system, deadline)
+        raise SessionLost(text, was_closed=bool(self.session and self.answers))
 
     def _post(self, step, body, cookie, deadline):
         """Return the HttpReply of one step, its body as bytes."""
@@ -4852,6 +4848,13 @@ def tell_announced(system, address, family, deadline):
                                      deadline.within(DISCOVERY_SECONDS))
     announced = parse_discovery(message)
     return "; it announces the protocol %s" % quote(announced) if announced else ""
+
+
+def pause_by_chance(system, deadline):
+    """Wait behind a session that was lost: clients that go on at once throw out each other."""
+    chance = os.urandom(1)[0] / 255
+    pause = SHORTEST_LOSS_SECONDS + chance * (LONGEST_LOSS_SECONDS - SHORTEST_LOSS_SECONDS)
+    system.sleep(min(pause, deadline.left()))
 
 
 def is_ended_connection(error):

@@ -299,11 +299,10 @@ class OtherClients(KlapTest):
         for family in FAMILIES:
             device = self.start(family(("node",), metered=True))
             obey, refused = device.obey, []
-            commands = virtual_klap.COMMANDS
 
             def obey_later(session, query, body, device=device, obey=obey, refused=refused):
                 plain = session.open(session.sequence + 1, body)
-                if len(refused) < 4 and any(word in plain for word in commands):
+                if len(refused) < 4 and any(word in plain for word in virtual_klap.COMMANDS):
                     refused.append(session.requests)
                     device.sessions.clear()
                     return 403, {}, b""

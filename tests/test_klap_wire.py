@@ -1,6 +1,7 @@
 """KLAP and SMART on the wire, with vectors published or computed by other implementations."""
 import email.message
 import itertools
+import sys
 import threading
 import unittest
 from unittest import mock
@@ -45,6 +46,8 @@ class Aes(unittest.TestCase):
         def find_when_all_are_there():
             barrier.wait(60)
             return list(fencetool.find_aes_tables())
+        self.addCleanup(sys.setswitchinterval, sys.getswitchinterval())
+        sys.setswitchinterval(0.00001)
         fencetool.AES_TABLES.clear()
         for found in at_once([find_when_all_are_there] * barrier.parties):
             self.assertEqual(found, list(alone))
