@@ -94,8 +94,10 @@ class Actions(ListTest):
             fencetool.run_off(self.job_of(row, device, plug=padded))
             self.assertEqual(self.relays(device), [False, False, True], row.name)
 
-    def test_every_fourth_lost_answer_fails_nothing(self):
-        for row, device, result in self.call_all("off", lose_every=4, parameters=dict(
+    def test_lost_answers_now_and_then_fail_nothing(self):
+        def lose_some(device):
+            device.lose_every = device.bearable
+        for row, device, result in self.call_all("off", lose_some, parameters=dict(
                 shell_timeout="1", power_timeout="40")):
             with self.subTest(row.called):
                 self.assert_success(result)
@@ -246,8 +248,10 @@ class Troubles(ListTest):
         for row, device, result in self.call_all("off", break_at_the_first_outlet,
                                                  parameters=self.LIMITS):
             with self.subTest(row.called):
-                self.assert_failure(
-                    result, "outlet %s: the device did not acknowledge OFF" % self.names(device)[0])
+                self.assert_failure(result)
+                # The last look may have been cut off by the end of the time.
+                self.assertRegex(result.err, "outlet %s: (the device did not acknowledge OFF|no "
+                                 "complete answer came before)" % self.names(device)[0])
                 self.assertEqual(self.relays(device), [True, False, True])
 
     def test_a_device_that_dies_between_the_two_commands_is_a_failure(self):
