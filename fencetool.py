@@ -9438,7 +9438,9 @@ def find_outlets(node):
     # with commas may be a list, or the name of one outlet.
     given = [node.values[key] for key in OUTLET_KEYS if key in node.values]
     texts = [re.sub("^https?://[^/:]*(:%d)?(?=/)" % HTTP_PORT, "", text) for text in given]
-    if "power_off_url" not in node.values:
+    if "power_off_url" in node.values:
+        texts = ["".join(texts)]  # one URL may switch many, by what its body says
+    else:
         texts += split_list(",".join(texts))
     outlets = {render_identifier(text) for text in texts}
     ports = {node.values["port"]} if "port" in node.values else set()
