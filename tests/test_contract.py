@@ -117,12 +117,15 @@ class Order(ContractTest):
                     self.assertEqual(device.commands, 0)
 
     def test_every_order_of_three_calls(self):
+        """Of two calls, for what differs from another device of its dialect on the wire alone."""
+        seen = set()
         for row in OWN:
             device = self.start_device(row)
             outlet = self.build(row, device).open(self.deadline)
             with self.subTest(row.called):
-                for order in itertools.product(CALLS, repeat=3):
+                for order in itertools.product(CALLS, repeat=2 if row.name in seen else 3):
                     self.check_order(device, outlet, order)
+            seen.add(row.name)
 
     def check_order(self, device, outlet, order):
         for name in order:

@@ -51,7 +51,7 @@ class Hangs(unittest.TestCase):
 
 
 class Runner(unittest.TestCase):
-    def run_project(self, *arguments, **modules):
+    def run_project(self, *arguments, environment=None, **modules):
         """Run the tests of a project that consists of these modules and the real runner."""
         with tempfile.TemporaryDirectory(prefix="fencetool test ") as folder:
             package = os.path.join(folder, "tests")
@@ -61,7 +61,8 @@ class Runner(unittest.TestCase):
             for name, text in modules.items():
                 with open(os.path.join(package, name + ".py"), "w") as handle:
                     handle.write(text)
-            return support.run([sys.executable, "-m", "unittest"] + list(arguments), cwd=folder)
+            return support.run([sys.executable, "-m", "unittest"] + list(arguments),
+                               environment=environment, cwd=folder)
 
     def test_success_and_skips_are_told_as_unittest_does(self):
         end = r"(?s)\nRan (\d+) tests? in [0-9.]+s\n\n(OK.*)$"
@@ -74,6 +75,12 @@ class Runner(unittest.TestCase):
             self.assertIn("\n   1 skipped: not here\n", result.err)
             self.assertIn("The slowest tests:\n", result.err)
             self.assertRegex(result.err, "[12] of 2 tests, 0 failed")
+
+    def test_modules_can_be_left_out_by_their_names(self):
+        result = self.run_project(test_good=GOOD, test_other=GOOD,
+                                  environment={"FENCETOOL_TEST_EXCEPT": "test_other test_nosuch"})
+        self.assertEqual(result.code, 0, result.err)
+        self.assertIn("\nRan 2 tests in", result.err)
 
     def test_verbose_names_each_test(self):
         result = self.run_project("-v", test_good=GOOD)
