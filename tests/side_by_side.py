@@ -25,21 +25,21 @@ import warnings
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 JOBS_VARIABLE = "FENCETOOL_TEST_JOBS"
 EXCEPT_VARIABLE = "FENCETOOL_TEST_EXCEPT"  # modules that are left out, by their names
-JOBS_PER_CORE = 4
+JOBS_PER_CORE = 3
 CLUSTER = "tests.cluster"
 # No class takes as long, not even on a slow machine that has other work: it hangs.
 CLASS_LIMIT_S, CLUSTER_LIMIT_S = 600, 3600
 SHOWN_SLOWEST = 10
 # Started first, so that at the end nobody waits for one of them alone; their classes run apart.
 LONGEST = ("tests.test_generators_pcs", "tests.test_install", "tests.test_contract",
-           "tests.test_rooms", "tests.test_outlets", "tests.test_secrets",
-           "tests.test_fence_http", "tests.test_shelly", "tests.test_klap_damage",
+           "tests.test_rooms", "tests.test_secrets", "tests.test_fence_http",
            "tests.test_check_networks", "tests.test_fence_kasa", "tests.test_metadata",
            "tests.test_limits", "tests.test_demo")
 # Started next: short, and waiting for something.
 WAITING = ("tests.test_honest_checks", "tests.test_side_by_side", "tests.test_log",
            "tests.test_generators", "tests.test_check", "tests.test_plugin",
-           "tests.test_cluster_file")
+           "tests.test_cluster_file", "tests.test_outlets", "tests.test_klap_damage",
+           "tests.test_shelly")
 FINISHED = "finished"
 FOLDER_VARIABLE = "FENCETOOL_TEST_COMPILED"
 # The variable names a compiled script: see support.compiled_script.

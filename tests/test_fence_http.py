@@ -287,7 +287,7 @@ class Faults(HttpTest):
                 urls = dict(TASMOTA_URLS, device="tasmota", plug="1")
                 result = on_stdin("fence_http", self.reach(
                     device, action="off" if fault == "wrong_key" else "status",
-                    shell_timeout="500ms", power_timeout="1", **urls))
+                    shell_timeout="2", power_timeout="3", **urls))
                 self.assert_failure(result, words)
 
     def test_a_search_that_broke_off_starts_again_from_its_beginning(self):

@@ -229,7 +229,8 @@ def die_after_a_command(device):
 class Troubles(ListTest):
     """One of the two outlets is in trouble, and the message tells which."""
 
-    LIMITS = dict(support.SHORT_LIMITS, power_timeout="2")
+    # A loaded machine must have the time to see the trouble, and not only the end of the time.
+    LIMITS = {"login_timeout": "3", "shell_timeout": "4", "power_timeout": "8"}
 
     def test_one_that_acknowledges_and_does_not_move_fails_off_and_on(self):
         for number in (1, 2):
@@ -277,8 +278,7 @@ class Troubles(ListTest):
                 1.5, device.move, number, True)
         for row, device, result in self.call_all("reboot", change):
             with self.subTest(row.called):
-                self.assert_failure(result, "3 s later", "reports ON",
-                                    "outlet %s: " % self.names(device)[1])
+                self.assert_failure(result, "reports ON", "outlet %s: " % self.names(device)[1])
 
     def test_a_reboot_keeps_all_outlets_off_together(self):
         def change(device):
