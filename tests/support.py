@@ -118,7 +118,7 @@ def in_argv(agent, parameters, **options):
     return fencetool(agent, *arguments, **options)
 
 
-def at_once(calls, workers=16):
+def at_once(calls, workers=8):
     """Run functions without arguments in parallel; return their results in order."""
     with concurrent.futures.ThreadPoolExecutor(workers) as pool:
         return list(pool.map(lambda call: call(), calls))

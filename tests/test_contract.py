@@ -26,7 +26,7 @@ OWN = [Family(device.title or device.dialect, device, *DIALECTS[device.dialect])
 INSTALLED = [row for row in DIALECTS.values() if not row.port]
 LIMITS = {"login_timeout": "5", "shell_timeout": "5"}
 # More at once than there are cores starve each other out of their limits.
-WORKERS = 12
+WORKERS = 8
 POWER_SECONDS = 2  # a failing off takes all of its time
 CALLS = {
     "read": lambda outlet, deadline: outlet.read(deadline),

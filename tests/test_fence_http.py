@@ -18,7 +18,7 @@ from tests.test_http_wire import ESPHOME_URLS, HTTP_URLS, TASMOTA_URLS
 
 BOTH_WAYS = (on_stdin, in_argv)
 # More at once than there are cores starve each other out of their limits.
-WORKERS = 12
+WORKERS = 8
 PASSWORD = "s3cret &%+/\u00fc"
 
 STRICT_URLS = dict(HTTP_URLS, status_on_regex='^{"outlet":1,"state":"ON"}$',

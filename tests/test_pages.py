@@ -14,7 +14,7 @@ from fencetool import PowerState, ProtocolError, UsageError
 from tests import support, virtual, virtual_pages
 from tests.support import AgentTest, at_once, on_stdin
 
-WORKERS = 12
+WORKERS = 8
 TOKEN = "t0ken-Zq9xWv7Jk"
 MEMBER = {"status_url": "/netio.json", "status_member": "$.Outputs[0].State",
           "status_on_value": "1", "status_off_value": "0"}

@@ -12,7 +12,7 @@ from tests import support, virtual
 from tests.support import at_once
 from tests.test_rooms import NO_STATUS, RENDERINGS, RoomTest
 
-WORKERS = 12
+WORKERS = 8
 EVERY = (virtual.Shelly1, virtual.Shelly2)
 LATER = {"login_timeout": "5", "shell_timeout": "5"}
 
