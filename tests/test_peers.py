@@ -72,8 +72,8 @@ class PythonKasa(AgentTest):
             self.assertEqual([outlet.powered for outlet in device.outlets], [True, False, True])
 
 
-# What python-kasa does with a KLAP device, and what it finds in what another client has sent it. One
-# JSON object comes on stdin, and one goes out.
+# What python-kasa does with a KLAP device, and what it finds in what another client has sent it.
+# One JSON object comes on stdin, and one goes out.
 OVER_KLAP = r"""
 import asyncio
 import json
