@@ -3121,8 +3121,12 @@ class Network:
         """
         failure = None
         for one_family, address in self.resolve(host, ports[0], family, deadline):
-            attempts = race_attempts(
-                one_family, [(address[0], port) + address[2:] for port in ports], deadline)
+            addresses = [(address[0], port) + address[2:] for port in ports]
+            try:
+                attempts = race_attempts(one_family, addresses, deadline)
+            except OSError as error:  # this machine has no sockets for it, or none left
+                failure = failure or connect_failure(error, deadline, "")
+                continue
             chosen = next((attempt for attempt in attempts if attempt.is_open), None)
             for attempt in attempts:
                 if attempt is not chosen:
@@ -5492,6 +5496,15 @@ def parse_tasmota_relays(members):
 MOST_FRIENDLY_NAMES = 8  # that the firmware keeps, whatever number of relays it has
 
 
+def count_tasmota_relays(relays):
+    """Return how many relays the device has, by the highest number: its list may lack some.
+
+    SAFETY: names and meters come as bare lists, and by their places belong to relays.
+    Test: test_a_list_of_relays_with_a_hole_gives_no_relay_the_name_of_another
+    """
+    return relays[-1].number if len(relays) > 1 else 1
+
+
 def parse_tasmota_names(members, relays):
     """Return ([name of each relay], name of the device) in the reply to Status.
 
@@ -5513,11 +5526,11 @@ def name_tasmota_relays(relays, names, device_name):
 
     The device's own name is that of an only relay; of several, it is by default the first's.
     """
-    named = [relay._replace(alias=name, identifiers=(relay.alias.lower(),))
-             for relay, name in zip(relays, names)]
-    if len(relays) == 1 and device_name:
-        named = [named[0]._replace(identifiers=named[0].identifiers + (device_name.lower(),))]
-    return tuple(named) + tuple(relays[len(named):])
+    if len(relays) == 1:
+        called = (relays[0].alias, device_name) if device_name else (relays[0].alias,)
+        return (relays[0]._replace(alias=names[0], identifiers=tuple(map(str.lower, called))),)
+    return tuple(relay._replace(alias=names[relay.number - 1], identifiers=(relay.alias.lower(),))
+                 if relay.number <= len(names) else relay for relay in relays)
 
 
 def parse_tasmota_mac(members, wanted):
@@ -5580,7 +5593,8 @@ class TasmotaDevice(HttpDevice):
         relays = self.read_relays(deadline)
         self.check_identity(deadline)
         try:
-            return name_tasmota_relays(relays, *self.ask_names(len(relays), deadline))
+            names = self.ask_names(count_tasmota_relays(relays), deadline)
+            return name_tasmota_relays(relays, *names)
         except (Refused, ProtocolError) as error:  # a list without names is still one
             self.system.debug(str(error))
             return relays
@@ -5605,12 +5619,12 @@ class TasmotaDevice(HttpDevice):
 
     def open_relay(self, wanted, relays, deadline):
         """Return the TasmotaRelay of one name, out of the Outlets of all relays."""
-        names = None
+        names, count = None, count_tasmota_relays(relays)
         if self.is_called_by_name(wanted, relays):
-            names = self.read_names(len(relays), deadline)
+            names = self.read_names(count, deadline)
             relays = name_tasmota_relays(relays, *names)
         outlet = select_outlet(relays, wanted, self.label)
-        return TasmotaRelay(self, outlet, len(relays), names)
+        return TasmotaRelay(self, outlet, count, names)
 
     def is_called_by_name(self, wanted, relays):
         """Return whether the names decide; a number, and what the firmware calls it, needs none."""
@@ -6235,7 +6249,7 @@ class ShellyDevice(HttpDevice):
                 raise Refused("channel %d switches itself on again after each OFF: switch its "
                               "auto_on off" % outlet.number)
             timer = self.find_timer(outlet.state, channels[self.find_channel(outlet)])
-            return ShellyChannel(self, outlet, timer)
+            return ShellyChannel(self, outlet, timer, set(channels))
         return self.open_named(open_one)
 
     def check_identity(self, deadline):
@@ -6296,9 +6310,10 @@ class ShellyDevice(HttpDevice):
 class ShellyChannel(HttpOutlet):
     """One channel of a Shelly. timer: why its OFF of the opening will end, until a command came."""
 
-    def __init__(self, device, outlet, timer):
+    def __init__(self, device, outlet, timer, channels):
         super().__init__(device, outlet.state, outlet.number)
         self.channel = device.find_channel(outlet)
+        self.channels = channels  # all that the device has
         self.timer = timer
         # Who has commanded before that, nobody knows.
         self.quiet_since = device.system.clock()
@@ -6348,8 +6363,11 @@ class ShellyChannel(HttpOutlet):
 
     def _find(self, status):
         channels = self.device.ways.find_channels(status)
-        if self.channel not in channels:
-            raise ProtocolError("the reply tells nothing of the channel any more")
+        # SAFETY: the first generation tells of its channels by their places alone.
+        # Test: test_a_status_that_has_lost_a_channel_is_no_state_of_another
+        if set(channels) != self.channels:
+            raise ProtocolError("the device told of %d channels before, and now of %d"
+                                % (len(self.channels), len(channels)))
         return channels[self.channel]
 
 

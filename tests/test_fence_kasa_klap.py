@@ -3,6 +3,7 @@ import functools
 import hashlib
 import itertools
 import os
+import resource
 import shlex
 import socket
 import sys
@@ -579,6 +580,19 @@ class Protocols(KlapTest):
             with self.subTest(family.__name__):
                 self.assert_success(self.run_auto(**ACCOUNT))
                 self.assertFalse(device.outlets[0].powered)
+
+    def test_a_machine_that_has_no_socket_left_says_so(self):
+        system = fencetool.System("test")
+        with open(os.devnull) as last:
+            free = last.fileno()
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (free, limits[1]))
+        try:
+            with self.assertRaisesRegex(fencetool.Unreachable, "Too many open files"):
+                system.connect_preferred("127.0.0.1", (9999, 80), socket.AF_UNSPEC,
+                                         system.deadline(5))
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
     def test_klap_is_taken_where_the_old_port_is_silent(self):
         silent = socket.socket()

@@ -95,6 +95,18 @@ class Channels(ShellyTest):
             self.assert_failure(self.call_briefly(device, "off", plug="1"), "of 4 channels")
             self.assert_untouched(device)
 
+    def test_a_status_that_has_lost_a_channel_is_no_state_of_another(self):
+        for make in EVERY:
+            device = self.start(make(("web", "db"), metered=True))
+            device.move(2, False)
+            system, job = self.build(device, plug="1")
+            outlet = job.device.open(system.deadline(60))
+            device.outlets = device.outlets[1:]
+            for ask in (outlet.read, outlet.read_meter):
+                with self.subTest(make.__name__), self.assertRaisesRegex(
+                        fencetool.ProtocolError, "of 2 channels before, and now of 1"):
+                    ask(system.deadline(60))
+
     def test_a_switch_that_calls_itself_another_is_not_read(self):
         for lie in (virtual.change(id=1), virtual.change(id="0"), virtual.change(id=None)):
             device = self.start(virtual.Shelly2(lie=lie))

@@ -43,6 +43,27 @@ class NamesTest(AgentTest):
         return [fencetool.parse_query(path)["cmnd"] for _, path, _ in device.requests]
 
 
+class Places(unittest.TestCase):
+    def test_a_list_of_relays_with_a_hole_gives_no_relay_the_name_of_another(self):
+        def relays(*numbers):
+            return tuple(fencetool.Outlet(number, "POWER%d" % number, (), PowerState.ON)
+                         for number in numbers)
+        found = relays(1, 3)
+        self.assertEqual(fencetool.count_tasmota_relays(found), 3)
+        names, _ = fencetool.parse_tasmota_names(
+            {"Status": {"FriendlyName": ["a", "b", "c"]}}, 3)
+        self.assertEqual([relay.alias for relay in fencetool.name_tasmota_relays(
+            found, names, "device")], ["a", "c"])
+        with self.assertRaises(Refused):  # nobody knows whose these two are
+            fencetool.parse_tasmota_names({"Status": {"FriendlyName": ["a", "b"]}}, 3)
+        self.assertEqual(fencetool.count_tasmota_relays(relays(2)), 1)
+        self.assertEqual(fencetool.name_tasmota_relays(relays(2), ["a"], "Box")[0].identifiers,
+                         ("power2", "box"))
+        many = fencetool.name_tasmota_relays(relays(*range(1, 11)), list("abcdefgh"), "")
+        self.assertEqual([relay.alias for relay in many],
+                         list("abcdefgh") + ["POWER9", "POWER10"])
+
+
 class Found(NamesTest):
     def test_a_relay_is_switched_and_read_by_its_friendly_name(self):
         cases = (
