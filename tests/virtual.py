@@ -191,7 +191,27 @@ class KasaFirmware(Faulty, fencetool.VirtualKasa):
         return {"current": watts / 230, "power": watts, "voltage": 230.0, "err_code": 0}
 
 
-class Kasa(KasaFirmware):
+class HearsDatagrams:
+    """What is asked by datagrams too; answer_datagrams() is written by the class itself."""
+
+    datagrams = None
+
+    def hear_datagrams(self, address):
+        self.datagrams = socket.socket(self.server.address_family, socket.SOCK_DGRAM)
+        self.datagrams.bind(address)
+        self.run_in_thread(self.answer_datagrams)
+
+    def stop(self):
+        super().stop()
+        if self.datagrams:
+            try:
+                self.datagrams.shutdown(socket.SHUT_RDWR)  # ends what waits for one
+            except OSError:
+                pass  # it is not connected, and wakes all the same
+            self.datagrams.close()
+
+
+class Kasa(HearsDatagrams, KasaFirmware):
     """A Kasa device with the legacy protocol, which answers datagrams too."""
 
     no_faults = ("portal",)  # it has no web server
@@ -203,18 +223,8 @@ class Kasa(KasaFirmware):
 
     def start(self, host="127.0.0.1", port=0):
         super().start(host, port)
-        self.datagrams = socket.socket(self.server.address_family, socket.SOCK_DGRAM)
-        self.datagrams.bind(self.address)
         if not self.fault:
-            self.run_in_thread(self.answer_datagrams)
-
-    def stop(self):
-        super().stop()
-        try:
-            self.datagrams.shutdown(socket.SHUT_RDWR)  # ends what waits for one
-        except OSError:
-            pass  # it is not connected, and wakes all the same
-        self.datagrams.close()
+            self.hear_datagrams(self.address)
 
     def answer_datagrams(self):
         while not self.stopped.is_set():

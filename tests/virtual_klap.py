@@ -94,7 +94,7 @@ class Session:
         return fencetool.decrypt_aes_cbc(self.key, self.iv + struct.pack(">i", sequence), cipher)
 
 
-class Announced(virtual.Faulty):
+class Announced(virtual.HearsDatagrams, virtual.Faulty):
     """What answers the datagrams by which clients look for devices."""
 
     is_discoverable = False  # hears datagrams, on its own address
@@ -107,22 +107,11 @@ class Announced(virtual.Faulty):
     def start(self, host="127.0.0.1", port=0):
         fencetool.VirtualDevice.start(self, host, port)
         if self.is_discoverable or self.is_asleep:
-            self.datagrams = socket.socket(self.server.address_family, socket.SOCK_DGRAM)
-            self.datagrams.bind((host, DISCOVERY_PORT))
-            self.run_in_thread(self.answer_datagrams)
+            self.hear_datagrams((host, DISCOVERY_PORT))
 
     def listen(self):
         if not self.is_asleep:
             super().listen()
-
-    def stop(self):
-        super().stop()
-        if hasattr(self, "datagrams"):
-            try:
-                self.datagrams.shutdown(socket.SHUT_RDWR)  # ends what waits for one
-            except OSError:
-                pass  # it is not connected, and wakes all the same
-            self.datagrams.close()
 
     def answer_datagrams(self):
         while not self.stopped.is_set():
