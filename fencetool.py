@@ -4895,6 +4895,7 @@ TAPO_METER_COMPONENT = "energy_monitoring"
 MOST_TAPO_OUTLETS = 100
 
 # One way to ask a meter. unit_watts: that the member counts in; current_power has two units.
+# UNVERIFIED: that these meters measure while the relay is off; a load that they show is one.
 TapoMeter = namedtuple("TapoMeter", "method member unit_watts")
 TAPO_METERS = (TapoMeter("get_emeter_data", "power_mw", 0.001),
                TapoMeter("get_energy_usage", "current_power", 0.001),
