@@ -12,6 +12,11 @@ import threading
 from tests import support
 
 CLONE_NEWNET = 0x40000000
+CHECK_ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
+
+
+def lines_of(parameters):
+    return "".join("%s=%s\n" % item for item in parameters.items())
 
 
 class Lab:
@@ -94,15 +99,33 @@ class Lab:
 
     def check(self, name, parameters, before=(), timeout=90):
         """Run fence_check on a machine with its parameters on stdin, as Pacemaker does."""
-        lines = "".join("%s=%s\n" % item for item in parameters.items())
+        return support.run(self._check_argv(name, before), stdin=lines_of(parameters),
+                           environment=CHECK_ENVIRONMENT, timeout=timeout)
+
+    def follow_check(self, name, parameters, see):
+        """Run fence_check and call see(line) as it logs each line; return its exit code."""
+        child = subprocess.Popen(
+            self._check_argv(name), stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE, env=CHECK_ENVIRONMENT, universal_newlines=True)
+        try:
+            with child.stdin as stdin:
+                stdin.write(lines_of(parameters))
+            with child.stderr as stderr:
+                for line in stderr:
+                    see(line)
+            return child.wait()
+        finally:
+            if child.poll() is None:
+                child.kill()
+                child.wait()
+
+    def _check_argv(self, name, before=()):
         library = os.path.join(self.folder, name)
         os.makedirs(library, exist_ok=True)
         # "ip netns exec" gives its program mounts of its own.
         own = ("sh", "-c", 'mount --bind "$0" /var/lib && exec "$@"', library)
-        return support.run(
-            self.argv(name, *own, *before) + [sys.executable, "-IS", support.compiled_script(),
-                                        "fence_check"],
-            stdin=lines, environment={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}, timeout=timeout)
+        return self.argv(name, *own, *before) + [
+            sys.executable, "-IS", support.compiled_script(), "fence_check"]
 
     def call_inside(self, name, function):
         """Call a function in a thread of this process that lives in the namespace.
