@@ -14,6 +14,7 @@ import concurrent.futures
 import json
 import os
 import py_compile
+import resource
 import signal
 import subprocess
 import sys
@@ -193,7 +194,7 @@ class Report:
 
     def __init__(self, result, total):
         self.result, self.total = result, total
-        self.seconds, self.shown, self.started = {}, 0, time.monotonic()
+        self.seconds, self.work, self.shown, self.started = {}, {}, 0, time.monotonic()
         self.is_terminal = sys.stderr.isatty()
         result.dots = False  # the line of progress stands for them
 
@@ -206,7 +207,7 @@ class Report:
                 self.result.startTest(test)
             elif event == "ended":
                 self.result.stopTest(test)
-                self.seconds[description] = detail
+                self.seconds[description], self.work[description] = detail
             elif event != FINISHED:
                 without_result = None
                 self.add(event, test, detail)
@@ -244,12 +245,23 @@ class Report:
         sys.stderr.flush()
 
     def end(self):
-        slowest = sorted(self.seconds.items(), key=lambda item: -item[1])[:SHOWN_SLOWEST]
-        self.say("\n".join(["", "The slowest tests:"] + [
-            "%6.1f s  %s" % (seconds, name) for name, seconds in slowest]))
+        self.say_most("The slowest tests:", self.seconds)
+        self.say_most("What keeps the processor longest, of %.0f s in all:"
+                      % sum(self.work.values()), self.work)
         reasons = collections.Counter(reason for _, reason in self.result.skipped)
         for reason, count in sorted(reasons.items()):
             self.say("%4d skipped: %s" % (count, reason))
+
+    def say_most(self, title, seconds_of):
+        most = sorted(seconds_of.items(), key=lambda item: -item[1])[:SHOWN_SLOWEST]
+        self.say("\n".join(["", title] + ["%6.1f s  %s" % (seconds, name)
+                                          for name, seconds in most]))
+
+
+def processor_seconds():
+    """Return what this process and those that it has waited for have cost."""
+    uses = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(use.ru_utime + use.ru_stime for use in uses)
 
 
 class Teller(unittest.TestResult):
@@ -257,7 +269,7 @@ class Teller(unittest.TestResult):
 
     def __init__(self, stream):
         super().__init__()
-        self.stream, self.started = stream, time.monotonic()
+        self.stream, self.started, self.work = stream, time.monotonic(), 0
 
     def tell(self, event, test, detail=None):
         line = json.dumps([event, test.id(), str(test), detail])
@@ -272,11 +284,12 @@ class Teller(unittest.TestResult):
     def startTest(self, test):
         super().startTest(test)
         self.tell("started", test)
-        self.started = time.monotonic()
+        self.started, self.work = time.monotonic(), processor_seconds()
 
     def stopTest(self, test):
         super().stopTest(test)
-        self.tell("ended", test, time.monotonic() - self.started)
+        self.tell("ended", test, [time.monotonic() - self.started,
+                                  processor_seconds() - self.work])
 
     def addSuccess(self, test):
         self.tell("success", test)
