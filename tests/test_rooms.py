@@ -397,14 +397,6 @@ class Recipes(RoomTest):
         # Its status tells the relay alone: tests/test_shelly.py lies about the meter.
         "Every Shelly": (virtual.Shelly2, {"metered": True}, dict(
             virtual.SHELLY_LIES, **virtual.SHELLY2_LIES), {}),
-        "Shelly Gen1 with a meter": (virtual.Shelly1, {"metered": True}, dict(
-            virtual.SHELLY_LIES, **virtual.SHELLY1_LIES), virtual.METER1_LIES),
-        "Shelly Gen1 without a meter": (virtual.Shelly1, {}, dict(
-            virtual.SHELLY_LIES, **virtual.SHELLY1_LIES), {}),
-        "Shelly Gen2 and newer with a meter": (virtual.Shelly2, {"metered": True}, dict(
-            virtual.SHELLY_LIES, **virtual.SHELLY2_LIES), virtual.METER2_LIES),
-        "Shelly Gen2 and newer without a meter": (virtual.Shelly2, {}, dict(
-            virtual.SHELLY_LIES, **virtual.SHELLY2_LIES), {}),
         "Aviosys IP Power 9258": (virtual.Switch, {"pages": virtual.PDU_PAGES}, {}, {}),
         "Home Assistant": (
             virtual_pages.HomeAssistant, {}, virtual_pages.HOME_ASSISTANT_LIES, {}),
@@ -447,12 +439,11 @@ class Recipes(RoomTest):
 
     def test_no_lie_of_a_device_is_taken_for_off_by_its_recipe(self):
         cases = []
-        for title, (make, _, lies, meter_lies) in self.devices.items():
+        for title, (_, _, lies, meter_lies) in self.devices.items():
             cases += [(title, name, {"lie": lie}) for name, lie in lies.items()]
             cases += [(title, name, {"meter_lie": lie}) for name, lie in meter_lies.items()]
             cases += [(title, name, {"broken": reply}) for name, reply in NO_STATUS.items()]
-            if not issubclass(make, virtual.Shelly1):
-                cases.append((title, "wrong_type", {"fault": "wrong_type"}))
+            cases.append((title, "wrong_type", {"fault": "wrong_type"}))
             if meter_lies:
                 cases.append((title, "welded", {"fault": "welded"}))
             cases.append((title, "ignore", {"fault": "ignore"}))
@@ -474,9 +465,3 @@ class Recipes(RoomTest):
         """Return whether a lie is about what status does not read: watts_member."""
         is_about_load = "meter_lie" in options or options == {"fault": "welded"}
         return is_about_load and "watts_member" in self.recipes[title]
-
-    def test_a_recipe_without_a_meter_refuses_a_device_that_has_one(self):
-        title = "Shelly Gen2 and newer without a meter"
-        device = self.start_device(title, metered=True)
-        self.assert_failure(self.run_recipe(title, device, "off", dict(
-            support.PATIENT_LIMITS, power_timeout="2")), "neither")
