@@ -9024,7 +9024,8 @@ def require_different_bans(bans):
 
 
 def ban_id(ban, node):
-    return "location-%s-%s--INFINITY" % (ban.device, node)  # as pcs names it
+    # Not as pcs names one: a person's own ban of the same node must not be taken for ours.
+    return "%s-ban-%s-%s" % (OWNER[1], ban.device, node)
 
 
 def plan_times(cluster, node):
@@ -9589,12 +9590,77 @@ remove_own() {
     find_values "//primitive[meta_attributes/nvpair[@name='${mark%=*}' and @value='${mark#*=}']]" \
         primitive id
     for id in $found $adopted; do
+        refuse_uses_of "$id"
+        set_constraints_aside "$id"
         pair=$id,$verifier_prefix${id#"$device_prefix"}
         for part in \
             "fencing-level[@index=1][@devices='$id' or @devices='$pair']" \
             "rsc_location[@rsc='$id']" "primitive[@id='$id']"; do
             query --delete-all --force --xpath "//$part"
         done
+    done
+}
+
+# A device cannot be made anew while something else in the configuration needs it.
+refuse_uses_of() {
+    query --query --xpath "//resources/*[.//primitive/@id='$1'][not(@id='$1')] |
+        //constraints/*[@rsc='$1' or @with-rsc='$1' or @first='$1' or @then='$1' or
+        .//resource_ref/@id='$1'][not(self::rsc_location[@rsc])] |
+        //tag[obj_ref/@id='$1'] | //acl_permission[@reference='$1']"
+    user=$(sed -n 's/^ *<\([a-z_]*\) \(.* \)*id="\([^"]*\)".*/\1 \3/p' "$work/answer" | head -n 1)
+    if [ -n "$user" ]; then
+        fail "$1 is in $user, which fencetool has not made: remove it there" \
+            "(cibadmin --query --xpath \"//*[@id='${user#* }']\" shows it)"
+    fi
+}
+
+# Where else a device may run is for others to say, too.
+set_constraints_aside() {
+    others="//rsc_location[@rsc='$1'][not(starts-with(@id, '${mark#*=}-'))]"
+    find_values "$others" rsc_location id
+    if [ -n "$found" ] && is_among "$1" $devices; then
+        sed '/xpath-query/d' "$work/answer" >"$work/constraints-of-$1"
+    elif [ -n "$found" ]; then
+        echo "warning: $1 goes, and what others have made for it goes too:" $found >&2
+    fi
+}
+
+# place DEVICE NODE...: keep it from these nodes. What others have set aside for it comes back.
+place() {
+    device=$1 wanted="" old="" named=""
+    shift
+    if [ -e "$work/constraints-of-$device" ]; then
+        wanted=$(cat "$work/constraints-of-$device")
+        named=$(printf '%s\n' "$wanted" | sed -n 's/^ *<rsc_location .* node="\([^"]*\)".*/\1/p')
+    fi
+    for node in "$@"; do
+        add_constraint ban -INFINITY
+        # COMPAT: up to 0.1.0 they were called as pcs calls those of anybody.
+        old="$old or @id='location-$device-$node--INFINITY'"
+    done
+    if [ "$is_opt_in" = yes ]; then # there a device runs nowhere unless it is allowed to
+        for node in $members; do
+            is_among "$node" "$@" $named || add_constraint allow 0
+        done
+    fi
+    printf '<constraints>%s</constraints>' "$wanted" >"$work/constraints"
+    query --modify --allow-create --scope constraints --xml-file "$work/constraints"
+    if [ -e "$work/constraints-of-$device" ]; then
+        query --delete-all --force --xpath "//rsc_location[@rsc='$device'][${old# or }]"
+        warn_of_constraints
+    fi
+}
+
+add_constraint() {
+    wanted="$wanted<rsc_location id=\"${mark#*=}-$1-$device-$node\" rsc=\"$device\""
+    wanted="$wanted node=\"$node\" score=\"$2\"/>"
+}
+
+warn_of_constraints() {
+    find_values "//rsc_location[@rsc='$device'][not(starts-with(@id, '${mark#*=}-'))]
+        [starts-with(@score, '-') or rule]" rsc_location id
+    for id in $found; do
+        echo "warning: $id was not made by fencetool: it may keep $device from a node" >&2
     done
 }
 
@@ -9637,6 +9703,16 @@ find_strangers() {
     done
 }
 
+# What the cluster says of itself: its members, and whether what may run must be allowed to.
+find_members() {
+    find_values "//nodes/node[not(@type) or @type='member' or @type='normal']" node uname
+    members=$found is_opt_in=no
+    find_values "//cluster_property_set/nvpair[@name='symmetric-cluster']" nvpair value
+    for value in $found; do
+        case $value in [Ff]* | [Nn]* | [Oo][Ff]* | 0) is_opt_in=yes ;; esac
+    done
+}
+
 prepare() {
     read_options "$@"
     copy_cib
@@ -9644,6 +9720,7 @@ prepare() {
     refuse_names_that_are_taken
     warn_of_levels
     find_strangers
+    find_members
 }
 
 finish() {
@@ -9690,8 +9767,7 @@ def render_pcs(configuration, source):
                'meta "$mark"'])
     for ban in configuration.bans:
         strangers = ("$strangers",) if ban.is_verifier else ()
-        lines += wrap_words(('pcs -f "$copy" constraint location', ban.device, "avoids") + ban.nodes
-                            + strangers)
+        lines += wrap_words(("place", ban.device) + ban.nodes + strangers)
     for level in configuration.levels:
         lines += wrap_words(('pcs -f "$copy" stonith level add 1', level.node) + level.devices)
     properties = ["%s=%s" % item for item in configuration.properties]

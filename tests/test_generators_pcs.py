@@ -253,11 +253,34 @@ class Convergence(ConfiguredTest):
         wanted = describe_cib(cib)
         for argv in (["stonith", "update", "fence-storage-a", "ip=10.1.1.1", "quiet=1", "op",
                       "monitor", "interval=60s", "timeout=5s"],
-                     ["constraint", "location", "fence-storage-a", "avoids", "storage-b"],
-                     ["constraint", "location", "fence-storage-a", "prefers", "quorum=50"],
                      ["stonith", "level", "remove", "1", "target", "storage-b"],
                      ["property", "set", "stonith-enabled=false"]):
             self.assertEqual(self.run_in_lab("pcs", "-f", cib, *argv).code, 0, argv)
+        self.assertNotEqual(describe_cib(cib), wanted)
+        self.configure(self.file("script.sh"), cib)
+        self.assertEqual(describe_cib(cib), wanted)
+
+    def test_constraints_of_others_on_our_devices_stay_and_those_that_can_stop_them_are_told(self):
+        cib, prefers = self.configured(), "location-fence-storage-a-quorum-50"
+        avoids = "location-fence-storage-a-storage-b--INFINITY"
+        for argv in (["avoids", "storage-b"], ["prefers", "quorum=50"]):
+            words = ["pcs", "-f", cib, "constraint", "location", "fence-storage-a"] + argv
+            self.assertEqual(self.run_in_lab(*words).code, 0, argv)
+        before = read(cib)
+        result = self.configure(self.file("script.sh"), cib)
+        self.assertIn("Nothing to change.", result.err)
+        self.assertIn("warning: %s was not made by fencetool" % avoids, result.err)
+        self.assertNotIn(prefers, result.err)
+        self.assertEqual(read(cib), before)
+        gone, _ = self.changes(cib, self.script(TWO_NODES.replace("202", "222"), "edited"))
+        self.assertFalse([item for item in gone if prefers in item or avoids in item])
+
+    def test_bans_under_the_names_of_pcs_as_they_once_were_made_become_our_own(self):
+        cib = self.configured()
+        wanted = describe_cib(cib)
+        old = read(cib).replace(b"fencetool-ban-fence-storage-a-storage-a",
+                                b"location-fence-storage-a-storage-a--INFINITY")
+        self.write("cluster.xml", old.decode("utf-8"))
         self.assertNotEqual(describe_cib(cib), wanted)
         self.configure(self.file("script.sh"), cib)
         self.assertEqual(describe_cib(cib), wanted)
@@ -448,6 +471,63 @@ stonith_nodes:
         result = self.run_in_lab("sh", self.script(TWO_NODES), "--cib", self.file("nowhere.xml"))
         self.assertEqual(result.code, 1)
         self.assertFalse(os.path.exists(self.file("nowhere.xml")))
+
+    def test_what_uses_a_device_of_ours_is_named(self):
+        cib = self.configured()
+        for element, told in (
+                ("<rsc_colocation id='near' rsc='fence-storage-a' with-rsc='dummy' score='5'/>",
+                 "fence-storage-a is in rsc_colocation near"),
+                ("<rsc_order id='turn' first='dummy' then='fence-storage-b'/>",
+                 "fence-storage-b is in rsc_order turn"),
+                ("<rsc_order id='set'><resource_set id='set-1'><resource_ref id='dummy'/>"
+                 "<resource_ref id='fence-storage-a'/></resource_set></rsc_order>",
+                 "fence-storage-a is in rsc_order set")):
+            text = read(self.first).decode("utf-8").replace(
+                "<resources>", '<resources><primitive id="dummy" class="ocf" provider="pacemaker" '
+                'type="Dummy"/>').replace("<constraints>", "<constraints>" + element)
+            self.write("cluster.xml", text)
+            result = self.run_in_lab("sh", self.file("script.sh"), "--cib", cib)
+            self.assertEqual(result.code, 1)
+            self.assertIn(told, result.err)
+        text = re.sub("(?s)(<primitive id=\"fence-storage-a\".*?</primitive>)",
+                      r'<group id="crowd">\1</group>', read(self.first).decode("utf-8"), count=1)
+        self.write("cluster.xml", text)
+        result = self.run_in_lab("sh", self.file("script.sh"), "--cib", cib)
+        self.assertIn("fence-storage-a is in group crowd, which fencetool has not made", result.err)
+
+
+class OptIn(PcsTest):
+    """A cluster where what may run must be allowed to: symmetric-cluster=false."""
+
+    def test_an_opt_in_cluster_runs_every_device_where_it_may_and_keeps_what_others_allow(self):
+        nodes = ["storage-a", "storage-b", "quorum"]
+        cib = self.write_cib("cluster.xml", nodes)
+        text = read(cib).decode("utf-8").replace(
+            "<crm_config/>", '<crm_config><cluster_property_set id="cib-bootstrap-options">'
+            '<nvpair id="s" name="symmetric-cluster" value="false"/></cluster_property_set>'
+            '</crm_config>').replace(
+                "</nodes>", '<node id="9" uname="far" type="remote"/></nodes>')
+        self.write("cluster.xml", text)
+        script = self.script(TWO_NODES)
+        self.configure(script, cib)
+        for argv in (["fence-storage-a", "prefers", "storage-b"],
+                     ["fence-storage-b", "prefers", "quorum=7"]):
+            self.assertEqual(self.run_in_lab("pcs", "-f", cib, "constraint", "location",
+                                             *argv).code, 0)
+        before = read(cib)
+        self.assertIn("Nothing to change.", self.configure(script, cib).err)
+        self.assertEqual(read(cib), before)
+        up = self.file("up.xml")
+        online = [word for node in nodes for word in ("-u", node)]
+        shown = self.run_in_lab("crm_simulate", "-x", cib, "-q", "1", "-S", "-O", up, *online).out
+        shown = shown[shown.index("Revised Cluster Status"):]
+        for device, where in (("fence-storage-a", "storage-b"), ("fence-storage-b", "quorum"),
+                              ("fence-verify-storage-a", "storage-b"),
+                              ("fence-verify-storage-b", "storage-a")):
+            self.assertRegex(shown, r"%s\s+\(stonith:\w+\):\s+Started %s" % (device, where))
+        allowed = {(item[1], item[2]) for item in describe_cib(cib) if item[-1] == "0"}
+        self.assertNotIn("far", {node for _, node in allowed})
+        self.assertNotIn(("fence-verify-storage-a", "quorum"), allowed)
 
 
 class LivePush(PcsTest):
