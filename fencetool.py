@@ -17,7 +17,7 @@ Parts and sections; each uses only those above it (tests/test_layout.py proves i
   3 DEVICES  KASA, KLAP, TAPO, TP-LINK, TASMOTA, ESPHOME, SHELLY, PAGES, INSTALLED AGENT
   4 FENCING  PACKETS, PROBES, FENCING, CHECKING, AGENTS
   ---------- the waterline: a fence agent's run needs nothing below it but for fence_check -n NODE
-  5 CLUSTER  YAML, CLUSTER FILE, PLAN, CLUSTER CHECKS, OUTPUTS
+  5 CLUSTER  YAML, CLUSTER FILE, PLAN, CLUSTER CHECKS, PCS SCRIPT, OUTPUTS
   6 PEOPLE   LOOK-UP, SIMULATOR AND DEMO, COMMANDS, ENTRY
 
 To add a parameter, go to PARAMETERS: one row; agents take it by their rows in AGENTS.
@@ -9009,11 +9009,16 @@ def build_configuration(cluster):
         primitives += devices
         levels.append(Level(node.name, tuple(device.id for device in devices)))
     require_different_bans(bans)
-    longest = max(int(device.options["pcmk_off_timeout"]) for device in primitives)
     return Configuration(
         nodes=tuple(node.name for node in cluster.nodes), primitives=tuple(primitives),
         levels=tuple(levels), bans=tuple(bans),
-        properties=(("stonith-enabled", "true"), ("stonith-timeout", "%ds" % longest)))
+        properties=(("stonith-enabled", "true"),
+                    ("stonith-timeout", "%ds" % find_longest(primitives))))
+
+
+def find_longest(primitives):
+    """Return the seconds that Pacemaker gives the slowest device."""
+    return max(int(device.options["pcmk_off_timeout"]) for device in primitives)
 
 
 def require_different_bans(bans):
@@ -9507,16 +9512,11 @@ CLUSTER_CHECKS = (
     check_shared_devices, check_networks, check_race)
 
 
-# SECTION: OUTPUTS ---------------------------------------------------------------------------------
-# From what the cluster should hold to texts: a script for pcs, crmsh, CIB XML, nftables, Ansible.
-# Pure.
-#
-# OUTPUTS, at the end, has one row a format: build_ takes what is written from the Cluster (mostly
-# the Configuration), and render_ makes the text, with the name of the cluster file in its first
-# line. The script is a fixed head of shell functions, behind it the lists and commands of this
-# cluster.
+# SECTION: PCS SCRIPT ------------------------------------------------------------------------------
+# What is the same in every script for pcs: a fixed head of shell functions. OUTPUTS puts the lists
+# and commands of one cluster behind it.
 
-# The script for pcs. All is in functions that the last lines call: half a script does nothing.
+# All is in functions that the last lines call: half a script does nothing.
 PCS_HEAD = r"""#!/bin/sh
 # Run it as root on one node of the cluster, and again after every change of the cluster file. In a
 # copy of the cluster's configuration it makes anew what it has made before, and it hands in the
@@ -9713,6 +9713,75 @@ find_members() {
     done
 }
 
+# Since 3.0.2, Pacemaker calls these options fencing-*. Where one is set by its new name, the old
+# one does not count.
+find_names() {
+    family=stonith old_family=""
+    find_values "//crm_config//nvpair[starts-with(@name, 'fencing-')]" nvpair name
+    if [ -n "$found" ] || crm_attribute --list-options=cluster --all --output-as=xml 2>/dev/null |
+        grep -q 'name="fencing-enabled"'; then
+        family=fencing old_family=stonith
+    fi
+}
+
+# find_seconds TIME: put what Pacemaker takes it for into $seconds; fail where nobody could.
+find_seconds() {
+    digits=$(printf '%s\n' "$1" | sed -n 's/^ *0*\([0-9][0-9]*\) *[A-Za-z]*$/\1/p')
+    unit=$(printf '%s\n' "$1" | sed 's/^[ 0-9]*//' | tr '[:upper:]' '[:lower:]')
+    case ${digits:+$unit} in
+    "") [ -n "$digits" ] && seconds=$digits ;;
+    s | sec) seconds=$digits ;;
+    m | min) seconds=$((digits * 60)) ;;
+    h | hr) seconds=$((digits * 3600)) ;;
+    ms | msec) seconds=$((digits / 1000)) ;;
+    us | usec) seconds=$((digits / 1000000)) ;;
+    *) return 1 ;;
+    esac
+}
+
+# Fencing is switched on. Its time limit is raised, and never lowered: devices of others need it.
+enable_fencing() {
+    limit=${longest}s
+    for name in stonith-timeout ${old_family:+fencing-timeout}; do
+        find_values "//crm_config//nvpair[@name='$name']" nvpair value
+        while read -r value; do
+            if [ -n "$value" ] && ! find_seconds "$value"; then
+                echo "warning: $name=$value stays: it should be ${longest}s or more" >&2
+                limit=$value
+            elif [ -n "$value" ] && [ "$seconds" -gt "$longest" ]; then
+                longest=$seconds limit=$value
+            fi
+        done <<END
+$found
+END
+    done
+    # With --force pcs writes the new names, too, of which older versions of it know nothing.
+    pcs -f "$copy" property set --force "$family-enabled=true" "$family-timeout=$limit" \
+        2>"$work/problem" || fail "$(cat "$work/problem")"
+    if [ -n "$old_family" ]; then
+        query --delete-all --force --xpath \
+            "//crm_config//nvpair[@name='$old_family-enabled' or @name='$old_family-timeout']"
+    fi
+    find_values "//cluster_property_set[nvpair[@name='$family-enabled'][@value!='true']]" \
+        cluster_property_set id
+    if [ -n "$found" ]; then # whichever of several sets counts, this one must not
+        fail "the cluster options in $found say that $family-enabled is not true: remove that"
+    fi
+}
+
+# Fencing that only switches off powers nobody on again.
+warn_of_action() {
+    action=reboot
+    for name in stonith-action ${old_family:+fencing-action}; do
+        find_values "//crm_config//nvpair[@name='$name']" nvpair value
+        if [ -n "$found" ]; then action=$found action_name=$name; fi
+    done
+    if [ "$action" != reboot ] && [ -n "$coming_back" ]; then
+        echo "warning: $action_name=$action: these stay off after a fence, whatever power_on" \
+            "says: $coming_back (pcs property set $action_name=reboot)" >&2
+    fi
+}
+
 prepare() {
     read_options "$@"
     copy_cib
@@ -9721,6 +9790,8 @@ prepare() {
     warn_of_levels
     find_strangers
     find_members
+    find_names
+    warn_of_action
 }
 
 finish() {
@@ -9750,6 +9821,15 @@ finish() {
 """.replace("@secrets@", r"\|".join(SECRET_NAMES + ("_url", "_body", "headers", FENCE_OPTIONS)))
 
 
+# SECTION: OUTPUTS ---------------------------------------------------------------------------------
+# From what the cluster should hold to texts: a script for pcs, crmsh, CIB XML, nftables, Ansible.
+# Pure.
+#
+# OUTPUTS, at the end, has one row a format: build_ takes what is written from the Cluster (mostly
+# the Configuration), and render_ makes the text, with the name of the cluster file in its first
+# line.
+
+
 def render_pcs(configuration, source):
     devices = configuration.primitives
     head = PCS_HEAD.split("\n")
@@ -9757,7 +9837,9 @@ def render_pcs(configuration, source):
     lists = (("mark", ["=".join(OWNER)]), ("device_prefix", [DEVICE_PREFIX]),
              ("verifier_prefix", [VERIFIER_PREFIX]), ("known_nodes", configuration.nodes),
              ("targets", [level.node for level in configuration.levels]),
-             ("devices", [device.id for device in devices]))
+             ("devices", [device.id for device in devices]),
+             ("coming_back", find_coming_back(configuration)),
+             ("longest", [str(find_longest(devices))]))
     lines = ["%s='%s'" % (name, " ".join(words)) for name, words in lists] + ["", "configure() {"]
     for device in devices:
         lines += wrap_words(
@@ -9770,9 +9852,14 @@ def render_pcs(configuration, source):
         lines += wrap_words(("place", ban.device) + ban.nodes + strangers)
     for level in configuration.levels:
         lines += wrap_words(('pcs -f "$copy" stonith level add 1', level.node) + level.devices)
-    properties = ["%s=%s" % item for item in configuration.properties]
-    lines += wrap_words(['pcs -f "$copy" property set'] + properties)
-    return "\n".join(head + lines + ["}", "", 'prepare "$@"', "configure", "finish", ""])
+    return "\n".join(head + lines + ["    enable_fencing", "}", "", 'prepare "$@"', "configure", "finish", ""])
+
+
+def find_coming_back(configuration):
+    """Return the names of the nodes that are powered on again after a fence."""
+    staying = {device.id for device in configuration.primitives
+               if device.options.get("pcmk_reboot_action") == "off"}
+    return [level.node for level in configuration.levels if not staying & set(level.devices)]
 
 
 SECRETS_NOTE = "# It may hold passwords: mode 0700, and not into a repository."
@@ -9802,7 +9889,9 @@ def wrap_words(words):
 def render_crmsh(configuration, source):
     """Return lines for `crm configure load update`, which removes nothing but levels."""
     lines = [render_banner(source, "Fencing, for: crm configure load update FILE"), SECRETS_NOTE,
-             "# fencing_topology replaces ALL fencing levels of the cluster, those of others too."]
+             "# fencing_topology replaces ALL fencing levels of the cluster, those of others too.",
+             "# From Pacemaker 3.0.2 on, write fencing-enabled and fencing-timeout instead, unless",
+             "# crmsh does so itself. Where the cluster has a longer timeout, keep that."]
     lines += [render_crmsh_primitive(device) for device in configuration.primitives]
     lines += ["location %s %s -inf: %s" % (ban_id(ban, node), ban.device, node)
               for ban in configuration.bans for node in ban.nodes]
@@ -9830,7 +9919,7 @@ def render_cib(configuration, source):
     """Return the configuration as a CIB, with the ids that pcs gives; XML has no first line."""
     lines = ['<cib validate-with="pacemaker-3.0" admin_epoch="0" epoch="1" num_updates="0">',
              "<configuration>", '<crm_config><cluster_property_set id="cib-bootstrap-options">',
-             render_nvpairs("cib-bootstrap-options", configuration.properties),
+             render_nvpairs("cib-bootstrap-options", name_in_both_ways(configuration.properties)),
              "</cluster_property_set></crm_config>", "<nodes/>", "<resources>"]
     for device in configuration.primitives:
         lines += render_cib_primitive(device)
@@ -9842,6 +9931,13 @@ def render_cib(configuration, source):
     lines += ['<fencing-level id="fl-%s-1" index="1" target="%s" devices="%s"/>'
               % (level.node, level.node, ",".join(level.devices)) for level in configuration.levels]
     return "\n".join(lines + ["</fencing-topology>", "</configuration>", "<status/>", "</cib>", ""])
+
+
+def name_in_both_ways(properties):
+    """Return cluster options under their names up to Pacemaker 3.0.1, and under those since."""
+    # Where it knows the new ones, those alone count; before, it ignores them.
+    return properties + tuple((name.replace("stonith-", "fencing-"), value)
+                              for name, value in properties)
 
 
 def render_cib_primitive(device):

@@ -327,6 +327,16 @@ class Texts(unittest.TestCase):
         self.assertIn("ip daddr 10.20.20.200 counter accept", text)
 
 
+class PcsScript(unittest.TestCase):
+    def test_times_are_read_as_pacemaker_reads_them(self):
+        function = re.search(r"(?ms)^find_seconds\(\) \{.*?^\}", fencetool.PCS_HEAD).group(0)
+        times = ("216s", "90", "3min", "2 m", "010", "60000ms", "1H", "0s", "PT5M", "abc", "", "s")
+        script = function + "\nfor time in %s; do find_seconds \"$time\" && echo $seconds || " \
+            "echo no; done" % " ".join("'%s'" % time for time in times)
+        shown = subprocess.check_output(["sh", "-euc", script]).decode().split()
+        self.assertEqual(shown, ["216", "90", "180", "120", "10", "60", "3600", "0"] + ["no"] * 4)
+
+
 class Commands(unittest.TestCase):
     def run_command(self, *arguments):
         return support.fencetool("gen-config", *arguments)

@@ -185,6 +185,9 @@ class EveryClusterFile(PcsTest):
             self.assertEqual(result.code, 0, result.err)
             self.assertEqual(describe_cib(cib), wanted)
         plain = self.write(name + "-cib.xml", render("cib", cluster, name))
+        # Nobody knows which names the cluster will look at.
+        wanted |= {(item[0].replace("stonith", "fencing"),) + item[1:] for item in wanted
+                   if item[0] in ("stonith-enabled", "stonith-timeout")}
         self.assertEqual(describe_cib(plain), wanted)
         result = self.run_outside("cibadmin", "--modify", "--allow-create", "--scope",
                                   "configuration", "--xml-file", plain, CIB_file=cib)
@@ -528,6 +531,85 @@ class OptIn(PcsTest):
         allowed = {(item[1], item[2]) for item in describe_cib(cib) if item[-1] == "0"}
         self.assertNotIn("far", {node for _, node in allowed})
         self.assertNotIn(("fence-verify-storage-a", "quorum"), allowed)
+
+
+class Options(PcsTest):
+    """The options of the cluster, by the names that it knows."""
+
+    def with_options(self, *options):
+        """Return a CIB file with these cluster options, each "name=value"."""
+        cib = self.write_cib("cluster.xml", ["storage-a", "storage-b"])
+        pairs = "".join('<nvpair id="o%d" name="%s" value="%s"/>' % ((number,) + tuple(
+            option.split("="))) for number, option in enumerate(options))
+        self.write("cluster.xml", read(cib).decode("utf-8").replace(
+            "<crm_config/>", '<crm_config><cluster_property_set id="cib-bootstrap-options">'
+            "%s</cluster_property_set></crm_config>" % pairs))
+        return cib
+
+    def options(self, cib):
+        """Return what a CIB says of fencing, as "name=value"."""
+        return sorted("=".join(item) for item in describe_cib(cib)
+                      if len(item) == 2 and re.match("stonith-|fencing-", item[0]))
+
+    def test_a_cluster_is_fenced_by_the_names_that_its_configuration_has(self):
+        """From Pacemaker 3.0.2 on, stonith-enabled means nothing beside fencing-enabled."""
+        cib = self.with_options("fencing-enabled=false", "stonith-enabled=true",
+                                "stonith-timeout=216s", "stonith-max-attempts=3")
+        script = self.script(TWO_NODES)
+        self.configure(script, cib)
+        wanted = ["fencing-enabled=true", "fencing-timeout=216s", "stonith-max-attempts=3"]
+        self.assertEqual(self.options(cib), wanted)
+        before = read(cib)
+        self.assertIn("Nothing to change.", self.configure(script, cib).err)
+        self.assertEqual(read(cib), before)
+
+    def test_a_cluster_is_fenced_by_the_names_that_its_metadata_has(self):
+        place = tempfile.mkdtemp(dir=self.place)
+        with open(os.path.join(place, "crm_attribute"), "w") as handle:
+            handle.write("""#!/bin/sh
+case "$*" in *--list-options=cluster*) ;; *) exec /usr/sbin/crm_attribute "$@" ;; esac
+cat <<END
+<pacemaker-result api-version="2.40" request="crm_attribute"><resource-agent><parameters>
+  <parameter name="priority-fencing-delay" advanced="0" generated="0"/>
+%s</parameters></resource-agent><status code="0" message="OK"/></pacemaker-result>
+END
+""" % '  <parameter name="fencing-enabled" advanced="1" generated="0"/>\n')
+        os.chmod(handle.name, 0o755)
+        cib = self.with_options("stonith-enabled=false", "stonith-timeout=20s")
+        command, own = self.lab.command(["sh", self.script(TWO_NODES), "--cib", cib])
+        result = support.run(command, environment={"PATH": place + ":" + own["PATH"]})
+        self.assertEqual(result.code, 0, result.err)
+        self.assertEqual(self.options(cib), ["fencing-enabled=true", "fencing-timeout=90s"])
+
+    def test_a_longer_limit_stays_and_a_shorter_one_is_raised(self):
+        for given, told in (("4MIN", False), ("PT5M", True)):
+            cib = self.with_options("stonith-timeout=" + given, "stonith-enabled=false")
+            result = self.configure(self.script(TWO_NODES), cib)
+            self.assertEqual(self.options(cib),
+                             ["stonith-enabled=true", "stonith-timeout=" + given])
+            self.assertEqual("stonith-timeout=PT5M stays" in result.err, told)
+
+    def test_a_second_set_of_options_cannot_leave_the_cluster_without_fencing(self):
+        cib = self.with_options("stonith-enabled=true")
+        text = read(cib).decode("utf-8").replace(
+            "</crm_config>", '<cluster_property_set id="more" score="9"><nvpair id="n" '
+            'name="stonith-enabled" value="false"/></cluster_property_set></crm_config>')
+        self.write("cluster.xml", text)
+        before = read(cib)
+        result = self.run_in_lab("sh", self.script(TWO_NODES), "--cib", cib)
+        self.assertEqual((result.code, read(cib)), (1, before))
+        self.assertIn("the cluster options in more say that stonith-enabled is not true",
+                      result.err)
+
+    def test_an_action_that_contradicts_power_on_is_told(self):
+        back = TWO_NODES.replace("delay: 5", "power_on: true")
+        for options, text, told in (
+                (("stonith-action=reboot", "fencing-action=off"), back, "fencing-action=off"),
+                (("stonith-action=off",), TWO_NODES, "")):
+            cib = self.with_options(*options)
+            shown = self.configure(self.script(text), cib, "--dry-run").err
+            words = re.findall("warning: (.*) stay off after a fence.* says: (.*) \\(pcs", shown)
+            self.assertEqual(words, [(told + ": these", "storage-a")] if told else [])
 
 
 class LivePush(PcsTest):
