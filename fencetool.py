@@ -8583,10 +8583,14 @@ def cluster_key(name, kind=STRING, power="", verify="", default=""):
 NETWORK_KEYS = tuple(cluster_key(network.key, ADDRESS) for network in OWN_NETWORKS) + (
     cluster_key(CLIENT_NETWORKS.key, NAMED_ADDRESSES),)
 
+# Longer than two monitors of a verifier are apart, so that a failure is seen by people and metrics
+# before it is forgotten; so short that a device is watched again soon after it has come back.
+FAILURE_SECONDS = "600"
 CLUSTER_KEYS = (
     cluster_key("stonith_nodes", NODES),
     cluster_key("stonith_fence_verify", BOOLEAN, default="1"),
     cluster_key("stonith_verify_wait", WHOLE_SECONDS, default="10"),
+    cluster_key("stonith_failure_timeout", WHOLE_SECONDS, default=FAILURE_SECONDS),
     cluster_key("stonith_quorum_device", BOOLEAN, default="0"),
     cluster_key("stonith_direct_networks", NAMES, default=()),
     cluster_key("stonith_witness_ips", NAMED_ADDRESSES, default={}))
@@ -8984,7 +8988,9 @@ Level = namedtuple("Level", "node devices")
 
 # nodes: names of the nodes that must not run a device.
 Ban = namedtuple("Ban", "device nodes is_verifier")
-Configuration = namedtuple("Configuration", "nodes primitives levels bans properties")
+
+# meta: (name, value) of the meta attributes that each of its devices has.
+Configuration = namedtuple("Configuration", "nodes primitives levels bans properties meta")
 
 # Marks in the CIB what this tool made: a meta attribute, which pcs, crmsh and Pacemaker keep and no
 # agent sees. Names alone would not do: a person may call a device like we do.
@@ -9012,8 +9018,16 @@ def build_configuration(cluster):
     return Configuration(
         nodes=tuple(node.name for node in cluster.nodes), primitives=tuple(primitives),
         levels=tuple(levels), bans=tuple(bans),
-        properties=(("stonith-enabled", "true"),
-                    ("stonith-timeout", "%ds" % find_longest(primitives))))
+        meta=build_meta(cluster), properties=(
+            ("stonith-enabled", "true"), ("stonith-timeout", "%ds" % find_longest(primitives))))
+
+
+def build_meta(cluster):
+    # A device whose monitor and start have failed on every node stays stopped, for Pacemaker
+    # forgets no failure by itself. It would be asked to fence all the same, but nobody would watch
+    # it any more: a plug that was out of Wi-Fi for a while must come back without a person.
+    seconds = cluster.values["stonith_failure_timeout"]
+    return (OWNER,) + ((("failure-timeout", seconds + "s"),) if int(seconds) else ())
 
 
 def find_longest(primitives):
@@ -9846,13 +9860,14 @@ def render_pcs(configuration, source):
             ['pcs -f "$copy" stonith create', device.id, device.agent]
             + [render_sh("%s=%s" % option) for option in device.options.items()]
             + ["op monitor interval=%ds timeout=%ds" % (device.interval, monitor_timeout(device)),
-               'meta "$mark"'])
+               "meta"] + ["%s=%s" % pair for pair in configuration.meta])
     for ban in configuration.bans:
         strangers = ("$strangers",) if ban.is_verifier else ()
         lines += wrap_words(("place", ban.device) + ban.nodes + strangers)
     for level in configuration.levels:
         lines += wrap_words(('pcs -f "$copy" stonith level add 1', level.node) + level.devices)
-    return "\n".join(head + lines + ["    enable_fencing", "}", "", 'prepare "$@"', "configure", "finish", ""])
+    lines += ["    enable_fencing", "}", "", 'prepare "$@"', "configure", "finish", ""]
+    return "\n".join(head + lines)
 
 
 def find_coming_back(configuration):
@@ -9892,7 +9907,8 @@ def render_crmsh(configuration, source):
              "# fencing_topology replaces ALL fencing levels of the cluster, those of others too.",
              "# From Pacemaker 3.0.2 on, write fencing-enabled and fencing-timeout instead, unless",
              "# crmsh does so itself. Where the cluster has a longer timeout, keep that."]
-    lines += [render_crmsh_primitive(device) for device in configuration.primitives]
+    lines += [render_crmsh_primitive(device, configuration.meta)
+              for device in configuration.primitives]
     lines += ["location %s %s -inf: %s" % (ban_id(ban, node), ban.device, node)
               for ban in configuration.bans for node in ban.nodes]
     # In fencing_topology a comma means the same level, and a blank the next one.
@@ -9902,7 +9918,7 @@ def render_crmsh(configuration, source):
                               " ".join(["property"] + properties), ""])
 
 
-def render_crmsh_primitive(device):
+def render_crmsh_primitive(device, meta):
     words = ["primitive %s stonith:%s params" % (device.id, device.agent)]
     for name, value in device.options.items():
         if max(value) > "~" or re.search(r'\\(["\\]|$)', value):
@@ -9910,9 +9926,9 @@ def render_crmsh_primitive(device):
                              "backslash at its end or before a quote (use --format pcs or cib)"
                              % (name, device.id))
         words.append('%s="%s"' % (name, re.sub(r'(["\\])', r"\\\1", value)))
-    words.append("op monitor interval=%ds timeout=%ds meta %s=%s" % (
-        (device.interval, monitor_timeout(device)) + OWNER))
-    return " ".join(words)
+    words.append("op monitor interval=%ds timeout=%ds meta" % (
+        device.interval, monitor_timeout(device)))
+    return " ".join(words + ["%s=%s" % pair for pair in meta])
 
 
 def render_cib(configuration, source):
@@ -9922,7 +9938,7 @@ def render_cib(configuration, source):
              render_nvpairs("cib-bootstrap-options", name_in_both_ways(configuration.properties)),
              "</cluster_property_set></crm_config>", "<nodes/>", "<resources>"]
     for device in configuration.primitives:
-        lines += render_cib_primitive(device)
+        lines += render_cib_primitive(device, configuration.meta)
     lines += ["</resources>", "<constraints>"]
     lines += ['<rsc_location id="%s" node="%s" rsc="%s" score="-INFINITY"/>'
               % (ban_id(ban, node), node, ban.device)
@@ -9940,10 +9956,10 @@ def name_in_both_ways(properties):
                               for name, value in properties)
 
 
-def render_cib_primitive(device):
+def render_cib_primitive(device, meta):
     lines = ['<primitive id="%s" class="stonith" type="%s">' % (device.id, device.agent)]
     for kind, pairs in (("instance_attributes", device.options.items()),
-                        ("meta_attributes", [OWNER])):
+                        ("meta_attributes", meta)):
         set_id = "%s-%s" % (device.id, kind)
         lines.append('<%s id="%s">%s</%s>' % (kind, set_id, render_nvpairs(set_id, pairs), kind))
     monitor = '<op id="%s-monitor-interval-%ds" interval="%ds" name="monitor" timeout="%ds"/>' % (

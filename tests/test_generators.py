@@ -202,6 +202,17 @@ class Decisions(unittest.TestCase):
         third = "  c: {method: none, mgmt_ip: 10.0.0.3}\n"
         self.assertEqual(delays(two_nodes() + third), [None, None])
 
+    def test_a_device_that_failed_everywhere_comes_back_by_itself(self):
+        for top, meta in (("", {"failure-timeout": "600s"}),
+                          ("stonith_failure_timeout: 3600\n", {"failure-timeout": "3600s"}),
+                          ("stonith_failure_timeout: 0\n", {})):
+            configuration = configure(two_nodes(top=top))
+            self.assertEqual(dict(configuration.meta), dict(meta, **{"managed-by": "fencetool"}))
+            for form in ("pcs", "crmsh", "cib"):
+                text = fencetool.render_output(form, cluster_of(two_nodes(top=top)), "", "c.yml")
+                written = re.findall('failure-timeout(?:=|" value=")([0-9a-z]+)', text)
+                self.assertEqual(written, list(meta.values()) * 4, form)
+
     def test_an_outlet_goes_into_the_host_map_or_where_that_cannot_hold_it_into_plug(self):
         options = device(configure(two_nodes(", outlet: 3")), "fence-a").options
         self.assertEqual((options["pcmk_host_map"], options.get("plug")), ("a:3", None))
