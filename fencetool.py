@@ -8989,8 +8989,13 @@ Level = namedtuple("Level", "node devices")
 # nodes: names of the nodes that must not run a device.
 Ban = namedtuple("Ban", "device nodes is_verifier")
 
-# meta: (name, value) of the meta attributes that each of its devices has.
-Configuration = namedtuple("Configuration", "nodes primitives levels bans properties meta")
+# meta: (name, value) of the meta attributes that each of its devices has. head_starts: see there.
+Configuration = namedtuple(
+    "Configuration", "nodes primitives levels bans properties meta head_starts")
+Configuration.__new__.__defaults__ = ((),)
+
+# What makes fencing a node wait, so that it survives a fence race: options of a device that change.
+HeadStart = namedtuple("HeadStart", "node device options")
 
 # Marks in the CIB what this tool made: a meta attribute, which pcs, crmsh and Pacemaker keep and no
 # agent sees. Names alone would not do: a person may call a device like we do.
@@ -9078,6 +9083,35 @@ def could_race(cluster):
 
 def has_delay(cluster):
     return any("delay" in node.values for node in cluster.nodes)
+
+
+def build_script_configuration(cluster):
+    """Return the Configuration for a script that sees which nodes are members of the cluster.
+
+    Nodes of the file may have no vote: a remote node, a host that has an address here. So whether
+    two members could race, and who has to win, is left to the script: by the head starts.
+    """
+    decided = cluster._replace(values=dict(cluster.values, stonith_quorum_device="1"))
+    configuration = build_configuration(decided)
+    if has_delay(cluster) or cluster.values["stonith_quorum_device"] == "1":
+        return configuration
+    return configuration._replace(head_starts=tuple(
+        build_head_start(decided, node) for node in nodes_with_device(cluster)))
+
+
+def build_head_start(cluster, node):
+    waiting = node._replace(values=dict(node.values, delay=str(RACE_DELAY_SECONDS)))
+    times = plan_times(cluster, waiting)
+    if times.power_given <= times.power_needed:
+        # What off_timeout gives is for the device alone: the delay comes on top.
+        waiting.values["off_timeout"] = str(times.power_given + RACE_DELAY_SECONDS)
+        times = plan_times(cluster, waiting)
+    before = build_power_device(node, plan_times(cluster, node))
+    after = build_power_device(waiting, times)
+    # pcmk_off_timeout always: the script needs it for the time limit of the cluster.
+    changed = {name: value for name, value in after.options.items()
+               if name == "pcmk_off_timeout" or before.options.get(name) != value}
+    return HeadStart(node.name, after.id, changed)
 
 
 def find_delay(cluster, node):
@@ -9727,6 +9761,34 @@ find_members() {
     done
 }
 
+# Two members that fence each other at once both die, unless one of them has to wait.
+decide_race() {
+    set -- $members
+    [ $# -eq 2 ] && is_among "$1" $targets && is_among "$2" $targets || return 0
+    find_values "//crm_config//nvpair[@name='priority-fencing-delay']" nvpair value
+    case $found in
+    "" | 0 | 0[!0-9]*) ;;
+    *)
+        [ -z "$racers" ] || echo "note: priority-fencing-delay=$found decides fence races where" \
+            "the nodes differ in the priority of what they run: no delay is added" >&2
+        [ -z "$delayed" ] || echo "warning: the delay of $delayed comes on top of that: both" \
+            "nodes could wait alike" >&2
+        return 0
+        ;;
+    esac
+    for node in $racers; do
+        if is_among "$node" "$@"; then
+            find_head_start "$node"
+            pcs -f "$copy" stonith update $changes
+            needed=${changes#*pcmk_off_timeout=}
+            [ "$longest" -ge "${needed%% *}" ] || longest=${needed%% *}
+            echo "note: of two members without a quorum device $node survives a fence race:" \
+                "fencing it waits" >&2
+            return 0
+        fi
+    done
+}
+
 # Since 3.0.2, Pacemaker calls these options fencing-*. Where one is set by its new name, the old
 # one does not count.
 find_names() {
@@ -9845,17 +9907,10 @@ finish() {
 
 
 def render_pcs(configuration, source):
-    devices = configuration.primitives
     head = PCS_HEAD.split("\n")
     head[1:1] = [render_banner(source, "configure-stonith.sh"), SECRETS_NOTE]
-    lists = (("mark", ["=".join(OWNER)]), ("device_prefix", [DEVICE_PREFIX]),
-             ("verifier_prefix", [VERIFIER_PREFIX]), ("known_nodes", configuration.nodes),
-             ("targets", [level.node for level in configuration.levels]),
-             ("devices", [device.id for device in devices]),
-             ("coming_back", find_coming_back(configuration)),
-             ("longest", [str(find_longest(devices))]))
-    lines = ["%s='%s'" % (name, " ".join(words)) for name, words in lists] + ["", "configure() {"]
-    for device in devices:
+    lines = render_lists(configuration) + ["", "configure() {"]
+    for device in configuration.primitives:
         lines += wrap_words(
             ['pcs -f "$copy" stonith create', device.id, device.agent]
             + [render_sh("%s=%s" % option) for option in device.options.items()]
@@ -9866,8 +9921,31 @@ def render_pcs(configuration, source):
         lines += wrap_words(("place", ban.device) + ban.nodes + strangers)
     for level in configuration.levels:
         lines += wrap_words(('pcs -f "$copy" stonith level add 1', level.node) + level.devices)
-    lines += ["    enable_fencing", "}", "", 'prepare "$@"', "configure", "finish", ""]
+    lines += ["    decide_race", "    enable_fencing", "}", ""]
+    lines += render_head_starts(configuration) + ['prepare "$@"', "configure", "finish", ""]
     return "\n".join(head + lines)
+
+
+def render_lists(configuration):
+    devices = configuration.primitives
+    delayed = [device.id for device in devices if "pcmk_delay_base" in device.options]
+    targets = [level.node for level in configuration.levels]
+    racers = [row.node for row in configuration.head_starts]
+    lists = (("mark", ["=".join(OWNER)]), ("device_prefix", [DEVICE_PREFIX]),
+             ("verifier_prefix", [VERIFIER_PREFIX]), ("known_nodes", configuration.nodes),
+             ("targets", targets), ("devices", [device.id for device in devices]),
+             ("coming_back", find_coming_back(configuration)), ("delayed", delayed),
+             ("racers", racers), ("longest", [str(find_longest(devices))]))
+    return ["%s='%s'" % (name, " ".join(words)) for name, words in lists]
+
+
+def render_head_starts(configuration):
+    """Return the shell function that puts into $changes what gives a node a head start."""
+    lines = ["find_head_start() {", "    changes=''", "    case $1 in"]
+    for row in configuration.head_starts:
+        options = " ".join("%s=%s" % option for option in row.options.items())
+        lines.append("    %s) changes='%s %s' ;;" % (row.node, row.device, options))
+    return lines + ["    esac", "}", ""]
 
 
 def find_coming_back(configuration):
@@ -10022,7 +10100,7 @@ def render_ansible(configuration, source):
 
 # The formats of gen-config: (build, render). What is for one node is built for its name too.
 OUTPUTS = {
-    "pcs": (build_configuration, render_pcs), "crmsh": (build_configuration, render_crmsh),
+    "pcs": (build_script_configuration, render_pcs), "crmsh": (build_configuration, render_crmsh),
     "cib": (build_configuration, render_cib), "nftables": (build_firewall, render_nftables),
     "ansible": (build_configuration, render_ansible)}
 NODE_OUTPUTS = ("nftables",)

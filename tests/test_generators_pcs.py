@@ -612,6 +612,45 @@ END
             self.assertEqual(words, [(told + ": these", "storage-a")] if told else [])
 
 
+class Races(PcsTest):
+    """Two nodes that fence each other at once both die, unless one of them waits."""
+
+    TEXT = TWO_NODES.replace(", delay: 5", "") + "  far: {method: none, mgmt_ip: 10.20.20.9}\n"
+
+    def with_far(self, kind, options=""):
+        cib = self.write_cib("cluster.xml", ["storage-a", "storage-b"])
+        text = read(cib).decode("utf-8").replace("</nodes>", '<node id="9" uname="far" '
+                                                 'type="%s"/></nodes>' % kind)
+        return self.write("cluster.xml", text.replace("<crm_config/>", "<crm_config>" + options +
+                                                      "</crm_config>"))
+
+    def delays(self, cib):
+        return {item[0]: item[3] for item in describe_cib(cib) if "pcmk_delay_base" in item}
+
+    def test_the_members_of_the_cluster_are_counted_and_not_the_entries_of_the_file(self):
+        script, cib = self.script(self.TEXT), self.with_far("remote")
+        result = self.configure(script, cib)
+        self.assertEqual(self.delays(cib), {"fence-storage-a": "10"})
+        self.assertIn("storage-a survives a fence race", result.err)
+        self.assertIn(("fence-storage-a", "instance_attributes", "pcmk_off_timeout", "70"),
+                      describe_cib(cib))
+        self.assertIn("Nothing to change.", self.configure(script, cib).err)
+        cib = self.with_far("member")
+        self.assertNotIn("race", self.configure(script, cib).err)
+        self.assertEqual(self.delays(cib), {})
+
+    def test_no_delay_is_added_where_the_cluster_has_one_by_priority(self):
+        options = ('<cluster_property_set id="cib-bootstrap-options"><nvpair id="p" '
+                   'name="priority-fencing-delay" value="%s"/></cluster_property_set>')
+        for value, text, delays, told in (
+                ("15s", self.TEXT, {}, "priority-fencing-delay=15s decides fence races"),
+                ("15s", TWO_NODES, {"fence-storage-a": "5"},
+                 "the delay of fence-storage-a comes on top of that")):
+            cib = self.with_far("remote", options % value)
+            self.assertIn(told, self.configure(self.script(text), cib).err)
+            self.assertEqual(self.delays(cib), delays)
+
+
 class LivePush(PcsTest):
     """pcs stands in for the two commands that need a running cluster: by what pcs runs itself."""
 
