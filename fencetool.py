@@ -9582,8 +9582,14 @@ umask 077
 export LC_ALL=C.UTF-8
 
 fail() {
-    printf '%s: %s\nNothing has been changed.\n' "$0" "$*" >&2
+    printf '%s: %s\n' "$0" "$*" >&2
     exit 1
+}
+
+# end CODE: it is the last that the script does.
+end() {
+    rm -rf "$work"
+    [ "$1" -eq 0 ] || [ -n "$pushed" ] || echo "Nothing has been changed." >&2
 }
 
 # query OPTION...: call cibadmin for the copy. What it says of a failure may hold the whole CIB.
@@ -9625,12 +9631,22 @@ read_options() {
 }
 
 copy_cib() {
-    work=$(mktemp -d)
-    trap 'rm -rf "$work"' EXIT
+    work=$(mktemp -d) pushed=""
+    trap 'end $?' EXIT
     trap 'exit 1' HUP INT TERM
     before=$work/before.xml copy=$work/after.xml
     if [ -n "$file" ]; then cp "$file" "$before"; else pcs cluster cib "$before"; fi
     cp "$before" "$copy"
+}
+
+# create DEVICE AGENT WORD...: pcs says on stderr what is wrong.
+create() {
+    pcs -f "$copy" stonith create "$@" && return
+    if ! command -v "$2" >/dev/null; then
+        fail "the agent $2 of $1 is not installed on this node: install it on every node" \
+            "(fencetool's own: sh install.sh; others are in the packages fence-agents*)"
+    fi
+    fail "pcs could not make $1"
 }
 
 # What was made before, by its mark, goes with all that hangs on it; configure makes it anew.
@@ -9722,7 +9738,8 @@ refuse_names_that_are_taken() {
     find_values "//fencing-level[@index='1']" fencing-level target
     for node in $found; do
         if is_among "$node" $targets; then
-            fail "level 1 of $node was not made by fencetool: remove it first (pcs stonith level)"
+            fail "level 1 of $node was not made by fencetool: remove it first (pcs stonith level" \
+                "remove 1 target $node)"
         fi
     done
 }
@@ -9870,8 +9887,29 @@ prepare() {
     warn_of_action
 }
 
+# Levels of others are theirs, and pcs has judged ours as it added them. One that needs what is not
+# there does nothing any more, and keeps nothing from being configured.
+warn_of_stale_levels() {
+    find_values //primitive primitive id
+    ids=$found
+    find_values //nodes/node node uname
+    nodes=$found
+    find_values //fencing-level fencing-level id
+    for id in $found; do
+        find_values "//fencing-level[@id='$id']" fencing-level devices
+        missing=""
+        for device in $(echo "$found" | tr , ' '); do
+            is_among "$device" $ids || missing="$missing $device"
+        done
+        find_values "//fencing-level[@id='$id']" fencing-level target
+        [ -z "$found" ] || is_among "$found" $nodes || missing="$missing $found"
+        [ -z "$missing" ] || echo "warning: level $id is about what the cluster does not have" \
+            "($missing ): remove it (cibadmin --delete --xpath \"//fencing-level[@id='$id']\")" >&2
+    done
+}
+
 finish() {
-    pcs -f "$copy" stonith level verify
+    warn_of_stale_levels
     for state in before after; do # sorted: what was made when does not matter
         copy=$work/$state.xml query --query --scope configuration
         sort "$work/answer" >"$work/$state"
@@ -9887,8 +9925,10 @@ finish() {
         echo "Nothing has been changed: this is what would change." >&2
     elif [ -n "$file" ]; then
         cp "$copy" "$file.new"
+        pushed=$file
         mv "$file.new" "$file"
     else
+        pushed=cluster
         # What it says of a failure may hold the whole CIB.
         pcs cluster cib-push "$copy" diff-against="$before" >"$work/answer" 2>&1 ||
             { grep '^Error\|^Call' "$work/answer" >&2; exit 1; } # --dry-run tells what came through
@@ -9912,7 +9952,7 @@ def render_pcs(configuration, source):
     lines = render_lists(configuration) + ["", "configure() {"]
     for device in configuration.primitives:
         lines += wrap_words(
-            ['pcs -f "$copy" stonith create', device.id, device.agent]
+            ["create", device.id, device.agent]
             + [render_sh("%s=%s" % option) for option in device.options.items()]
             + ["op monitor interval=%ds timeout=%ds" % (device.interval, monitor_timeout(device)),
                "meta"] + ["%s=%s" % pair for pair in configuration.meta])

@@ -378,6 +378,26 @@ class Caution(ConfiguredTest):
         self.assertIn("warning: level every was not made by fencetool", result.err)
         self.assertIn((None, "1", "fence-foreign"), describe_cib(cib))
 
+    def test_a_stale_level_of_others_is_named_and_stops_nothing(self):
+        topology = ('<fencing-topology><fencing-level id="old" index="2" target="storage-gone" '
+                    'devices="fence-foreign,fence-gone"/></fencing-topology>')
+        cib = self.write_cib("cluster.xml", self.nodes, FOREIGN, topology)
+        result = self.configure(self.script(TWO_NODES), cib)
+        self.assertEqual(re.findall("warning: level old is about (.*)", result.err), [
+            "what the cluster does not have ( fence-gone storage-gone ): remove it (cibadmin "
+            "--delete --xpath \"//fencing-level[@id='old']\")"])
+        self.assertIn(("storage-gone", "2", "fence-foreign,fence-gone"), describe_cib(cib))
+
+    def test_an_agent_that_is_not_installed_is_named(self):
+        cib = self.write_cib("cluster.xml", self.nodes)
+        text = TWO_NODES.replace("method: kasa", "agent: fence_nowhere").replace(
+            ", power_meter: ignore", "")
+        result = self.run_in_lab("sh", self.script(text), "--cib", cib)
+        self.assertEqual(result.code, 1)
+        self.assertIn("the agent fence_nowhere of fence-storage-a is not installed", result.err)
+        self.assertTrue(result.err.endswith("\nNothing has been changed.\n"), result.err)
+        self.assertEqual(result.err.count("Nothing has been changed."), 1)
+
     def test_a_level_that_a_person_made_of_our_device_stays(self):
         cib = self.configured()
         self.assertEqual(self.run_in_lab("pcs", "-f", cib, "stonith", "level", "add", "2",
@@ -423,10 +443,12 @@ stonith_nodes:
         text = read(self.script(TWO_NODES)).decode("utf-8")
         lines = text.split("\n")
         start = lines.index("configure() {")
-        rows = [row for row in range(start, len(lines)) if re.match("    [a-z]", lines[row])]
-        broken = ["\n".join(lines[:row] + ["    if"] + lines[row:]) for row in rows[::12]]
-        broken += ["\n".join(lines[:row] + ["    false"] + lines[row:]) for row in rows[::6]]
-        broken.append(text.replace("fence-storage-b fence_kasa", "fence-storage-b fence_none"))
+        end = lines.index("}", start)
+        rows = [row for row in range(start, end) if re.match("    [a-z]", lines[row])]
+        broken = ["\n".join(lines[:row] + ["    if"] + lines[row:]) for row in rows[::8]]
+        broken += ["\n".join(lines[:row] + ["    false"] + lines[row:]) for row in rows[::4]]
+        broken.append(text.replace("create fence-storage-b fence_kasa",
+                                   "create fence-storage-b fence_none"))
         broken.append(text[:len(text) // 2])
 
         def call(number):
