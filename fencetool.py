@@ -8590,6 +8590,7 @@ CLUSTER_KEYS = (
     cluster_key("stonith_nodes", NODES),
     cluster_key("stonith_fence_verify", BOOLEAN, default="1"),
     cluster_key("stonith_verify_wait", WHOLE_SECONDS, default="10"),
+    cluster_key("stonith_early_exit", WHOLE_SECONDS, default="0"),
     cluster_key("stonith_failure_timeout", WHOLE_SECONDS, default=FAILURE_SECONDS),
     cluster_key("stonith_quorum_device", BOOLEAN, default="0"),
     cluster_key("stonith_direct_networks", NAMES, default=()),
@@ -9145,8 +9146,8 @@ def find_verify_limits(cluster, node):
     options = node.values["options"]
     limits = {name: options[name] for name in EXCHANGE_LIMITS
               if parse_seconds(options.get(name, "0"))}  # other agents take 0 for no limit
-    needed = (int(cluster.values["stonith_verify_wait"]) + LOOK_SECONDS
-              + find_required_rest(node))
+    longest = max(int(cluster.values[key]) for key in ("stonith_verify_wait", "stonith_early_exit"))
+    needed = longest + LOOK_SECONDS + find_required_rest(node)
     if needed > parse_seconds(PARAMS_BY_NAME["power_timeout"].default):
         limits["power_timeout"] = str(needed)
     return limits
@@ -9214,6 +9215,8 @@ def build_verifier(cluster, node, times):
         fence_method=node.values.get("agent", node.dialect.method), pcmk_host_list=node.name,
         verify_wait=cluster.values["stonith_verify_wait"], pcmk_off_timeout=str(times.verify_given),
         pcmk_off_retries="1")  # a second try would only repeat the wait
+    if int(cluster.values["stonith_early_exit"]):
+        options["early_exit"] = cluster.values["stonith_early_exit"]
     given = {name: value for name, value in options.items() if value}
     return Primitive(VERIFIER_PREFIX + node.name, "fence_check", given, VERIFIER_MONITOR_SECONDS)
 
@@ -9555,9 +9558,16 @@ def check_race(cluster, report):
                     "(give one of them a longer one)")
 
 
+def check_early_exit(cluster, report):
+    seconds = int(cluster.values["stonith_early_exit"])
+    if 0 < seconds < SHORTEST_PROOF_SECONDS:
+        report.error(cluster.places["stonith_early_exit"], "stonith_early_exit must be 0 or %d or "
+                     "more: a shorter silence proves nothing" % SHORTEST_PROOF_SECONDS)
+
+
 CLUSTER_CHECKS = (
     check_size, check_names, check_nodes_without_device, check_keys, check_addresses,
-    check_shared_devices, check_networks, check_race)
+    check_shared_devices, check_networks, check_race, check_early_exit)
 
 
 # SECTION: PCS SCRIPT ------------------------------------------------------------------------------

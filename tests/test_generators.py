@@ -250,6 +250,22 @@ class Decisions(unittest.TestCase):
         options = device(configuration, "fence-verify-a").options
         self.assertEqual((options["power_timeout"], options["pcmk_off_timeout"]), ("80", "140"))
 
+    def test_early_exit_reaches_every_verifier_in_every_form(self):
+        text = two_nodes(top="stonith_early_exit: 3\n")
+        for form in ("pcs", "crmsh", "cib"):
+            shown = fencetool.render_output(form, cluster_of(text), "", "c.yml")
+            self.assertEqual(re.findall('early_exit(?:=|" value=)"?([0-9]+)', shown), ["3", "3"])
+        self.assertNotIn("early_exit", device(configure(two_nodes()), "fence-verify-a").options)
+        # As long as verify_wait, it takes as long, and the verifier gets the time for it.
+        options = device(configure(text.replace("3", "60", 1)), "fence-verify-a").options
+        self.assertEqual((options["power_timeout"], options["pcmk_off_timeout"]), ("80", "140"))
+        for seconds in ("1", "2"):
+            cluster, mistakes = fencetool.parse_cluster(
+                "c.yml", text.replace("3", seconds, 1).encode())
+            self.assertIsNone(cluster)
+            self.assertIn("stonith_early_exit must be 0 or 3 or more: a shorter silence proves "
+                          "nothing", [mistake.text for mistake in mistakes])
+
     def test_a_slow_device_is_slow_for_the_verifier_too(self):
         text = two_nodes(", options: {shell_timeout: 20}", ", options: {shell_timeout: 0}")
         text = text.replace("10.0.0.11,", "10.0.0.11, off_timeout: 120,")
