@@ -627,16 +627,21 @@ def render_seconds(seconds):
 
 def quote(text, limit=MAX_SHOWN_CHARACTERS):
     """Return foreign text as one printable line in quotes, cut to `limit` characters."""
+    # SAFETY: Pacemaker takes these words on an agent's stderr for its own, whoever said them.
+    # Test: test_words_that_pacemaker_reads_are_never_passed_on
+    return hide_timer_words(quote_own(text, limit))
+
+
+def quote_own(text, limit=MAX_SHOWN_CHARACTERS):
+    """Do the same with what a person reads who has written it, letter for letter."""
     # SAFETY: redacted before anything else changes it: half a password is not found any more, nor
     # is one whose TAB has become \\t.
     # Test: test_what_a_device_echoes_of_a_password_is_shown_nowhere
-    # SAFETY: Pacemaker takes these words on an agent's stderr for its own, whoever said them.
-    # Test: test_words_that_pacemaker_reads_are_never_passed_on
     if not can_hide(SECRETS):
         return NOT_SHOWN
     text = redact_foreign(text)
     shown = text if len(text) <= limit else text[:limit] + "..."
-    return "'%s'" % hide_timer_words(one_line(shown))
+    return "'%s'" % one_line(shown)
 
 
 def one_line(text):
@@ -1499,17 +1504,18 @@ def render_blockers(verdict):
 # those that every method takes; required: of all keys (password_script serves as a password).
 # fixed: parameters that its agent gets each time. comes_back: whether a node is powered on again
 # after it was fenced, unless power_on tells. meter_rest: the seconds after a command in which a
-# meter of its may show 0 W, whatever flows; most have none.
+# meter of its may show 0 W, whatever flows; most have none. longest_password: in bytes, 0 for any.
 Dialect = namedtuple(
     "Dialect",
-    "name title method agent port urls url_form keys required fixed comes_back meter_rest")
-Dialect.__new__.__defaults__ = (0,)
+    "name title method agent port urls url_form keys required fixed comes_back meter_rest "
+    "longest_password")
+Dialect.__new__.__defaults__ = (0, 0)
 
 DIALECTS = {row.name: row for row in (
     Dialect(
         name="ipmi", title="IPMI", method="ipmi", agent="fence_ipmilan", port=0,
         urls="", url_form="", keys=(), required=("ip", "user", "password"),
-        fixed={"lanplus": "1"}, comes_back=True),
+        fixed={"lanplus": "1"}, comes_back=True, longest_password=20),  # IPMI 2.0, 22.30
     Dialect(
         name="kasa", title="TP-Link Kasa and Tapo plugs and strips", method="kasa",
         agent="fence_kasa", port=9999, urls="", url_form="",
@@ -8155,7 +8161,7 @@ YAML_PROPERTY = r"(!!?[A-Za-z][A-Za-z0-9_/.:]*|&[A-Za-z0-9_-]+)(?: +|$)"
 YAML_ALIAS = r"\*[A-Za-z0-9_-]+"
 
 # Inside brackets a plain scalar may hold a colon only between two characters, and no "?".
-YAML_FLOW_PLAIN = (r"(?:[^\t ,\[\]{}#&*!|>'\"%@`?:-]|-(?=[A-Za-z0-9.]))"
+YAML_FLOW_PLAIN = (r"(?:[^\t ,\[\]{}#&*!|>'\"%@`?:-]|-(?=-?[A-Za-z0-9.]))"
                    r"(?:[^\t ,\[\]{}#?:]|:(?=[^\t ,\[\]{}#?:])| +(?=[^\t ,\[\]{}#?:]))*")
 YAML_INDICATORS = ",[]{}#&*!|>'\"%@`"
 YAML_NULLS = ("", "~", "null", "Null", "NULL")
@@ -8262,7 +8268,7 @@ class YamlScalars:
         """Parse a scalar without quotes; of several lines it is foreign."""
         place = self.place
         if text[0] in YAML_INDICATORS or re.match("[-?:]( |$)", text):
-            place.fail("a value must not begin with %s (put it in quotes)" % quote(text[0]))
+            place.fail("a value must not begin with %s (put it in quotes)" % quote_own(text[0]))
         value, foreign, last = self.cut_plain(text), "", place.row
         place.row += 1
         while place.next_indent() > parent:
@@ -8312,7 +8318,7 @@ class YamlScalars:
             return chr(int(digits, 16))
         if match.group(3) not in YAML_ESCAPES:
             self.place.fail(r"the escape %s is not known in double quotes (a backslash is \\)"
-                            % quote(match.group(0)))
+                            % quote_own(match.group(0)))
         return YAML_ESCAPES[match.group(3)]
 
     def parse_block_scalar(self, header, parent):
@@ -8361,7 +8367,7 @@ class YamlFlow:
         match = match_at(YAML_ALIAS if first == "*" else YAML_FLOW_PLAIN, place.line, place.at)
         if not match:
             place.fail("inside brackets a value must not begin with %s (put it in quotes)"
-                       % quote(first))
+                       % quote_own(first))
         place.at = match.end()
         return YamlNode(PLAIN, match.group(0), row + 1, "an alias (*)" if first == "*" else "")
 
@@ -8393,9 +8399,9 @@ class YamlFlow:
             place.fail("a key must not begin with a bracket (put a Jinja expression in quotes)")
         key = self.parse_value().value
         if place.next_in_flow() != ":" or place.row != row:
-            place.fail("inside braces the key %s has no value" % quote(key), row)
+            place.fail("inside braces the key %s has no value" % quote_own(key), row)
         if key in members:
-            place.fail("inside braces the key %s comes twice" % quote(key), row)
+            place.fail("inside braces the key %s comes twice" % quote_own(key), row)
         place.at += 1
         return key
 
@@ -8404,7 +8410,7 @@ class YamlFlow:
         if found == ",":
             self.place.at += 1
         elif found != bracket:
-            self.place.fail("a comma or %s is missing before %s" % (bracket, quote(found)))
+            self.place.fail("a comma or %s is missing before %s" % (bracket, quote_own(found)))
 
 
 class YamlBlocks:
@@ -8474,7 +8480,7 @@ class YamlBlocks:
                 place.fail("not a key (name: value)")
             key, length = found
             if key in members:
-                place.fail("the key %s comes twice" % quote(key))
+                place.fail("the key %s comes twice" % quote_own(key))
             node = self.parse_member(column, column + length)
             members[key] = node._replace(line=row + 1)
         if place.next_indent() > column:
@@ -8665,6 +8671,12 @@ class Report:
     def warn(self, place, text):
         self.mistakes.add(Mistake(place[0], place[1], True, text))
 
+    def is_told(self, node, key):
+        """Whether what a node has as this key has been reported as a mistake."""
+        place = node.places.get(key)
+        return any((item.file, item.line) == place and item.text.startswith("%s: " % key)
+                   for item in self.mistakes)
+
     def has_errors(self):
         return any(not mistake.is_warning for mistake in self.mistakes)
 
@@ -8681,7 +8693,7 @@ def parse_members(file, data, report):
         for document in parse_yaml(data.decode("utf-8-sig")):
             for key in set(members) & set(document.value):
                 report.error((file, document.value[key].line),
-                             "the key %s comes twice" % quote(key))
+                             "the key %s comes twice" % quote_own(key))
             members.update(document.value)
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
@@ -8731,10 +8743,10 @@ class ClusterReader:
         place = (self.file, entry.line)
         if not re.fullmatch(NAME, name) or name in YAML_NULLS or is_ambiguous(name):
             self.error(entry, "%s cannot be the name of a node: use letters, digits, '.', '_' and "
-                       "'-', and no word that YAML takes for something else" % quote(name))
+                       "'-', and no word that YAML takes for something else" % quote_own(name))
         if entry.kind != MAP or entry.foreign:
             self.error(entry, "node %s must be a map of keys (method: ...), not %s"
-                       % (quote(name), describe_yaml(entry)))
+                       % (quote_own(name), describe_yaml(entry)))
             return ClusterNode(name=name, dialect=None, values={"options": {}}, place=place,
                                places={}, networks={})
         values = {"options": {}, **self.parse_keys(entry.value, NODE_KEYS)}
@@ -8764,7 +8776,7 @@ class ClusterReader:
         values, known = {}, {row.name: row for row in rows}
         for key, node in members.items():
             if key not in known:
-                self.error(node, "unknown key %s%s" % (quote(key), suggest(key, known)))
+                self.error(node, "unknown key %s%s" % (quote_own(key), suggest(key, known)))
             elif known[key].kind in COLLECTIONS:
                 values[key] = self.parse_collection(known[key], node)
             elif known[key].kind == OUTLETS:
@@ -8815,12 +8827,12 @@ class ClusterReader:
         """Report a name in a map that nothing can have, or that another key's network has."""
         if not re.fullmatch(NAME, name):
             self.error(entry, "%s: %s is not a name (use letters, digits, '.', '_' and '-')"
-                       % (row.name, quote(name)))
+                       % (row.name, quote_own(name)))
         owner = next((network.key for network in OWN_NETWORKS
                       if network_key(network.name) == network_key(name)), "")
         if owner and row in NETWORK_KEYS:
             self.error(entry, "%s: give the address in the network %s as %s"
-                       % (row.name, quote(name), owner))
+                       % (row.name, quote_own(name), owner))
 
 
 def suggest(word, known):
@@ -8835,9 +8847,9 @@ def find_wrong_method(method, values):
         return "has no method: give it one of %s; or agent: fence_xyz" % ", ".join(METHODS)
     if method not in METHODS:
         return "has the unknown method %s%s (known: %s; or give agent: fence_xyz instead)" % (
-            quote(method), suggest(method, METHODS), ", ".join(METHODS))
+            quote_own(method), suggest(method, METHODS), ", ".join(METHODS))
     if method != NAMED_AGENT and "agent" in values:
-        return "has the method %s and an agent: remove one of them" % quote(method)
+        return "has the method %s and an agent: remove one of them" % quote_own(method)
     return ""
 
 
@@ -8854,12 +8866,17 @@ def describe_yaml(node):
     return node.foreign or {MAP: "a map", LIST: "a list"}.get(node.kind, "a single value")
 
 
+# Of a password that only another program can read (Ansible's vault).
+WAY_OUT = " (use password_script: a program on every node that prints it)"
+
+
 def parse_text(row, node):
     """Return the text of one value as it is handed on; raise UsageError with what is wrong."""
     # No message here shows the value: it may be a password.
     text = node.value
     if node.foreign or node.kind in (MAP, LIST):
-        raise UsageError("this must be a single value, not %s" % describe_yaml(node))
+        raise UsageError("this must be a single value, not %s%s" % (
+            describe_yaml(node), "" if row.name != "password" else WAY_OUT))
     if is_null(node):
         return ""
     is_truth = row.kind == BOOLEAN and re.fullmatch(YAML_TRUTH, text)
@@ -8867,8 +8884,8 @@ def parse_text(row, node):
         raise UsageError("YAML may take this for a number, a date or a truth value (put it in "
                          "quotes)")
     if re.search(r"\{[{%#]", text):
-        raise UsageError("this is a Jinja expression, which only Ansible can fill in (write the "
-                         "value itself)")
+        raise UsageError("this is a Jinja expression, which only Ansible can fill in%s" % (
+            WAY_OUT if row.name == "password" else " (write the value itself)"))
     if "\t" in text or not re.fullmatch(YAML_CHARACTERS, text):
         raise UsageError("this contains a line break or a control character (write it on one line)")
     if re.search(DAMAGED_VALUE, text):
@@ -8885,7 +8902,7 @@ def parse_by_kind(row, text):
     if param:
         PARSERS[param.kind](text)
         if param.choices and text not in param.choices:
-            raise UsageError("%s is not one of %s" % (quote(text), ", ".join(param.choices)))
+            raise UsageError("%s is not one of %s" % (quote_own(text), ", ".join(param.choices)))
     return text
 
 
@@ -8893,19 +8910,19 @@ def parse_machine_address(text):
     family = socket.AF_INET6 if ":" in text else socket.AF_INET
     usual = socket.inet_ntop(family, socket.inet_pton(family, parse_ip(text)))
     if re.match(r"(0|127|22[4-9]|2[345]\d)\.|::1?$|::ffff:|ff", usual):
-        raise UsageError("%s is not the address of one machine in a network" % quote(text))
+        raise UsageError("%s is not the address of one machine in a network" % quote_own(text))
     return usual
 
 
 def parse_port(text):
     if not re.fullmatch("[1-9][0-9]{0,4}", text) or int(text) > 65535:
-        raise UsageError("%s is not a port number (1 to 65535)" % quote(text))
+        raise UsageError("%s is not a port number (1 to 65535)" % quote_own(text))
     return text
 
 
 def parse_whole_seconds(text):
     if parse_seconds(text) % 1:
-        raise UsageError("%s is not a whole number of seconds" % quote(text))
+        raise UsageError("%s is not a whole number of seconds" % quote_own(text))
     return "%d" % parse_seconds(text)
 
 
@@ -8928,7 +8945,7 @@ def find_node(cluster, name):
         if node.name == name:
             return node
     raise UsageError("no node %s (there are: %s)" % (
-        quote(name), ", ".join(node.name for node in cluster.nodes)))
+        quote_own(name), ", ".join(node.name for node in cluster.nodes)))
 
 
 def find_networks(cluster, name):
@@ -9277,12 +9294,21 @@ def build_firewall(cluster, name):
 # Each check_ function asks one question, and puts what is wrong into the Report: those of
 # DEVICE_CHECKS for one node with a fence device, those of CLUSTER_CHECKS for the whole.
 
-# Parameters that follow from other keys, or would undo what makes the configuration safe.
+# Parameters that would undo what makes the configuration safe, and why each must not be given.
 # SAFETY: with version=1 or help=1, fence agents end an off with success and switch nothing.
 # Test: test_options_cannot_make_an_agent_lie_or_lead_to_another_device
-RESERVED_OPTION = ("action|option|method|nodename|plug|port|port_as_ip|missing_as_off|version"
-                   "|help|delay|pcmk_(host|delay)_.*|pcmk_[a-z]+_action"
-                   "|pcmk_(off|on|reboot)_timeout")
+RESERVED_OPTIONS = (
+    ("action|option|version|help|nodename|missing_as_off",
+     "would make the agent do something else than it is asked for"),
+    ("method", "must stay onoff, its default: a cycle proves no OFF"),
+    ("plug|port|port_as_ip|pcmk_host_.*", "is written by fencetool (give outlet and ip)"),
+    ("delay|pcmk_delay_.*", "is written by fencetool (give delay): one at random can be the same "
+     "on both sides of a race"),
+    ("pcmk_[a-z]+_action", "is written by fencetool (give power_on)"),
+    ("pcmk_(off|on|reboot)_timeout", "is written by fencetool (give off_timeout)"))
+
+# What Pacemaker itself takes of any fence device, and keeps from its agent.
+PACEMAKER_OPTION = "pcmk_((off|on|reboot|status|list|monitor)_(timeout|retries)|action_limit)"
 
 # Fence agents cut blanks at the end of a value and a pair of quotes around it.
 MANGLED_VALUE = '".*"|.* '
@@ -9319,7 +9345,8 @@ def check_required_keys(cluster, node, report):
         needed.setdefault("power_on_url", "power_on: true")
     for key, needer in needed.items():
         stand_in = STAND_INS.get(key)
-        if key not in node.values and stand_in not in node.values:
+        is_told = report.is_told(node, key) or report.is_told(node, stand_in)
+        if key not in node.values and stand_in not in node.values and not is_told:
             what = "neither %s nor %s" % (key, stand_in) if stand_in else "no " + key
             report.error(node.place, "%s has %s, which %s needs" % (node.name, what, needer))
 
@@ -9335,7 +9362,7 @@ def check_agent(cluster, node, report):
                      "device, or a method" % agent)
     elif agent and not re.fullmatch(AGENT_NAME, agent):
         report.error(node.places["agent"], "%s is not the name of a fence agent (fence_xyz)"
-                     % quote(agent))
+                     % quote_own(agent))
 
 
 def check_one_outlet(cluster, node, report):
@@ -9358,18 +9385,30 @@ def check_status_keys(cluster, node, report):
 
 def check_options(cluster, node, report):
     """Options that cannot be passed to an agent, or that follow from other keys."""
-    own, agent, taken = has_own_agent(node), node.dialect.agent, find_taken_parameters(node)
     for name, text in node.values["options"].items():
-        key = name.replace("-", "_")  # agents take either
-        if key in taken or re.fullmatch(RESERVED_OPTION, key):
-            wrong = "is set by other keys, or by fencetool itself (remove it here)"
-        elif own and name not in names_of(AGENTS[agent]):
-            wrong = "is unknown to %s%s" % (agent, suggest(name, names_of(AGENTS[agent])))
-        elif max(text) > "~" or "," in text:
+        wrong = find_wrong_option(node, name)
+        if not wrong and (max(text) > "~" or "," in text):
             wrong = "contains a comma or a non-ASCII character, which cannot be handed on"
-        else:
-            continue
-        report.error(node.places["options"], "options: %s %s" % (quote(name), wrong))
+        if not wrong and name.startswith("pcmk_") and not re.fullmatch("-?[0-9]+", text):
+            wrong = "must be a plain number (before 2.1.8, Pacemaker takes 1min for one second)"
+        if wrong:
+            report.error(node.places["options"], "options: %s %s" % (quote_own(name), wrong))
+
+
+def find_wrong_option(node, name):
+    """Return why a parameter cannot be among the options of a node; "" where it can."""
+    agent, key = node.dialect.agent, name.replace("-", "_")  # agents take either
+    why = [text for pattern, text in RESERVED_OPTIONS if re.fullmatch(pattern, key)]
+    if why:
+        return why[0] + " (remove it here)"
+    if key in find_taken_parameters(node):
+        return "is set by another key of the node, or by its method (remove it here)"
+    is_for_pacemaker = key.startswith("pcmk_")
+    if is_for_pacemaker and not re.fullmatch(PACEMAKER_OPTION, name):
+        return "is no parameter of Pacemaker"
+    if has_own_agent(node) and not is_for_pacemaker and name not in names_of(AGENTS[agent]):
+        return "is unknown to %s%s" % (agent, suggest(name, names_of(AGENTS[agent])))
+    return ""
 
 
 def find_taken_parameters(node):
@@ -9393,6 +9432,11 @@ def check_mangled_values(cluster, node, report):
 
 
 def check_password(cluster, node, report):
+    longest = node.dialect.longest_password
+    if longest and len(node.values.get("password", "").encode("utf-8")) > longest:
+        report.warn(node.places["password"], "%s takes %d bytes of a password at most, and this is "
+                    "longer: its BMC will refuse it, or know only its beginning"
+                    % (node.dialect.title, longest))
     if "password" in node.values and "password_script" not in node.values:
         unchanged = "; and it still is CHANGEME" if "CHANGEME" in node.values["password"] else ""
         report.warn(node.places["password"], "pcs, the CIB and its backups will show this password "
@@ -9536,12 +9580,12 @@ def check_networks(cluster, report):
         for name in cluster.values[key]:
             if not find_networks(cluster, name):
                 report.error(cluster.places[key], "%s: no node has a network %s%s" % (
-                    key, quote(name), suggest(name, cluster.networks.values())))
+                    key, quote_own(name), suggest(name, cluster.networks.values())))
     for network in find_direct_networks(cluster):
         if sum(network in node.networks for node in cluster.nodes) > 2:
             report.error(cluster.places["stonith_direct_networks"], "stonith_direct_networks: more "
                          "than two nodes are in the network %s, and one cable has two ends"
-                         % quote(network))
+                         % quote_own(network))
 
 
 def check_race(cluster, report):
@@ -10221,7 +10265,8 @@ def read_check_parameters(path, name, system):
     """Return the fence_check parameters of a node from a cluster file, by their names."""
     cluster, mistakes = load_cluster(path, "", system)
     if not cluster:
-        raise UsageError(render_mistake(next(item for item in mistakes if not item.is_warning)))
+        mistake = next(item for item in mistakes if not item.is_warning)
+        raise UsageError(hide_timer_words(render_mistake(mistake)))
     try:
         node = find_node(cluster, name)
     except UsageError as error:
