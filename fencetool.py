@@ -9703,6 +9703,14 @@ create() {
     fail "pcs could not make $1"
 }
 
+# check_value DEVICE NAME VALUE: Pacemaker 2.0 stores what is not ASCII damaged, and says nothing.
+check_value() {
+    stored=$(CIB_file=$copy crm_resource --resource "$1" --get-parameter "$2" 2>"$work/problem") ||
+        fail "cannot read $2 of $1 back: $(tail -n 1 "$work/problem")"
+    [ "$stored" = "$3" ] || fail "this version of Pacemaker stores $2 of $1 damaged:" \
+        "write it in ASCII (a password: password_script)"
+}
+
 # What was made before, by its mark, goes with all that hangs on it; configure makes it anew.
 remove_own() {
     find_values "//primitive[meta_attributes/nvpair[@name='${mark%=*}' and @value='${mark#*=}']]" \
@@ -10010,6 +10018,9 @@ def render_pcs(configuration, source):
             + [render_sh("%s=%s" % option) for option in device.options.items()]
             + ["op monitor interval=%ds timeout=%ds" % (device.interval, monitor_timeout(device)),
                "meta"] + ["%s=%s" % pair for pair in configuration.meta])
+        for name, value in device.options.items():
+            if max(value) > "~":
+                lines += wrap_words(["check_value", device.id, name, render_sh(value)])
     for ban in configuration.bans:
         strangers = ("$strangers",) if ban.is_verifier else ()
         lines += wrap_words(("place", ban.device) + ban.nodes + strangers)

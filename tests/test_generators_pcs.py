@@ -388,6 +388,24 @@ class Caution(ConfiguredTest):
             "--delete --xpath \"//fencing-level[@id='old']\")"])
         self.assertIn(("storage-gone", "2", "fence-foreign,fence-gone"), describe_cib(cib))
 
+    def test_a_value_that_pacemaker_stores_damaged_is_refused(self):
+        """As 2.0 does to what is not ASCII: its bytes become octal escapes."""
+        text = TWO_NODES.replace("delay: 5", "user: zo\u00eb, password: Caf\u00e9")
+        script, cib = self.script(text), self.write_cib("cluster.xml", self.nodes)
+        before, place = read(cib), tempfile.mkdtemp(dir=self.place)
+        with open(os.path.join(place, "pcs"), "w") as handle:
+            handle.write("#!/bin/sh\n%s/bin/pcs \"$@\" || exit\n"
+                         "LC_ALL=C sed -i 's/\\xc3\\xa9/\\\\303\\\\251/' \"$2\"\n" % self.lab.place)
+        os.chmod(handle.name, 0o755)
+        command, own = self.lab.command(["sh", script, "--cib", cib])
+        result = support.run(command, environment={"PATH": place + ":" + own["PATH"]})
+        self.assertEqual((result.code, read(cib)), (1, before))
+        self.assertIn("stores password of fence-storage-a damaged", result.err)
+        self.assertNotIn("Caf", result.err)
+        self.configure(script, cib)
+        self.assertIn(("fence-storage-a", "instance_attributes", "password", "Caf\u00e9"),
+                      describe_cib(cib))
+
     def test_an_agent_that_is_not_installed_is_named(self):
         cib = self.write_cib("cluster.xml", self.nodes)
         text = TWO_NODES.replace("method: kasa", "agent: fence_nowhere").replace(
