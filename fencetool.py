@@ -17,7 +17,7 @@ Parts and sections; each uses only those above it (tests/test_layout.py proves i
   3 DEVICES  KASA, KLAP, TAPO, TP-LINK, TASMOTA, ESPHOME, SHELLY, PAGES, INSTALLED AGENT
   4 FENCING  PACKETS, PROBES, FENCING, CHECKING, AGENTS
   ---------- the waterline: a fence agent's run needs nothing below it but for fence_check -n NODE
-  5 CLUSTER  YAML, CLUSTER FILE, PLAN, CLUSTER CHECKS, OUTPUTS
+  5 CLUSTER  YAML, CLUSTER FILE, PLAN, CLUSTER CHECKS, PCS SCRIPT, OUTPUTS
   6 PEOPLE   LOOK-UP, SIMULATOR AND DEMO, COMMANDS, ENTRY
 
 To add a parameter, go to PARAMETERS: one row; agents take it by their rows in AGENTS.
@@ -627,16 +627,21 @@ def render_seconds(seconds):
 
 def quote(text, limit=MAX_SHOWN_CHARACTERS):
     """Return foreign text as one printable line in quotes, cut to `limit` characters."""
+    # SAFETY: Pacemaker takes these words on an agent's stderr for its own, whoever said them.
+    # Test: test_words_that_pacemaker_reads_are_never_passed_on
+    return hide_timer_words(quote_own(text, limit))
+
+
+def quote_own(text, limit=MAX_SHOWN_CHARACTERS):
+    """Do the same with what a person reads who has written it, letter for letter."""
     # SAFETY: redacted before anything else changes it: half a password is not found any more, nor
     # is one whose TAB has become \\t.
     # Test: test_what_a_device_echoes_of_a_password_is_shown_nowhere
-    # SAFETY: Pacemaker takes these words on an agent's stderr for its own, whoever said them.
-    # Test: test_words_that_pacemaker_reads_are_never_passed_on
     if not can_hide(SECRETS):
         return NOT_SHOWN
     text = redact_foreign(text)
     shown = text if len(text) <= limit else text[:limit] + "..."
-    return "'%s'" % hide_timer_words(one_line(shown))
+    return "'%s'" % one_line(shown)
 
 
 def one_line(text):
@@ -1499,17 +1504,18 @@ def render_blockers(verdict):
 # those that every method takes; required: of all keys (password_script serves as a password).
 # fixed: parameters that its agent gets each time. comes_back: whether a node is powered on again
 # after it was fenced, unless power_on tells. meter_rest: the seconds after a command in which a
-# meter of its may show 0 W, whatever flows; most have none.
+# meter of its may show 0 W, whatever flows; most have none. longest_password: in bytes, 0 for any.
 Dialect = namedtuple(
     "Dialect",
-    "name title method agent port urls url_form keys required fixed comes_back meter_rest")
-Dialect.__new__.__defaults__ = (0,)
+    "name title method agent port urls url_form keys required fixed comes_back meter_rest "
+    "longest_password")
+Dialect.__new__.__defaults__ = (0, 0)
 
 DIALECTS = {row.name: row for row in (
     Dialect(
         name="ipmi", title="IPMI", method="ipmi", agent="fence_ipmilan", port=0,
         urls="", url_form="", keys=(), required=("ip", "user", "password"),
-        fixed={"lanplus": "1"}, comes_back=True),
+        fixed={"lanplus": "1"}, comes_back=True, longest_password=20),  # IPMI 2.0, 22.30
     Dialect(
         name="kasa", title="TP-Link Kasa and Tapo plugs and strips", method="kasa",
         agent="fence_kasa", port=9999, urls="", url_form="",
@@ -8155,7 +8161,7 @@ YAML_PROPERTY = r"(!!?[A-Za-z][A-Za-z0-9_/.:]*|&[A-Za-z0-9_-]+)(?: +|$)"
 YAML_ALIAS = r"\*[A-Za-z0-9_-]+"
 
 # Inside brackets a plain scalar may hold a colon only between two characters, and no "?".
-YAML_FLOW_PLAIN = (r"(?:[^\t ,\[\]{}#&*!|>'\"%@`?:-]|-(?=[A-Za-z0-9.]))"
+YAML_FLOW_PLAIN = (r"(?:[^\t ,\[\]{}#&*!|>'\"%@`?:-]|-(?=-?[A-Za-z0-9.]))"
                    r"(?:[^\t ,\[\]{}#?:]|:(?=[^\t ,\[\]{}#?:])| +(?=[^\t ,\[\]{}#?:]))*")
 YAML_INDICATORS = ",[]{}#&*!|>'\"%@`"
 YAML_NULLS = ("", "~", "null", "Null", "NULL")
@@ -8262,7 +8268,7 @@ class YamlScalars:
         """Parse a scalar without quotes; of several lines it is foreign."""
         place = self.place
         if text[0] in YAML_INDICATORS or re.match("[-?:]( |$)", text):
-            place.fail("a value must not begin with %s (put it in quotes)" % quote(text[0]))
+            place.fail("a value must not begin with %s (put it in quotes)" % quote_own(text[0]))
         value, foreign, last = self.cut_plain(text), "", place.row
         place.row += 1
         while place.next_indent() > parent:
@@ -8312,7 +8318,7 @@ class YamlScalars:
             return chr(int(digits, 16))
         if match.group(3) not in YAML_ESCAPES:
             self.place.fail(r"the escape %s is not known in double quotes (a backslash is \\)"
-                            % quote(match.group(0)))
+                            % quote_own(match.group(0)))
         return YAML_ESCAPES[match.group(3)]
 
     def parse_block_scalar(self, header, parent):
@@ -8361,7 +8367,7 @@ class YamlFlow:
         match = match_at(YAML_ALIAS if first == "*" else YAML_FLOW_PLAIN, place.line, place.at)
         if not match:
             place.fail("inside brackets a value must not begin with %s (put it in quotes)"
-                       % quote(first))
+                       % quote_own(first))
         place.at = match.end()
         return YamlNode(PLAIN, match.group(0), row + 1, "an alias (*)" if first == "*" else "")
 
@@ -8393,9 +8399,9 @@ class YamlFlow:
             place.fail("a key must not begin with a bracket (put a Jinja expression in quotes)")
         key = self.parse_value().value
         if place.next_in_flow() != ":" or place.row != row:
-            place.fail("inside braces the key %s has no value" % quote(key), row)
+            place.fail("inside braces the key %s has no value" % quote_own(key), row)
         if key in members:
-            place.fail("inside braces the key %s comes twice" % quote(key), row)
+            place.fail("inside braces the key %s comes twice" % quote_own(key), row)
         place.at += 1
         return key
 
@@ -8404,7 +8410,7 @@ class YamlFlow:
         if found == ",":
             self.place.at += 1
         elif found != bracket:
-            self.place.fail("a comma or %s is missing before %s" % (bracket, quote(found)))
+            self.place.fail("a comma or %s is missing before %s" % (bracket, quote_own(found)))
 
 
 class YamlBlocks:
@@ -8474,7 +8480,7 @@ class YamlBlocks:
                 place.fail("not a key (name: value)")
             key, length = found
             if key in members:
-                place.fail("the key %s comes twice" % quote(key))
+                place.fail("the key %s comes twice" % quote_own(key))
             node = self.parse_member(column, column + length)
             members[key] = node._replace(line=row + 1)
         if place.next_indent() > column:
@@ -8583,10 +8589,15 @@ def cluster_key(name, kind=STRING, power="", verify="", default=""):
 NETWORK_KEYS = tuple(cluster_key(network.key, ADDRESS) for network in OWN_NETWORKS) + (
     cluster_key(CLIENT_NETWORKS.key, NAMED_ADDRESSES),)
 
+# Longer than two monitors of a verifier are apart, so that a failure is seen by people and metrics
+# before it is forgotten; so short that a device is watched again soon after it has come back.
+FAILURE_SECONDS = "600"
 CLUSTER_KEYS = (
     cluster_key("stonith_nodes", NODES),
     cluster_key("stonith_fence_verify", BOOLEAN, default="1"),
     cluster_key("stonith_verify_wait", WHOLE_SECONDS, default="10"),
+    cluster_key("stonith_early_exit", WHOLE_SECONDS, default="0"),
+    cluster_key("stonith_failure_timeout", WHOLE_SECONDS, default=FAILURE_SECONDS),
     cluster_key("stonith_quorum_device", BOOLEAN, default="0"),
     cluster_key("stonith_direct_networks", NAMES, default=()),
     cluster_key("stonith_witness_ips", NAMED_ADDRESSES, default={}))
@@ -8660,6 +8671,12 @@ class Report:
     def warn(self, place, text):
         self.mistakes.add(Mistake(place[0], place[1], True, text))
 
+    def is_told(self, node, key):
+        """Whether what a node has as this key has been reported as a mistake."""
+        place = node.places.get(key)
+        return any((item.file, item.line) == place and item.text.startswith("%s: " % key)
+                   for item in self.mistakes)
+
     def has_errors(self):
         return any(not mistake.is_warning for mistake in self.mistakes)
 
@@ -8676,7 +8693,7 @@ def parse_members(file, data, report):
         for document in parse_yaml(data.decode("utf-8-sig")):
             for key in set(members) & set(document.value):
                 report.error((file, document.value[key].line),
-                             "the key %s comes twice" % quote(key))
+                             "the key %s comes twice" % quote_own(key))
             members.update(document.value)
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
@@ -8726,10 +8743,10 @@ class ClusterReader:
         place = (self.file, entry.line)
         if not re.fullmatch(NAME, name) or name in YAML_NULLS or is_ambiguous(name):
             self.error(entry, "%s cannot be the name of a node: use letters, digits, '.', '_' and "
-                       "'-', and no word that YAML takes for something else" % quote(name))
+                       "'-', and no word that YAML takes for something else" % quote_own(name))
         if entry.kind != MAP or entry.foreign:
             self.error(entry, "node %s must be a map of keys (method: ...), not %s"
-                       % (quote(name), describe_yaml(entry)))
+                       % (quote_own(name), describe_yaml(entry)))
             return ClusterNode(name=name, dialect=None, values={"options": {}}, place=place,
                                places={}, networks={})
         values = {"options": {}, **self.parse_keys(entry.value, NODE_KEYS)}
@@ -8759,7 +8776,7 @@ class ClusterReader:
         values, known = {}, {row.name: row for row in rows}
         for key, node in members.items():
             if key not in known:
-                self.error(node, "unknown key %s%s" % (quote(key), suggest(key, known)))
+                self.error(node, "unknown key %s%s" % (quote_own(key), suggest(key, known)))
             elif known[key].kind in COLLECTIONS:
                 values[key] = self.parse_collection(known[key], node)
             elif known[key].kind == OUTLETS:
@@ -8810,12 +8827,12 @@ class ClusterReader:
         """Report a name in a map that nothing can have, or that another key's network has."""
         if not re.fullmatch(NAME, name):
             self.error(entry, "%s: %s is not a name (use letters, digits, '.', '_' and '-')"
-                       % (row.name, quote(name)))
+                       % (row.name, quote_own(name)))
         owner = next((network.key for network in OWN_NETWORKS
                       if network_key(network.name) == network_key(name)), "")
         if owner and row in NETWORK_KEYS:
             self.error(entry, "%s: give the address in the network %s as %s"
-                       % (row.name, quote(name), owner))
+                       % (row.name, quote_own(name), owner))
 
 
 def suggest(word, known):
@@ -8830,9 +8847,9 @@ def find_wrong_method(method, values):
         return "has no method: give it one of %s; or agent: fence_xyz" % ", ".join(METHODS)
     if method not in METHODS:
         return "has the unknown method %s%s (known: %s; or give agent: fence_xyz instead)" % (
-            quote(method), suggest(method, METHODS), ", ".join(METHODS))
+            quote_own(method), suggest(method, METHODS), ", ".join(METHODS))
     if method != NAMED_AGENT and "agent" in values:
-        return "has the method %s and an agent: remove one of them" % quote(method)
+        return "has the method %s and an agent: remove one of them" % quote_own(method)
     return ""
 
 
@@ -8849,12 +8866,17 @@ def describe_yaml(node):
     return node.foreign or {MAP: "a map", LIST: "a list"}.get(node.kind, "a single value")
 
 
+# Of a password that only another program can read (Ansible's vault).
+WAY_OUT = " (use password_script: a program on every node that prints it)"
+
+
 def parse_text(row, node):
     """Return the text of one value as it is handed on; raise UsageError with what is wrong."""
     # No message here shows the value: it may be a password.
     text = node.value
     if node.foreign or node.kind in (MAP, LIST):
-        raise UsageError("this must be a single value, not %s" % describe_yaml(node))
+        raise UsageError("this must be a single value, not %s%s" % (
+            describe_yaml(node), "" if row.name != "password" else WAY_OUT))
     if is_null(node):
         return ""
     is_truth = row.kind == BOOLEAN and re.fullmatch(YAML_TRUTH, text)
@@ -8862,8 +8884,8 @@ def parse_text(row, node):
         raise UsageError("YAML may take this for a number, a date or a truth value (put it in "
                          "quotes)")
     if re.search(r"\{[{%#]", text):
-        raise UsageError("this is a Jinja expression, which only Ansible can fill in (write the "
-                         "value itself)")
+        raise UsageError("this is a Jinja expression, which only Ansible can fill in%s" % (
+            WAY_OUT if row.name == "password" else " (write the value itself)"))
     if "\t" in text or not re.fullmatch(YAML_CHARACTERS, text):
         raise UsageError("this contains a line break or a control character (write it on one line)")
     if re.search(DAMAGED_VALUE, text):
@@ -8880,7 +8902,7 @@ def parse_by_kind(row, text):
     if param:
         PARSERS[param.kind](text)
         if param.choices and text not in param.choices:
-            raise UsageError("%s is not one of %s" % (quote(text), ", ".join(param.choices)))
+            raise UsageError("%s is not one of %s" % (quote_own(text), ", ".join(param.choices)))
     return text
 
 
@@ -8888,19 +8910,19 @@ def parse_machine_address(text):
     family = socket.AF_INET6 if ":" in text else socket.AF_INET
     usual = socket.inet_ntop(family, socket.inet_pton(family, parse_ip(text)))
     if re.match(r"(0|127|22[4-9]|2[345]\d)\.|::1?$|::ffff:|ff", usual):
-        raise UsageError("%s is not the address of one machine in a network" % quote(text))
+        raise UsageError("%s is not the address of one machine in a network" % quote_own(text))
     return usual
 
 
 def parse_port(text):
     if not re.fullmatch("[1-9][0-9]{0,4}", text) or int(text) > 65535:
-        raise UsageError("%s is not a port number (1 to 65535)" % quote(text))
+        raise UsageError("%s is not a port number (1 to 65535)" % quote_own(text))
     return text
 
 
 def parse_whole_seconds(text):
     if parse_seconds(text) % 1:
-        raise UsageError("%s is not a whole number of seconds" % quote(text))
+        raise UsageError("%s is not a whole number of seconds" % quote_own(text))
     return "%d" % parse_seconds(text)
 
 
@@ -8923,7 +8945,7 @@ def find_node(cluster, name):
         if node.name == name:
             return node
     raise UsageError("no node %s (there are: %s)" % (
-        quote(name), ", ".join(node.name for node in cluster.nodes)))
+        quote_own(name), ", ".join(node.name for node in cluster.nodes)))
 
 
 def find_networks(cluster, name):
@@ -8984,7 +9006,14 @@ Level = namedtuple("Level", "node devices")
 
 # nodes: names of the nodes that must not run a device.
 Ban = namedtuple("Ban", "device nodes is_verifier")
-Configuration = namedtuple("Configuration", "nodes primitives levels bans properties")
+
+# meta: (name, value) of the meta attributes that each of its devices has. head_starts: see there.
+Configuration = namedtuple(
+    "Configuration", "nodes primitives levels bans properties meta head_starts")
+Configuration.__new__.__defaults__ = ((),)
+
+# What makes fencing a node wait, so that it survives a fence race: options of a device that change.
+HeadStart = namedtuple("HeadStart", "node device options")
 
 # Marks in the CIB what this tool made: a meta attribute, which pcs, crmsh and Pacemaker keep and no
 # agent sees. Names alone would not do: a person may call a device like we do.
@@ -9009,11 +9038,24 @@ def build_configuration(cluster):
         primitives += devices
         levels.append(Level(node.name, tuple(device.id for device in devices)))
     require_different_bans(bans)
-    longest = max(int(device.options["pcmk_off_timeout"]) for device in primitives)
     return Configuration(
         nodes=tuple(node.name for node in cluster.nodes), primitives=tuple(primitives),
         levels=tuple(levels), bans=tuple(bans),
-        properties=(("stonith-enabled", "true"), ("stonith-timeout", "%ds" % longest)))
+        meta=build_meta(cluster), properties=(
+            ("stonith-enabled", "true"), ("stonith-timeout", "%ds" % find_longest(primitives))))
+
+
+def build_meta(cluster):
+    # A device whose monitor and start have failed on every node stays stopped, for Pacemaker
+    # forgets no failure by itself. It would be asked to fence all the same, but nobody would watch
+    # it any more: a plug that was out of Wi-Fi for a while must come back without a person.
+    seconds = cluster.values["stonith_failure_timeout"]
+    return (OWNER,) + ((("failure-timeout", seconds + "s"),) if int(seconds) else ())
+
+
+def find_longest(primitives):
+    """Return the seconds that Pacemaker gives the slowest device."""
+    return max(int(device.options["pcmk_off_timeout"]) for device in primitives)
 
 
 def require_different_bans(bans):
@@ -9024,7 +9066,8 @@ def require_different_bans(bans):
 
 
 def ban_id(ban, node):
-    return "location-%s-%s--INFINITY" % (ban.device, node)  # as pcs names it
+    # Not as pcs names one: a person's own ban of the same node must not be taken for ours.
+    return "%s-ban-%s-%s" % (OWNER[1], ban.device, node)
 
 
 def plan_times(cluster, node):
@@ -9060,6 +9103,35 @@ def has_delay(cluster):
     return any("delay" in node.values for node in cluster.nodes)
 
 
+def build_script_configuration(cluster):
+    """Return the Configuration for a script that sees which nodes are members of the cluster.
+
+    Nodes of the file may have no vote: a remote node, a host that has an address here. So whether
+    two members could race, and who has to win, is left to the script: by the head starts.
+    """
+    decided = cluster._replace(values=dict(cluster.values, stonith_quorum_device="1"))
+    configuration = build_configuration(decided)
+    if has_delay(cluster) or cluster.values["stonith_quorum_device"] == "1":
+        return configuration
+    return configuration._replace(head_starts=tuple(
+        build_head_start(decided, node) for node in nodes_with_device(cluster)))
+
+
+def build_head_start(cluster, node):
+    waiting = node._replace(values=dict(node.values, delay=str(RACE_DELAY_SECONDS)))
+    times = plan_times(cluster, waiting)
+    if times.power_given <= times.power_needed:
+        # What off_timeout gives is for the device alone: the delay comes on top.
+        waiting.values["off_timeout"] = str(times.power_given + RACE_DELAY_SECONDS)
+        times = plan_times(cluster, waiting)
+    before = build_power_device(node, plan_times(cluster, node))
+    after = build_power_device(waiting, times)
+    # pcmk_off_timeout always: the script needs it for the time limit of the cluster.
+    changed = {name: value for name, value in after.options.items()
+               if name == "pcmk_off_timeout" or before.options.get(name) != value}
+    return HeadStart(node.name, after.id, changed)
+
+
 def find_delay(cluster, node):
     """Return the seconds that fencing this node waits; two nodes that race need a winner."""
     if could_race(cluster) and not has_delay(cluster):
@@ -9091,8 +9163,8 @@ def find_verify_limits(cluster, node):
     options = node.values["options"]
     limits = {name: options[name] for name in EXCHANGE_LIMITS
               if parse_seconds(options.get(name, "0"))}  # other agents take 0 for no limit
-    needed = (int(cluster.values["stonith_verify_wait"]) + LOOK_SECONDS
-              + find_required_rest(node))
+    longest = max(int(cluster.values[key]) for key in ("stonith_verify_wait", "stonith_early_exit"))
+    needed = longest + LOOK_SECONDS + find_required_rest(node)
     if needed > parse_seconds(PARAMS_BY_NAME["power_timeout"].default):
         limits["power_timeout"] = str(needed)
     return limits
@@ -9160,6 +9232,8 @@ def build_verifier(cluster, node, times):
         fence_method=node.values.get("agent", node.dialect.method), pcmk_host_list=node.name,
         verify_wait=cluster.values["stonith_verify_wait"], pcmk_off_timeout=str(times.verify_given),
         pcmk_off_retries="1")  # a second try would only repeat the wait
+    if int(cluster.values["stonith_early_exit"]):
+        options["early_exit"] = cluster.values["stonith_early_exit"]
     given = {name: value for name, value in options.items() if value}
     return Primitive(VERIFIER_PREFIX + node.name, "fence_check", given, VERIFIER_MONITOR_SECONDS)
 
@@ -9220,12 +9294,21 @@ def build_firewall(cluster, name):
 # Each check_ function asks one question, and puts what is wrong into the Report: those of
 # DEVICE_CHECKS for one node with a fence device, those of CLUSTER_CHECKS for the whole.
 
-# Parameters that follow from other keys, or would undo what makes the configuration safe.
+# Parameters that would undo what makes the configuration safe, and why each must not be given.
 # SAFETY: with version=1 or help=1, fence agents end an off with success and switch nothing.
 # Test: test_options_cannot_make_an_agent_lie_or_lead_to_another_device
-RESERVED_OPTION = ("action|option|method|nodename|plug|port|port_as_ip|missing_as_off|version"
-                   "|help|delay|pcmk_(host|delay)_.*|pcmk_[a-z]+_action"
-                   "|pcmk_(off|on|reboot)_timeout")
+RESERVED_OPTIONS = (
+    ("action|option|version|help|nodename|missing_as_off",
+     "would make the agent do something else than it is asked for"),
+    ("method", "must stay onoff, its default: a cycle proves no OFF"),
+    ("plug|port|port_as_ip|pcmk_host_.*", "is written by fencetool (give outlet and ip)"),
+    ("delay|pcmk_delay_.*", "is written by fencetool (give delay): one at random can be the same "
+     "on both sides of a race"),
+    ("pcmk_[a-z]+_action", "is written by fencetool (give power_on)"),
+    ("pcmk_(off|on|reboot)_timeout", "is written by fencetool (give off_timeout)"))
+
+# What Pacemaker itself takes of any fence device, and keeps from its agent.
+PACEMAKER_OPTION = "pcmk_((off|on|reboot|status|list|monitor)_(timeout|retries)|action_limit)"
 
 # Fence agents cut blanks at the end of a value and a pair of quotes around it.
 MANGLED_VALUE = '".*"|.* '
@@ -9262,7 +9345,8 @@ def check_required_keys(cluster, node, report):
         needed.setdefault("power_on_url", "power_on: true")
     for key, needer in needed.items():
         stand_in = STAND_INS.get(key)
-        if key not in node.values and stand_in not in node.values:
+        is_told = report.is_told(node, key) or report.is_told(node, stand_in)
+        if key not in node.values and stand_in not in node.values and not is_told:
             what = "neither %s nor %s" % (key, stand_in) if stand_in else "no " + key
             report.error(node.place, "%s has %s, which %s needs" % (node.name, what, needer))
 
@@ -9278,7 +9362,7 @@ def check_agent(cluster, node, report):
                      "device, or a method" % agent)
     elif agent and not re.fullmatch(AGENT_NAME, agent):
         report.error(node.places["agent"], "%s is not the name of a fence agent (fence_xyz)"
-                     % quote(agent))
+                     % quote_own(agent))
 
 
 def check_one_outlet(cluster, node, report):
@@ -9301,18 +9385,30 @@ def check_status_keys(cluster, node, report):
 
 def check_options(cluster, node, report):
     """Options that cannot be passed to an agent, or that follow from other keys."""
-    own, agent, taken = has_own_agent(node), node.dialect.agent, find_taken_parameters(node)
     for name, text in node.values["options"].items():
-        key = name.replace("-", "_")  # agents take either
-        if key in taken or re.fullmatch(RESERVED_OPTION, key):
-            wrong = "is set by other keys, or by fencetool itself (remove it here)"
-        elif own and name not in names_of(AGENTS[agent]):
-            wrong = "is unknown to %s%s" % (agent, suggest(name, names_of(AGENTS[agent])))
-        elif max(text) > "~" or "," in text:
+        wrong = find_wrong_option(node, name)
+        if not wrong and (max(text) > "~" or "," in text):
             wrong = "contains a comma or a non-ASCII character, which cannot be handed on"
-        else:
-            continue
-        report.error(node.places["options"], "options: %s %s" % (quote(name), wrong))
+        if not wrong and name.startswith("pcmk_") and not re.fullmatch("-?[0-9]+", text):
+            wrong = "must be a plain number (before 2.1.8, Pacemaker takes 1min for one second)"
+        if wrong:
+            report.error(node.places["options"], "options: %s %s" % (quote_own(name), wrong))
+
+
+def find_wrong_option(node, name):
+    """Return why a parameter cannot be among the options of a node; "" where it can."""
+    agent, key = node.dialect.agent, name.replace("-", "_")  # agents take either
+    why = [text for pattern, text in RESERVED_OPTIONS if re.fullmatch(pattern, key)]
+    if why:
+        return why[0] + " (remove it here)"
+    if key in find_taken_parameters(node):
+        return "is set by another key of the node, or by its method (remove it here)"
+    is_for_pacemaker = key.startswith("pcmk_")
+    if is_for_pacemaker and not re.fullmatch(PACEMAKER_OPTION, name):
+        return "is no parameter of Pacemaker"
+    if has_own_agent(node) and not is_for_pacemaker and name not in names_of(AGENTS[agent]):
+        return "is unknown to %s%s" % (agent, suggest(name, names_of(AGENTS[agent])))
+    return ""
 
 
 def find_taken_parameters(node):
@@ -9336,6 +9432,11 @@ def check_mangled_values(cluster, node, report):
 
 
 def check_password(cluster, node, report):
+    longest = node.dialect.longest_password
+    if longest and len(node.values.get("password", "").encode("utf-8")) > longest:
+        report.warn(node.places["password"], "%s takes %d bytes of a password at most, and this is "
+                    "longer: its BMC will refuse it, or know only its beginning"
+                    % (node.dialect.title, longest))
     if "password" in node.values and "password_script" not in node.values:
         unchanged = "; and it still is CHANGEME" if "CHANGEME" in node.values["password"] else ""
         report.warn(node.places["password"], "pcs, the CIB and its backups will show this password "
@@ -9479,12 +9580,12 @@ def check_networks(cluster, report):
         for name in cluster.values[key]:
             if not find_networks(cluster, name):
                 report.error(cluster.places[key], "%s: no node has a network %s%s" % (
-                    key, quote(name), suggest(name, cluster.networks.values())))
+                    key, quote_own(name), suggest(name, cluster.networks.values())))
     for network in find_direct_networks(cluster):
         if sum(network in node.networks for node in cluster.nodes) > 2:
             report.error(cluster.places["stonith_direct_networks"], "stonith_direct_networks: more "
                          "than two nodes are in the network %s, and one cable has two ends"
-                         % quote(network))
+                         % quote_own(network))
 
 
 def check_race(cluster, report):
@@ -9501,21 +9602,23 @@ def check_race(cluster, report):
                     "(give one of them a longer one)")
 
 
+def check_early_exit(cluster, report):
+    seconds = int(cluster.values["stonith_early_exit"])
+    if 0 < seconds < SHORTEST_PROOF_SECONDS:
+        report.error(cluster.places["stonith_early_exit"], "stonith_early_exit must be 0 or %d or "
+                     "more: a shorter silence proves nothing" % SHORTEST_PROOF_SECONDS)
+
+
 CLUSTER_CHECKS = (
     check_size, check_names, check_nodes_without_device, check_keys, check_addresses,
-    check_shared_devices, check_networks, check_race)
+    check_shared_devices, check_networks, check_race, check_early_exit)
 
 
-# SECTION: OUTPUTS ---------------------------------------------------------------------------------
-# From what the cluster should hold to texts: a script for pcs, crmsh, CIB XML, nftables, Ansible.
-# Pure.
-#
-# OUTPUTS, at the end, has one row a format: build_ takes what is written from the Cluster (mostly
-# the Configuration), and render_ makes the text, with the name of the cluster file in its first
-# line. The script is a fixed head of shell functions, behind it the lists and commands of this
-# cluster.
+# SECTION: PCS SCRIPT ------------------------------------------------------------------------------
+# What is the same in every script for pcs: a fixed head of shell functions. OUTPUTS puts the lists
+# and commands of one cluster behind it.
 
-# The script for pcs. All is in functions that the last lines call: half a script does nothing.
+# All is in functions that the last lines call: half a script does nothing.
 PCS_HEAD = r"""#!/bin/sh
 # Run it as root on one node of the cluster, and again after every change of the cluster file. In a
 # copy of the cluster's configuration it makes anew what it has made before, and it hands in the
@@ -9533,8 +9636,14 @@ umask 077
 export LC_ALL=C.UTF-8
 
 fail() {
-    printf '%s: %s\nNothing has been changed.\n' "$0" "$*" >&2
+    printf '%s: %s\n' "$0" "$*" >&2
     exit 1
+}
+
+# end CODE: it is the last that the script does.
+end() {
+    rm -rf "$work"
+    [ "$1" -eq 0 ] || [ -n "$pushed" ] || echo "Nothing has been changed." >&2
 }
 
 # query OPTION...: call cibadmin for the copy. What it says of a failure may hold the whole CIB.
@@ -9576,12 +9685,30 @@ read_options() {
 }
 
 copy_cib() {
-    work=$(mktemp -d)
-    trap 'rm -rf "$work"' EXIT
+    work=$(mktemp -d) pushed=""
+    trap 'end $?' EXIT
     trap 'exit 1' HUP INT TERM
     before=$work/before.xml copy=$work/after.xml
     if [ -n "$file" ]; then cp "$file" "$before"; else pcs cluster cib "$before"; fi
     cp "$before" "$copy"
+}
+
+# create DEVICE AGENT WORD...: pcs says on stderr what is wrong.
+create() {
+    pcs -f "$copy" stonith create "$@" && return
+    if ! command -v "$2" >/dev/null; then
+        fail "the agent $2 of $1 is not installed on this node: install it on every node" \
+            "(fencetool's own: sh install.sh; others are in the packages fence-agents*)"
+    fi
+    fail "pcs could not make $1"
+}
+
+# check_value DEVICE NAME VALUE: Pacemaker 2.0 stores what is not ASCII damaged, and says nothing.
+check_value() {
+    stored=$(CIB_file=$copy crm_resource --resource "$1" --get-parameter "$2" 2>"$work/problem") ||
+        fail "cannot read $2 of $1 back: $(tail -n 1 "$work/problem")"
+    [ "$stored" = "$3" ] || fail "this version of Pacemaker stores $2 of $1 damaged:" \
+        "write it in ASCII (a password: password_script)"
 }
 
 # What was made before, by its mark, goes with all that hangs on it; configure makes it anew.
@@ -9589,12 +9716,77 @@ remove_own() {
     find_values "//primitive[meta_attributes/nvpair[@name='${mark%=*}' and @value='${mark#*=}']]" \
         primitive id
     for id in $found $adopted; do
+        refuse_uses_of "$id"
+        set_constraints_aside "$id"
         pair=$id,$verifier_prefix${id#"$device_prefix"}
         for part in \
             "fencing-level[@index=1][@devices='$id' or @devices='$pair']" \
             "rsc_location[@rsc='$id']" "primitive[@id='$id']"; do
             query --delete-all --force --xpath "//$part"
         done
+    done
+}
+
+# A device cannot be made anew while something else in the configuration needs it.
+refuse_uses_of() {
+    query --query --xpath "//resources/*[.//primitive/@id='$1'][not(@id='$1')] |
+        //constraints/*[@rsc='$1' or @with-rsc='$1' or @first='$1' or @then='$1' or
+        .//resource_ref/@id='$1'][not(self::rsc_location[@rsc])] |
+        //tag[obj_ref/@id='$1'] | //acl_permission[@reference='$1']"
+    user=$(sed -n 's/^ *<\([a-z_]*\) \(.* \)*id="\([^"]*\)".*/\1 \3/p' "$work/answer" | head -n 1)
+    if [ -n "$user" ]; then
+        fail "$1 is in $user, which fencetool has not made: remove it there" \
+            "(cibadmin --query --xpath \"//*[@id='${user#* }']\" shows it)"
+    fi
+}
+
+# Where else a device may run is for others to say, too.
+set_constraints_aside() {
+    others="//rsc_location[@rsc='$1'][not(starts-with(@id, '${mark#*=}-'))]"
+    find_values "$others" rsc_location id
+    if [ -n "$found" ] && is_among "$1" $devices; then
+        sed '/xpath-query/d' "$work/answer" >"$work/constraints-of-$1"
+    elif [ -n "$found" ]; then
+        echo "warning: $1 goes, and what others have made for it goes too:" $found >&2
+    fi
+}
+
+# place DEVICE NODE...: keep it from these nodes. What others have set aside for it comes back.
+place() {
+    device=$1 wanted="" old="" named=""
+    shift
+    if [ -e "$work/constraints-of-$device" ]; then
+        wanted=$(cat "$work/constraints-of-$device")
+        named=$(printf '%s\n' "$wanted" | sed -n 's/^ *<rsc_location .* node="\([^"]*\)".*/\1/p')
+    fi
+    for node in "$@"; do
+        add_constraint ban -INFINITY
+        # COMPAT: up to 0.1.0 they were called as pcs calls those of anybody.
+        old="$old or @id='location-$device-$node--INFINITY'"
+    done
+    if [ "$is_opt_in" = yes ]; then # there a device runs nowhere unless it is allowed to
+        for node in $members; do
+            is_among "$node" "$@" $named || add_constraint allow 0
+        done
+    fi
+    printf '<constraints>%s</constraints>' "$wanted" >"$work/constraints"
+    query --modify --allow-create --scope constraints --xml-file "$work/constraints"
+    if [ -e "$work/constraints-of-$device" ]; then
+        query --delete-all --force --xpath "//rsc_location[@rsc='$device'][${old# or }]"
+        warn_of_constraints
+    fi
+}
+
+add_constraint() {
+    wanted="$wanted<rsc_location id=\"${mark#*=}-$1-$device-$node\" rsc=\"$device\""
+    wanted="$wanted node=\"$node\" score=\"$2\"/>"
+}
+
+warn_of_constraints() {
+    find_values "//rsc_location[@rsc='$device'][not(starts-with(@id, '${mark#*=}-'))]
+        [starts-with(@score, '-') or rule]" rsc_location id
+    for id in $found; do
+        echo "warning: $id was not made by fencetool: it may keep $device from a node" >&2
     done
 }
 
@@ -9608,7 +9800,8 @@ refuse_names_that_are_taken() {
     find_values "//fencing-level[@index='1']" fencing-level target
     for node in $found; do
         if is_among "$node" $targets; then
-            fail "level 1 of $node was not made by fencetool: remove it first (pcs stonith level)"
+            fail "level 1 of $node was not made by fencetool: remove it first (pcs stonith level" \
+                "remove 1 target $node)"
         fi
     done
 }
@@ -9637,6 +9830,113 @@ find_strangers() {
     done
 }
 
+# What the cluster says of itself: its members, and whether what may run must be allowed to.
+find_members() {
+    find_values "//nodes/node[not(@type) or @type='member' or @type='normal']" node uname
+    members=$found is_opt_in=no
+    find_values "//cluster_property_set/nvpair[@name='symmetric-cluster']" nvpair value
+    for value in $found; do
+        case $value in [Ff]* | [Nn]* | [Oo][Ff]* | 0) is_opt_in=yes ;; esac
+    done
+}
+
+# Two members that fence each other at once both die, unless one of them has to wait.
+decide_race() {
+    set -- $members
+    [ $# -eq 2 ] && is_among "$1" $targets && is_among "$2" $targets || return 0
+    find_values "//crm_config//nvpair[@name='priority-fencing-delay']" nvpair value
+    case $found in
+    "" | 0 | 0[!0-9]*) ;;
+    *)
+        [ -z "$racers" ] || echo "note: priority-fencing-delay=$found decides fence races where" \
+            "the nodes differ in the priority of what they run: no delay is added" >&2
+        [ -z "$delayed" ] || echo "warning: the delay of $delayed comes on top of that: both" \
+            "nodes could wait alike" >&2
+        return 0
+        ;;
+    esac
+    for node in $racers; do
+        if is_among "$node" "$@"; then
+            find_head_start "$node"
+            pcs -f "$copy" stonith update $changes
+            needed=${changes#*pcmk_off_timeout=}
+            [ "$longest" -ge "${needed%% *}" ] || longest=${needed%% *}
+            echo "note: of two members without a quorum device $node survives a fence race:" \
+                "fencing it waits" >&2
+            return 0
+        fi
+    done
+}
+
+# Since 3.0.2, Pacemaker calls these options fencing-*. Where one is set by its new name, the old
+# one does not count.
+find_names() {
+    family=stonith old_family=""
+    find_values "//crm_config//nvpair[starts-with(@name, 'fencing-')]" nvpair name
+    if [ -n "$found" ] || crm_attribute --list-options=cluster --all --output-as=xml 2>/dev/null |
+        grep -q 'name="fencing-enabled"'; then
+        family=fencing old_family=stonith
+    fi
+}
+
+# find_seconds TIME: put what Pacemaker takes it for into $seconds; fail where nobody could.
+find_seconds() {
+    digits=$(printf '%s\n' "$1" | sed -n 's/^ *0*\([0-9][0-9]*\) *[A-Za-z]*$/\1/p')
+    unit=$(printf '%s\n' "$1" | sed 's/^[ 0-9]*//' | tr '[:upper:]' '[:lower:]')
+    case ${digits:+$unit} in
+    "") [ -n "$digits" ] && seconds=$digits ;;
+    s | sec) seconds=$digits ;;
+    m | min) seconds=$((digits * 60)) ;;
+    h | hr) seconds=$((digits * 3600)) ;;
+    ms | msec) seconds=$((digits / 1000)) ;;
+    us | usec) seconds=$((digits / 1000000)) ;;
+    *) return 1 ;;
+    esac
+}
+
+# Fencing is switched on. Its time limit is raised, and never lowered: devices of others need it.
+enable_fencing() {
+    limit=${longest}s
+    for name in stonith-timeout ${old_family:+fencing-timeout}; do
+        find_values "//crm_config//nvpair[@name='$name']" nvpair value
+        while read -r value; do
+            if [ -n "$value" ] && ! find_seconds "$value"; then
+                echo "warning: $name=$value stays: it should be ${longest}s or more" >&2
+                limit=$value
+            elif [ -n "$value" ] && [ "$seconds" -gt "$longest" ]; then
+                longest=$seconds limit=$value
+            fi
+        done <<END
+$found
+END
+    done
+    # With --force pcs writes the new names, too, of which older versions of it know nothing.
+    pcs -f "$copy" property set --force "$family-enabled=true" "$family-timeout=$limit" \
+        2>"$work/problem" || fail "$(cat "$work/problem")"
+    if [ -n "$old_family" ]; then
+        query --delete-all --force --xpath \
+            "//crm_config//nvpair[@name='$old_family-enabled' or @name='$old_family-timeout']"
+    fi
+    find_values "//cluster_property_set[nvpair[@name='$family-enabled'][@value!='true']]" \
+        cluster_property_set id
+    if [ -n "$found" ]; then # whichever of several sets counts, this one must not
+        fail "the cluster options in $found say that $family-enabled is not true: remove that"
+    fi
+}
+
+# Fencing that only switches off powers nobody on again.
+warn_of_action() {
+    action=reboot
+    for name in stonith-action ${old_family:+fencing-action}; do
+        find_values "//crm_config//nvpair[@name='$name']" nvpair value
+        if [ -n "$found" ]; then action=$found action_name=$name; fi
+    done
+    if [ "$action" != reboot ] && [ -n "$coming_back" ]; then
+        echo "warning: $action_name=$action: these stay off after a fence, whatever power_on" \
+            "says: $coming_back (pcs property set $action_name=reboot)" >&2
+    fi
+}
+
 prepare() {
     read_options "$@"
     copy_cib
@@ -9644,10 +9944,34 @@ prepare() {
     refuse_names_that_are_taken
     warn_of_levels
     find_strangers
+    find_members
+    find_names
+    warn_of_action
+}
+
+# Levels of others are theirs, and pcs has judged ours as it added them. One that needs what is not
+# there does nothing any more, and keeps nothing from being configured.
+warn_of_stale_levels() {
+    find_values //primitive primitive id
+    ids=$found
+    find_values //nodes/node node uname
+    nodes=$found
+    find_values //fencing-level fencing-level id
+    for id in $found; do
+        find_values "//fencing-level[@id='$id']" fencing-level devices
+        missing=""
+        for device in $(echo "$found" | tr , ' '); do
+            is_among "$device" $ids || missing="$missing $device"
+        done
+        find_values "//fencing-level[@id='$id']" fencing-level target
+        [ -z "$found" ] || is_among "$found" $nodes || missing="$missing $found"
+        [ -z "$missing" ] || echo "warning: level $id is about what the cluster does not have" \
+            "($missing ): remove it (cibadmin --delete --xpath \"//fencing-level[@id='$id']\")" >&2
+    done
 }
 
 finish() {
-    pcs -f "$copy" stonith level verify
+    warn_of_stale_levels
     for state in before after; do # sorted: what was made when does not matter
         copy=$work/$state.xml query --query --scope configuration
         sort "$work/answer" >"$work/$state"
@@ -9663,8 +9987,10 @@ finish() {
         echo "Nothing has been changed: this is what would change." >&2
     elif [ -n "$file" ]; then
         cp "$copy" "$file.new"
+        pushed=$file
         mv "$file.new" "$file"
     else
+        pushed=cluster
         # What it says of a failure may hold the whole CIB.
         pcs cluster cib-push "$copy" diff-against="$before" >"$work/answer" 2>&1 ||
             { grep '^Error\|^Call' "$work/answer" >&2; exit 1; } # --dry-run tells what came through
@@ -9673,30 +9999,65 @@ finish() {
 """.replace("@secrets@", r"\|".join(SECRET_NAMES + ("_url", "_body", "headers", FENCE_OPTIONS)))
 
 
+# SECTION: OUTPUTS ---------------------------------------------------------------------------------
+# From what the cluster should hold to texts: a script for pcs, crmsh, CIB XML, nftables, Ansible.
+# Pure.
+#
+# OUTPUTS, at the end, has one row a format: build_ takes what is written from the Cluster (mostly
+# the Configuration), and render_ makes the text, with the name of the cluster file in its first
+# line.
+
+
 def render_pcs(configuration, source):
-    devices = configuration.primitives
     head = PCS_HEAD.split("\n")
     head[1:1] = [render_banner(source, "configure-stonith.sh"), SECRETS_NOTE]
-    lists = (("mark", ["=".join(OWNER)]), ("device_prefix", [DEVICE_PREFIX]),
-             ("verifier_prefix", [VERIFIER_PREFIX]), ("known_nodes", configuration.nodes),
-             ("targets", [level.node for level in configuration.levels]),
-             ("devices", [device.id for device in devices]))
-    lines = ["%s='%s'" % (name, " ".join(words)) for name, words in lists] + ["", "configure() {"]
-    for device in devices:
+    lines = render_lists(configuration) + ["", "configure() {"]
+    for device in configuration.primitives:
         lines += wrap_words(
-            ['pcs -f "$copy" stonith create', device.id, device.agent]
+            ["create", device.id, device.agent]
             + [render_sh("%s=%s" % option) for option in device.options.items()]
             + ["op monitor interval=%ds timeout=%ds" % (device.interval, monitor_timeout(device)),
-               'meta "$mark"'])
+               "meta"] + ["%s=%s" % pair for pair in configuration.meta])
+        for name, value in device.options.items():
+            if max(value) > "~":
+                lines += wrap_words(["check_value", device.id, name, render_sh(value)])
     for ban in configuration.bans:
         strangers = ("$strangers",) if ban.is_verifier else ()
-        lines += wrap_words(('pcs -f "$copy" constraint location', ban.device, "avoids") + ban.nodes
-                            + strangers)
+        lines += wrap_words(("place", ban.device) + ban.nodes + strangers)
     for level in configuration.levels:
         lines += wrap_words(('pcs -f "$copy" stonith level add 1', level.node) + level.devices)
-    properties = ["%s=%s" % item for item in configuration.properties]
-    lines += wrap_words(['pcs -f "$copy" property set'] + properties)
-    return "\n".join(head + lines + ["}", "", 'prepare "$@"', "configure", "finish", ""])
+    lines += ["    decide_race", "    enable_fencing", "}", ""]
+    lines += render_head_starts(configuration) + ['prepare "$@"', "configure", "finish", ""]
+    return "\n".join(head + lines)
+
+
+def render_lists(configuration):
+    devices = configuration.primitives
+    delayed = [device.id for device in devices if "pcmk_delay_base" in device.options]
+    targets = [level.node for level in configuration.levels]
+    racers = [row.node for row in configuration.head_starts]
+    lists = (("mark", ["=".join(OWNER)]), ("device_prefix", [DEVICE_PREFIX]),
+             ("verifier_prefix", [VERIFIER_PREFIX]), ("known_nodes", configuration.nodes),
+             ("targets", targets), ("devices", [device.id for device in devices]),
+             ("coming_back", find_coming_back(configuration)), ("delayed", delayed),
+             ("racers", racers), ("longest", [str(find_longest(devices))]))
+    return ["%s='%s'" % (name, " ".join(words)) for name, words in lists]
+
+
+def render_head_starts(configuration):
+    """Return the shell function that puts into $changes what gives a node a head start."""
+    lines = ["find_head_start() {", "    changes=''", "    case $1 in"]
+    for row in configuration.head_starts:
+        options = " ".join("%s=%s" % option for option in row.options.items())
+        lines.append("    %s) changes='%s %s' ;;" % (row.node, row.device, options))
+    return lines + ["    esac", "}", ""]
+
+
+def find_coming_back(configuration):
+    """Return the names of the nodes that are powered on again after a fence."""
+    staying = {device.id for device in configuration.primitives
+               if device.options.get("pcmk_reboot_action") == "off"}
+    return [level.node for level in configuration.levels if not staying & set(level.devices)]
 
 
 SECRETS_NOTE = "# It may hold passwords: mode 0700, and not into a repository."
@@ -9726,8 +10087,11 @@ def wrap_words(words):
 def render_crmsh(configuration, source):
     """Return lines for `crm configure load update`, which removes nothing but levels."""
     lines = [render_banner(source, "Fencing, for: crm configure load update FILE"), SECRETS_NOTE,
-             "# fencing_topology replaces ALL fencing levels of the cluster, those of others too."]
-    lines += [render_crmsh_primitive(device) for device in configuration.primitives]
+             "# fencing_topology replaces ALL fencing levels of the cluster, those of others too.",
+             "# From Pacemaker 3.0.2 on, write fencing-enabled and fencing-timeout instead, unless",
+             "# crmsh does so itself. Where the cluster has a longer timeout, keep that."]
+    lines += [render_crmsh_primitive(device, configuration.meta)
+              for device in configuration.primitives]
     lines += ["location %s %s -inf: %s" % (ban_id(ban, node), ban.device, node)
               for ban in configuration.bans for node in ban.nodes]
     # In fencing_topology a comma means the same level, and a blank the next one.
@@ -9737,7 +10101,7 @@ def render_crmsh(configuration, source):
                               " ".join(["property"] + properties), ""])
 
 
-def render_crmsh_primitive(device):
+def render_crmsh_primitive(device, meta):
     words = ["primitive %s stonith:%s params" % (device.id, device.agent)]
     for name, value in device.options.items():
         if max(value) > "~" or re.search(r'\\(["\\]|$)', value):
@@ -9745,19 +10109,19 @@ def render_crmsh_primitive(device):
                              "backslash at its end or before a quote (use --format pcs or cib)"
                              % (name, device.id))
         words.append('%s="%s"' % (name, re.sub(r'(["\\])', r"\\\1", value)))
-    words.append("op monitor interval=%ds timeout=%ds meta %s=%s" % (
-        (device.interval, monitor_timeout(device)) + OWNER))
-    return " ".join(words)
+    words.append("op monitor interval=%ds timeout=%ds meta" % (
+        device.interval, monitor_timeout(device)))
+    return " ".join(words + ["%s=%s" % pair for pair in meta])
 
 
 def render_cib(configuration, source):
     """Return the configuration as a CIB, with the ids that pcs gives; XML has no first line."""
     lines = ['<cib validate-with="pacemaker-3.0" admin_epoch="0" epoch="1" num_updates="0">',
              "<configuration>", '<crm_config><cluster_property_set id="cib-bootstrap-options">',
-             render_nvpairs("cib-bootstrap-options", configuration.properties),
+             render_nvpairs("cib-bootstrap-options", name_in_both_ways(configuration.properties)),
              "</cluster_property_set></crm_config>", "<nodes/>", "<resources>"]
     for device in configuration.primitives:
-        lines += render_cib_primitive(device)
+        lines += render_cib_primitive(device, configuration.meta)
     lines += ["</resources>", "<constraints>"]
     lines += ['<rsc_location id="%s" node="%s" rsc="%s" score="-INFINITY"/>'
               % (ban_id(ban, node), node, ban.device)
@@ -9768,10 +10132,17 @@ def render_cib(configuration, source):
     return "\n".join(lines + ["</fencing-topology>", "</configuration>", "<status/>", "</cib>", ""])
 
 
-def render_cib_primitive(device):
+def name_in_both_ways(properties):
+    """Return cluster options under their names up to Pacemaker 3.0.1, and under those since."""
+    # Where it knows the new ones, those alone count; before, it ignores them.
+    return properties + tuple((name.replace("stonith-", "fencing-"), value)
+                              for name, value in properties)
+
+
+def render_cib_primitive(device, meta):
     lines = ['<primitive id="%s" class="stonith" type="%s">' % (device.id, device.agent)]
     for kind, pairs in (("instance_attributes", device.options.items()),
-                        ("meta_attributes", [OWNER])):
+                        ("meta_attributes", meta)):
         set_id = "%s-%s" % (device.id, kind)
         lines.append('<%s id="%s">%s</%s>' % (kind, set_id, render_nvpairs(set_id, pairs), kind))
     monitor = '<op id="%s-monitor-interval-%ds" interval="%ds" name="monitor" timeout="%ds"/>' % (
@@ -9834,7 +10205,7 @@ def render_ansible(configuration, source):
 
 # The formats of gen-config: (build, render). What is for one node is built for its name too.
 OUTPUTS = {
-    "pcs": (build_configuration, render_pcs), "crmsh": (build_configuration, render_crmsh),
+    "pcs": (build_script_configuration, render_pcs), "crmsh": (build_configuration, render_crmsh),
     "cib": (build_configuration, render_cib), "nftables": (build_firewall, render_nftables),
     "ansible": (build_configuration, render_ansible)}
 NODE_OUTPUTS = ("nftables",)
@@ -9905,7 +10276,8 @@ def read_check_parameters(path, name, system):
     """Return the fence_check parameters of a node from a cluster file, by their names."""
     cluster, mistakes = load_cluster(path, "", system)
     if not cluster:
-        raise UsageError(render_mistake(next(item for item in mistakes if not item.is_warning)))
+        mistake = next(item for item in mistakes if not item.is_warning)
+        raise UsageError(hide_timer_words(render_mistake(mistake)))
     try:
         node = find_node(cluster, name)
     except UsageError as error:

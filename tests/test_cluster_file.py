@@ -60,7 +60,7 @@ class Yaml(CheckedFile):
                 ("http://x/y?z", "http://x/y?z"), ("'it''s # no comment'", "it's # no comment"),
                 ('"a\\tb\\u00fc\\x41"', "a\tb\u00fcA"),
                 ("'x' # comment", "x"), ("|-\n  one line", "one line"), (">-\n  # text", "# text"),
-                ("|-\n ", ""),
+                ("|-\n ", ""), ("--x", "--x"),
                 ("-x", "-x"), ("::1", "::1"), ("a:b", "a:b"), ("", ""), ("# comment", "")):
             self.assertEqual(self.value(text), expected, text)
 
@@ -89,6 +89,11 @@ class Yaml(CheckedFile):
                 ('{"a": 1,}', 1, "not JSON"), ('{"a": NaN}', 1, "not JSON")):
             with self.subTest(text):
                 self.assert_mistake(text, line, words)
+
+    def test_a_list_in_brackets_may_hold_options_of_a_program(self):
+        for text, expected in (("[--strict]", ["--strict"]), ("[-v, --x=1]", ["-v", "--x=1"])):
+            node = fencetool.parse_yaml("args: " + text)[0].value["args"]
+            self.assertEqual([entry.value for entry in node.value], expected)
 
     def test_numbers_dates_and_truth_values_are_no_text_without_quotes(self):
         row = fencetool.cluster_key("x")
@@ -181,16 +186,22 @@ class Mistakes(CheckedFile):
                 (".202", ".202\n    options: {power_wait: 40}", 13, "leave no time"),
                 (".202", ".202\n    options: {inet4_only: 1, inet6_only: 1}", 13, "exclude"),
                 (".202", ".202\n    options: {power_timeout: 90}", 10, "must be more than 105 s"),
-                (".202", ".202\n    options: {ip: 1.1.1.1}", 13, "set by other keys"),
-                (".202", ".202\n    options: {pcmk_host_list: x}", 13, "set by other keys"),
+                (".202", ".202\n    options: {ip: 1.1.1.1}", 13, "(remove it here)"),
+                (".202", ".202\n    options: {pcmk_host_list: x}", 13, "(remove it here)"),
                 (".202", ".202\n    options: {speed: 1}", 13, "unknown to fence_kasa"),
+                (".202", ".202\n    options: {method: cycle}", 13, "a cycle proves no OFF"),
+                (".202", ".202\n    options: {pcmk_delay_max: 9}", 13, "at random can be the same"),
+                (".202", ".202\n    options: {pcmk_monitr_retries: 3}", 13, "no parameter of Pace"),
+                (".202", ".202\n    options: {pcmk_monitor_timeout: 1min}", 13, "a plain number"),
+                ("delay: 5", "of_timeout: 5", 9, "unknown key 'of_timeout', did you mean off_tim"),
                 (".202", ".202\n    options: {device: esphome}", 13, "unknown to fence_kasa"),
                 (".202", ".202\n    options: {verify_wait: 60}", 13, "unknown to fence_kasa"),
                 ("method: kasa", "method: http\n    mac: 'CC:32:E5:00:00:01'", 12, "no meaning"),
                 ("delay: 5", "options: {power_timeout: 300}", 2, "must be more than 310 s"),
                 ("delay: 5", "off_timeout: 20", 9, "must be more than 30 s"),
                 ("10.20.20.202", "10.20.20.202\n    password: '{{ x }}'", 13, "Jinja"),
-                ("10.20.20.202", "10.20.20.202\n    password: !vault x", 13, "!vault"),
+                ("10.20.20.202", "10.20.20.202\n    password: !vault x", 13,
+                 "not !vault (use password_script: "),
                 ("10.20.20.202", '10.20.20.202\n    password: "a\\nb"', 13, "line break"),
                 ("10.20.20.202", "10.20.20.202\n    password: 'é&'", 13, "Pacemaker 2.1"),
                 ("10.20.20.202", "10.20.20.202\n    client_ips: [a]", 13,
@@ -231,9 +242,9 @@ class Mistakes(CheckedFile):
                      "delay", "ipaddr", "login", "passwd", "ip", "plug", "pcmk_off_action"):
             text = GOOD.replace("user: admin", "user: admin\n    options: {%s: 1}" % name)
             with self.subTest(name):
-                self.assert_mistake(text, 6, "set by other keys")
+                self.assert_mistake(text, 6, "(remove it here)")
         text = GOOD.replace("method: kasa", "method: tasmota\n    options: {device: esphome}")
-        self.assert_mistake(text, 12, "set by other keys")
+        self.assert_mistake(text, 12, "(remove it here)")
 
     def test_an_outlet_is_one_in_all_its_spellings(self):
         url = ", status_url: /s, status_on_regex: up, status_off_regex: down"
@@ -299,6 +310,20 @@ class Mistakes(CheckedFile):
         text = GOOD.replace("method: ipmi", "agent: fence_redfish\n    options: {ssl_insecure: 1}")
         self.assert_good(text)
 
+    def test_one_mistake_is_told_once(self):
+        for old, new, line, words in (
+                ("10.20.20.202", "plug-b", 12, "ip: 'plug-b' is not an IP address"),
+                ("password_script: /etc/bmc.sh", "password: !vault x", 6, "password: this must")):
+            found = messages(GOOD.replace(old, new))
+            self.assertEqual(len(found), 1, found)
+            self.assertTrue(found[0].startswith("%d: %s" % (line, words)), found)
+
+    def test_what_pacemaker_itself_takes_may_be_an_option_of_any_node(self):
+        for name in ("pcmk_monitor_retries", "pcmk_off_retries", "pcmk_status_timeout",
+                     "pcmk_action_limit"):
+            for method in ("user: admin", "method: kasa"):
+                self.assert_good(GOOD.replace(method, method + "\n    options: {%s: 3}" % name))
+
     def test_all_mistakes_are_reported_at_once(self):
         text = GOOD.replace("kasa", "kassa").replace("20.101", "x").replace("delay", "dely")
         self.assertGreaterEqual(len(messages(text)), 3)
@@ -306,6 +331,8 @@ class Mistakes(CheckedFile):
     def test_warnings_leave_the_file_good(self):
         for old, new, words in (
                 ("password_script: /etc/bmc.sh", "password: CHANGEME", "CHANGEME"),
+                ("password_script: /etc/bmc.sh", "password: abcdefghijklmnopqrstu",
+                 "IPMI takes 20 bytes of a password at most"),
                 ("    delay: 5\n", "", "fencing storage-a waits 10 s"),
                 ("ip: 10.10.10.2\n", "ip: 10.10.10.2\n    delay: 5\n", "same delay"),
                 ("delay: 5", "delay: 0", "same delay"),

@@ -202,6 +202,17 @@ class Decisions(unittest.TestCase):
         third = "  c: {method: none, mgmt_ip: 10.0.0.3}\n"
         self.assertEqual(delays(two_nodes() + third), [None, None])
 
+    def test_a_device_that_failed_everywhere_comes_back_by_itself(self):
+        for top, meta in (("", {"failure-timeout": "600s"}),
+                          ("stonith_failure_timeout: 3600\n", {"failure-timeout": "3600s"}),
+                          ("stonith_failure_timeout: 0\n", {})):
+            configuration = configure(two_nodes(top=top))
+            self.assertEqual(dict(configuration.meta), dict(meta, **{"managed-by": "fencetool"}))
+            for form in ("pcs", "crmsh", "cib"):
+                text = fencetool.render_output(form, cluster_of(two_nodes(top=top)), "", "c.yml")
+                written = re.findall('failure-timeout(?:=|" value=")([0-9a-z]+)', text)
+                self.assertEqual(written, list(meta.values()) * 4, form)
+
     def test_an_outlet_goes_into_the_host_map_or_where_that_cannot_hold_it_into_plug(self):
         options = device(configure(two_nodes(", outlet: 3")), "fence-a").options
         self.assertEqual((options["pcmk_host_map"], options.get("plug")), ("a:3", None))
@@ -238,6 +249,22 @@ class Decisions(unittest.TestCase):
         configuration = configure(two_nodes(top="stonith_verify_wait: 60\n"))
         options = device(configuration, "fence-verify-a").options
         self.assertEqual((options["power_timeout"], options["pcmk_off_timeout"]), ("80", "140"))
+
+    def test_early_exit_reaches_every_verifier_in_every_form(self):
+        text = two_nodes(top="stonith_early_exit: 3\n")
+        for form in ("pcs", "crmsh", "cib"):
+            shown = fencetool.render_output(form, cluster_of(text), "", "c.yml")
+            self.assertEqual(re.findall('early_exit(?:=|" value=)"?([0-9]+)', shown), ["3", "3"])
+        self.assertNotIn("early_exit", device(configure(two_nodes()), "fence-verify-a").options)
+        # As long as verify_wait, it takes as long, and the verifier gets the time for it.
+        options = device(configure(text.replace("3", "60", 1)), "fence-verify-a").options
+        self.assertEqual((options["power_timeout"], options["pcmk_off_timeout"]), ("80", "140"))
+        for seconds in ("1", "2"):
+            cluster, mistakes = fencetool.parse_cluster(
+                "c.yml", text.replace("3", seconds, 1).encode())
+            self.assertIsNone(cluster)
+            self.assertIn("stonith_early_exit must be 0 or 3 or more: a shorter silence proves "
+                          "nothing", [mistake.text for mistake in mistakes])
 
     def test_a_slow_device_is_slow_for_the_verifier_too(self):
         text = two_nodes(", options: {shell_timeout: 20}", ", options: {shell_timeout: 0}")
@@ -325,6 +352,16 @@ class Texts(unittest.TestCase):
         text = fencetool.render_output("nftables", load("strip.yml"), "storage-b", "strip.yml")
         self.assertNotIn("reject", text)
         self.assertIn("ip daddr 10.20.20.200 counter accept", text)
+
+
+class PcsScript(unittest.TestCase):
+    def test_times_are_read_as_pacemaker_reads_them(self):
+        function = re.search(r"(?ms)^find_seconds\(\) \{.*?^\}", fencetool.PCS_HEAD).group(0)
+        times = ("216s", "90", "3min", "2 m", "010", "60000ms", "1H", "0s", "PT5M", "abc", "", "s")
+        script = function + "\nfor time in %s; do find_seconds \"$time\" && echo $seconds || " \
+            "echo no; done" % " ".join("'%s'" % time for time in times)
+        shown = subprocess.check_output(["sh", "-euc", script]).decode().split()
+        self.assertEqual(shown, ["216", "90", "180", "120", "10", "60", "3600", "0"] + ["no"] * 4)
 
 
 class Commands(unittest.TestCase):

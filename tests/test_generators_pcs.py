@@ -185,6 +185,9 @@ class EveryClusterFile(PcsTest):
             self.assertEqual(result.code, 0, result.err)
             self.assertEqual(describe_cib(cib), wanted)
         plain = self.write(name + "-cib.xml", render("cib", cluster, name))
+        # Nobody knows which names the cluster will look at.
+        wanted |= {(item[0].replace("stonith", "fencing"),) + item[1:] for item in wanted
+                   if item[0] in ("stonith-enabled", "stonith-timeout")}
         self.assertEqual(describe_cib(plain), wanted)
         result = self.run_outside("cibadmin", "--modify", "--allow-create", "--scope",
                                   "configuration", "--xml-file", plain, CIB_file=cib)
@@ -253,11 +256,34 @@ class Convergence(ConfiguredTest):
         wanted = describe_cib(cib)
         for argv in (["stonith", "update", "fence-storage-a", "ip=10.1.1.1", "quiet=1", "op",
                       "monitor", "interval=60s", "timeout=5s"],
-                     ["constraint", "location", "fence-storage-a", "avoids", "storage-b"],
-                     ["constraint", "location", "fence-storage-a", "prefers", "quorum=50"],
                      ["stonith", "level", "remove", "1", "target", "storage-b"],
                      ["property", "set", "stonith-enabled=false"]):
             self.assertEqual(self.run_in_lab("pcs", "-f", cib, *argv).code, 0, argv)
+        self.assertNotEqual(describe_cib(cib), wanted)
+        self.configure(self.file("script.sh"), cib)
+        self.assertEqual(describe_cib(cib), wanted)
+
+    def test_constraints_of_others_on_our_devices_stay_and_those_that_can_stop_them_are_told(self):
+        cib, prefers = self.configured(), "location-fence-storage-a-quorum-50"
+        avoids = "location-fence-storage-a-storage-b--INFINITY"
+        for argv in (["avoids", "storage-b"], ["prefers", "quorum=50"]):
+            words = ["pcs", "-f", cib, "constraint", "location", "fence-storage-a"] + argv
+            self.assertEqual(self.run_in_lab(*words).code, 0, argv)
+        before = read(cib)
+        result = self.configure(self.file("script.sh"), cib)
+        self.assertIn("Nothing to change.", result.err)
+        self.assertIn("warning: %s was not made by fencetool" % avoids, result.err)
+        self.assertNotIn(prefers, result.err)
+        self.assertEqual(read(cib), before)
+        gone, _ = self.changes(cib, self.script(TWO_NODES.replace("202", "222"), "edited"))
+        self.assertFalse([item for item in gone if prefers in item or avoids in item])
+
+    def test_bans_under_the_names_of_pcs_as_they_once_were_made_become_our_own(self):
+        cib = self.configured()
+        wanted = describe_cib(cib)
+        old = read(cib).replace(b"fencetool-ban-fence-storage-a-storage-a",
+                                b"location-fence-storage-a-storage-a--INFINITY")
+        self.write("cluster.xml", old.decode("utf-8"))
         self.assertNotEqual(describe_cib(cib), wanted)
         self.configure(self.file("script.sh"), cib)
         self.assertEqual(describe_cib(cib), wanted)
@@ -352,6 +378,44 @@ class Caution(ConfiguredTest):
         self.assertIn("warning: level every was not made by fencetool", result.err)
         self.assertIn((None, "1", "fence-foreign"), describe_cib(cib))
 
+    def test_a_stale_level_of_others_is_named_and_stops_nothing(self):
+        topology = ('<fencing-topology><fencing-level id="old" index="2" target="storage-gone" '
+                    'devices="fence-foreign,fence-gone"/></fencing-topology>')
+        cib = self.write_cib("cluster.xml", self.nodes, FOREIGN, topology)
+        result = self.configure(self.script(TWO_NODES), cib)
+        self.assertEqual(re.findall("warning: level old is about (.*)", result.err), [
+            "what the cluster does not have ( fence-gone storage-gone ): remove it (cibadmin "
+            "--delete --xpath \"//fencing-level[@id='old']\")"])
+        self.assertIn(("storage-gone", "2", "fence-foreign,fence-gone"), describe_cib(cib))
+
+    def test_a_value_that_pacemaker_stores_damaged_is_refused(self):
+        """As 2.0 does to what is not ASCII: its bytes become octal escapes."""
+        text = TWO_NODES.replace("delay: 5", "user: zo\u00eb, password: Caf\u00e9")
+        script, cib = self.script(text), self.write_cib("cluster.xml", self.nodes)
+        before, place = read(cib), tempfile.mkdtemp(dir=self.place)
+        with open(os.path.join(place, "pcs"), "w") as handle:
+            handle.write("#!/bin/sh\n%s/bin/pcs \"$@\" || exit\n"
+                         "LC_ALL=C sed -i 's/\\xc3\\xa9/\\\\303\\\\251/' \"$2\"\n" % self.lab.place)
+        os.chmod(handle.name, 0o755)
+        command, own = self.lab.command(["sh", script, "--cib", cib])
+        result = support.run(command, environment={"PATH": place + ":" + own["PATH"]})
+        self.assertEqual((result.code, read(cib)), (1, before))
+        self.assertIn("stores password of fence-storage-a damaged", result.err)
+        self.assertNotIn("Caf", result.err)
+        self.configure(script, cib)
+        self.assertIn(("fence-storage-a", "instance_attributes", "password", "Caf\u00e9"),
+                      describe_cib(cib))
+
+    def test_an_agent_that_is_not_installed_is_named(self):
+        cib = self.write_cib("cluster.xml", self.nodes)
+        text = TWO_NODES.replace("method: kasa", "agent: fence_nowhere").replace(
+            ", power_meter: ignore", "")
+        result = self.run_in_lab("sh", self.script(text), "--cib", cib)
+        self.assertEqual(result.code, 1)
+        self.assertIn("the agent fence_nowhere of fence-storage-a is not installed", result.err)
+        self.assertTrue(result.err.endswith("\nNothing has been changed.\n"), result.err)
+        self.assertEqual(result.err.count("Nothing has been changed."), 1)
+
     def test_a_level_that_a_person_made_of_our_device_stays(self):
         cib = self.configured()
         self.assertEqual(self.run_in_lab("pcs", "-f", cib, "stonith", "level", "add", "2",
@@ -397,10 +461,12 @@ stonith_nodes:
         text = read(self.script(TWO_NODES)).decode("utf-8")
         lines = text.split("\n")
         start = lines.index("configure() {")
-        rows = [row for row in range(start, len(lines)) if re.match("    [a-z]", lines[row])]
-        broken = ["\n".join(lines[:row] + ["    if"] + lines[row:]) for row in rows[::12]]
-        broken += ["\n".join(lines[:row] + ["    false"] + lines[row:]) for row in rows[::6]]
-        broken.append(text.replace("fence-storage-b fence_kasa", "fence-storage-b fence_none"))
+        end = lines.index("}", start)
+        rows = [row for row in range(start, end) if re.match("    [a-z]", lines[row])]
+        broken = ["\n".join(lines[:row] + ["    if"] + lines[row:]) for row in rows[::8]]
+        broken += ["\n".join(lines[:row] + ["    false"] + lines[row:]) for row in rows[::4]]
+        broken.append(text.replace("create fence-storage-b fence_kasa",
+                                   "create fence-storage-b fence_none"))
         broken.append(text[:len(text) // 2])
 
         def call(number):
@@ -448,6 +514,181 @@ stonith_nodes:
         result = self.run_in_lab("sh", self.script(TWO_NODES), "--cib", self.file("nowhere.xml"))
         self.assertEqual(result.code, 1)
         self.assertFalse(os.path.exists(self.file("nowhere.xml")))
+
+    def test_what_uses_a_device_of_ours_is_named(self):
+        cib = self.configured()
+        for element, told in (
+                ("<rsc_colocation id='near' rsc='fence-storage-a' with-rsc='dummy' score='5'/>",
+                 "fence-storage-a is in rsc_colocation near"),
+                ("<rsc_order id='turn' first='dummy' then='fence-storage-b'/>",
+                 "fence-storage-b is in rsc_order turn"),
+                ("<rsc_order id='set'><resource_set id='set-1'><resource_ref id='dummy'/>"
+                 "<resource_ref id='fence-storage-a'/></resource_set></rsc_order>",
+                 "fence-storage-a is in rsc_order set")):
+            text = read(self.first).decode("utf-8").replace(
+                "<resources>", '<resources><primitive id="dummy" class="ocf" provider="pacemaker" '
+                'type="Dummy"/>').replace("<constraints>", "<constraints>" + element)
+            self.write("cluster.xml", text)
+            result = self.run_in_lab("sh", self.file("script.sh"), "--cib", cib)
+            self.assertEqual(result.code, 1)
+            self.assertIn(told, result.err)
+        text = re.sub("(?s)(<primitive id=\"fence-storage-a\".*?</primitive>)",
+                      r'<group id="crowd">\1</group>', read(self.first).decode("utf-8"), count=1)
+        self.write("cluster.xml", text)
+        result = self.run_in_lab("sh", self.file("script.sh"), "--cib", cib)
+        self.assertIn("fence-storage-a is in group crowd, which fencetool has not made", result.err)
+
+
+class OptIn(PcsTest):
+    """A cluster where what may run must be allowed to: symmetric-cluster=false."""
+
+    def test_an_opt_in_cluster_runs_every_device_where_it_may_and_keeps_what_others_allow(self):
+        nodes = ["storage-a", "storage-b", "quorum"]
+        cib = self.write_cib("cluster.xml", nodes)
+        text = read(cib).decode("utf-8").replace(
+            "<crm_config/>", '<crm_config><cluster_property_set id="cib-bootstrap-options">'
+            '<nvpair id="s" name="symmetric-cluster" value="false"/></cluster_property_set>'
+            '</crm_config>').replace(
+                "</nodes>", '<node id="9" uname="far" type="remote"/></nodes>')
+        self.write("cluster.xml", text)
+        script = self.script(TWO_NODES)
+        self.configure(script, cib)
+        for argv in (["fence-storage-a", "prefers", "storage-b"],
+                     ["fence-storage-b", "prefers", "quorum=7"]):
+            self.assertEqual(self.run_in_lab("pcs", "-f", cib, "constraint", "location",
+                                             *argv).code, 0)
+        before = read(cib)
+        self.assertIn("Nothing to change.", self.configure(script, cib).err)
+        self.assertEqual(read(cib), before)
+        up = self.file("up.xml")
+        online = [word for node in nodes for word in ("-u", node)]
+        shown = self.run_in_lab("crm_simulate", "-x", cib, "-q", "1", "-S", "-O", up, *online).out
+        shown = shown[shown.index("Revised Cluster Status"):]
+        for device, where in (("fence-storage-a", "storage-b"), ("fence-storage-b", "quorum"),
+                              ("fence-verify-storage-a", "storage-b"),
+                              ("fence-verify-storage-b", "storage-a")):
+            self.assertRegex(shown, r"%s\s+\(stonith:\w+\):\s+Started %s" % (device, where))
+        allowed = {(item[1], item[2]) for item in describe_cib(cib) if item[-1] == "0"}
+        self.assertNotIn("far", {node for _, node in allowed})
+        self.assertNotIn(("fence-verify-storage-a", "quorum"), allowed)
+
+
+class Options(PcsTest):
+    """The options of the cluster, by the names that it knows."""
+
+    def with_options(self, *options):
+        """Return a CIB file with these cluster options, each "name=value"."""
+        cib = self.write_cib("cluster.xml", ["storage-a", "storage-b"])
+        pairs = "".join('<nvpair id="o%d" name="%s" value="%s"/>' % ((number,) + tuple(
+            option.split("="))) for number, option in enumerate(options))
+        self.write("cluster.xml", read(cib).decode("utf-8").replace(
+            "<crm_config/>", '<crm_config><cluster_property_set id="cib-bootstrap-options">'
+            "%s</cluster_property_set></crm_config>" % pairs))
+        return cib
+
+    def options(self, cib):
+        """Return what a CIB says of fencing, as "name=value"."""
+        return sorted("=".join(item) for item in describe_cib(cib)
+                      if len(item) == 2 and re.match("stonith-|fencing-", item[0]))
+
+    def test_a_cluster_is_fenced_by_the_names_that_its_configuration_has(self):
+        """From Pacemaker 3.0.2 on, stonith-enabled means nothing beside fencing-enabled."""
+        cib = self.with_options("fencing-enabled=false", "stonith-enabled=true",
+                                "stonith-timeout=216s", "stonith-max-attempts=3")
+        script = self.script(TWO_NODES)
+        self.configure(script, cib)
+        wanted = ["fencing-enabled=true", "fencing-timeout=216s", "stonith-max-attempts=3"]
+        self.assertEqual(self.options(cib), wanted)
+        before = read(cib)
+        self.assertIn("Nothing to change.", self.configure(script, cib).err)
+        self.assertEqual(read(cib), before)
+
+    def test_a_cluster_is_fenced_by_the_names_that_its_metadata_has(self):
+        place = tempfile.mkdtemp(dir=self.place)
+        with open(os.path.join(place, "crm_attribute"), "w") as handle:
+            handle.write("""#!/bin/sh
+case "$*" in *--list-options=cluster*) ;; *) exec /usr/sbin/crm_attribute "$@" ;; esac
+cat <<END
+<pacemaker-result api-version="2.40" request="crm_attribute"><resource-agent><parameters>
+  <parameter name="priority-fencing-delay" advanced="0" generated="0"/>
+%s</parameters></resource-agent><status code="0" message="OK"/></pacemaker-result>
+END
+""" % '  <parameter name="fencing-enabled" advanced="1" generated="0"/>\n')
+        os.chmod(handle.name, 0o755)
+        cib = self.with_options("stonith-enabled=false", "stonith-timeout=20s")
+        command, own = self.lab.command(["sh", self.script(TWO_NODES), "--cib", cib])
+        result = support.run(command, environment={"PATH": place + ":" + own["PATH"]})
+        self.assertEqual(result.code, 0, result.err)
+        self.assertEqual(self.options(cib), ["fencing-enabled=true", "fencing-timeout=90s"])
+
+    def test_a_longer_limit_stays_and_a_shorter_one_is_raised(self):
+        for given, told in (("4MIN", False), ("PT5M", True)):
+            cib = self.with_options("stonith-timeout=" + given, "stonith-enabled=false")
+            result = self.configure(self.script(TWO_NODES), cib)
+            self.assertEqual(self.options(cib),
+                             ["stonith-enabled=true", "stonith-timeout=" + given])
+            self.assertEqual("stonith-timeout=PT5M stays" in result.err, told)
+
+    def test_a_second_set_of_options_cannot_leave_the_cluster_without_fencing(self):
+        cib = self.with_options("stonith-enabled=true")
+        text = read(cib).decode("utf-8").replace(
+            "</crm_config>", '<cluster_property_set id="more" score="9"><nvpair id="n" '
+            'name="stonith-enabled" value="false"/></cluster_property_set></crm_config>')
+        self.write("cluster.xml", text)
+        before = read(cib)
+        result = self.run_in_lab("sh", self.script(TWO_NODES), "--cib", cib)
+        self.assertEqual((result.code, read(cib)), (1, before))
+        self.assertIn("the cluster options in more say that stonith-enabled is not true",
+                      result.err)
+
+    def test_an_action_that_contradicts_power_on_is_told(self):
+        back = TWO_NODES.replace("delay: 5", "power_on: true")
+        for options, text, told in (
+                (("stonith-action=reboot", "fencing-action=off"), back, "fencing-action=off"),
+                (("stonith-action=off",), TWO_NODES, "")):
+            cib = self.with_options(*options)
+            shown = self.configure(self.script(text), cib, "--dry-run").err
+            words = re.findall("warning: (.*) stay off after a fence.* says: (.*) \\(pcs", shown)
+            self.assertEqual(words, [(told + ": these", "storage-a")] if told else [])
+
+
+class Races(PcsTest):
+    """Two nodes that fence each other at once both die, unless one of them waits."""
+
+    TEXT = TWO_NODES.replace(", delay: 5", "") + "  far: {method: none, mgmt_ip: 10.20.20.9}\n"
+
+    def with_far(self, kind, options=""):
+        cib = self.write_cib("cluster.xml", ["storage-a", "storage-b"])
+        text = read(cib).decode("utf-8").replace("</nodes>", '<node id="9" uname="far" '
+                                                 'type="%s"/></nodes>' % kind)
+        return self.write("cluster.xml", text.replace("<crm_config/>", "<crm_config>" + options +
+                                                      "</crm_config>"))
+
+    def delays(self, cib):
+        return {item[0]: item[3] for item in describe_cib(cib) if "pcmk_delay_base" in item}
+
+    def test_the_members_of_the_cluster_are_counted_and_not_the_entries_of_the_file(self):
+        script, cib = self.script(self.TEXT), self.with_far("remote")
+        result = self.configure(script, cib)
+        self.assertEqual(self.delays(cib), {"fence-storage-a": "10"})
+        self.assertIn("storage-a survives a fence race", result.err)
+        self.assertIn(("fence-storage-a", "instance_attributes", "pcmk_off_timeout", "70"),
+                      describe_cib(cib))
+        self.assertIn("Nothing to change.", self.configure(script, cib).err)
+        cib = self.with_far("member")
+        self.assertNotIn("race", self.configure(script, cib).err)
+        self.assertEqual(self.delays(cib), {})
+
+    def test_no_delay_is_added_where_the_cluster_has_one_by_priority(self):
+        options = ('<cluster_property_set id="cib-bootstrap-options"><nvpair id="p" '
+                   'name="priority-fencing-delay" value="%s"/></cluster_property_set>')
+        for value, text, delays, told in (
+                ("15s", self.TEXT, {}, "priority-fencing-delay=15s decides fence races"),
+                ("15s", TWO_NODES, {"fence-storage-a": "5"},
+                 "the delay of fence-storage-a comes on top of that")):
+            cib = self.with_far("remote", options % value)
+            self.assertIn(told, self.configure(self.script(text), cib).err)
+            self.assertEqual(self.delays(cib), delays)
 
 
 class LivePush(PcsTest):
