@@ -519,13 +519,25 @@ def parse_member_path(text):
     return MemberPath(text, steps)
 
 
+# What no number is: Python's names of what JSON does not know, and of what it knows no end to.
+NO_NUMBERS = ("NaN", "Infinity", "-Infinity")
+
+
+def parse_json_number(text):
+    """Return a number with a fraction or an exponent; one that is too large as its name."""
+    value = float(text)
+    return value if abs(value) < float("inf") else ("-" if value < 0 else "") + "Infinity"
+
+
 def parse_json_word(text):
     """Return a single value of JSON as render_json writes it; a word without quotes is a text."""
     try:
-        value = json.loads(text, parse_constant=str)
+        value = json.loads(text, parse_constant=str, parse_float=parse_json_number)
     except (ValueError, RecursionError):
         value = text
-    if isinstance(value, (dict, list)):
+    # SAFETY: a number that is none would be equal to any other such.
+    # Test: test_a_number_without_an_end_is_no_state_and_no_load
+    if isinstance(value, (dict, list)) or value in NO_NUMBERS:
         raise UsageError("%s is not a single value (use true, 1 or \"on\")" % quote(text))
     return render_json(value)
 
@@ -676,9 +688,10 @@ def hide_timer_words(text):
 def parse_json(text):
     """Return the JSON value in text; raise ProtocolError for anything else."""
     try:
-        # NaN and infinities are no JSON, and would pass every comparison with a limit: each becomes
-        # its name, a text, which no reading accepts. Another sensor's NaN spoils nothing else.
-        return json.loads(text, object_pairs_hook=refuse_doubles, parse_constant=str)
+        # NaN and infinities, 1e999 too, would pass every comparison with a limit: each becomes its
+        # name, a text, which no reading accepts. Another sensor's NaN spoils nothing else.
+        return json.loads(text, object_pairs_hook=refuse_doubles, parse_constant=str,
+                          parse_float=parse_json_number)
     except (ValueError, RecursionError) as error:
         raise ProtocolError("the reply is not JSON: %s" % show_place(
             text, getattr(error, "pos", 0))) from None
@@ -2026,9 +2039,18 @@ def build_check_settings(values, defaults):
     device = collect_device_options(options) if port else {}
     settings = build_settings(dict(device, **own), dict(defaults, ipport=str(port or "")))
     settings.options = options
+    check_protocol(settings)
     take_networks(settings)
     check_look(settings)
     return settings
+
+
+def check_protocol(settings):
+    """Raise UsageError for a protocol of TP-Link's plugs beside a method that knows none."""
+    method = DIALECTS["kasa"].method
+    if settings.protocol != "auto" and settings.fence_method != method:
+        raise UsageError("protocol=%s is for fence_method=%s, and fence_method is %s: leave one out"
+                         % (settings.protocol, method, quote(settings.fence_method)))
 
 
 def collect_device_options(options):

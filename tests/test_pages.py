@@ -253,6 +253,21 @@ class Members(PageTest):
                 fencetool.parse_status_member(
                     text, fencetool.parse_member_path("state"), "1", "0")
 
+    def test_a_number_without_an_end_is_no_state_and_no_load(self):
+        words = ("1e999", "-1e999", "2.5E+400", "NaN", "Infinity", "-Infinity", '"NaN"',
+                 '"Infinity"')
+        for word in words:
+            with self.subTest(word), self.assertRaisesRegex(UsageError, "status_off_value: "):
+                self.build(**dict(MYSTROM, status_off_value=word))
+        path = fencetool.parse_member_path("power")
+        for word in words:
+            text = '{"power":%s}' % word
+            with self.subTest(word), self.assertRaisesRegex(ProtocolError, "is not a number"):
+                fencetool.parse_watts(text, path)
+            with self.subTest(word), self.assertRaisesRegex(ProtocolError, "and neither"):
+                fencetool.parse_status_member(text, path, "1", fencetool.parse_json_word("1e308"))
+        self.assertEqual(fencetool.parse_watts('{"power":1e308}', path), 1e9)
+
     def test_the_reason_shows_what_came_and_what_was_wanted(self):
         device = self.start(virtual_pages.MyStrom(lie=virtual_pages.put("relay", "false")))
         device.outlets[0].relay = False
