@@ -1548,8 +1548,9 @@ DIALECTS = {row.name: row for row in (
         port=HTTP_PORT, urls="", url_form="",
         keys=("power_on_url", "power_off_url", "status_url", "status_on_regex",
               "status_off_regex", "status_member", "status_on_value", "status_off_value",
-              "watts_member", "http_method", "power_on_body", "power_off_body", "content_type",
-              "headers", "power_meter", "ssl", "ssl_insecure"),
+              "watts_member", "http_method", "power_on_method", "power_off_method",
+              "status_method", "power_on_body", "power_off_body", "content_type", "headers",
+              "power_meter", "ssl", "ssl_insecure"),
         required=("ip", "power_off_url", "status_url", "status_on_regex", "status_off_regex"),
         fixed={}, comes_back=False),
     Dialect(
@@ -1639,6 +1640,7 @@ DEVICE_PARAMS = (  # fence_kasa and fence_http
     param("username", STRING, "User name, if the device asks for one", letter="l", aliases="login"),
     param("inet4_only", BOOLEAN, "Use IPv4 only", letter="4"),
     param("inet6_only", BOOLEAN, "Use IPv6 only", letter="6"))
+HTTP_METHODS = ("GET", "POST", "PUT")
 HTTP_PARAMS = (  # fence_http
     param("ssl", BOOLEAN, "Use TLS, and verify the certificate (default port: 443)", letter="z",
           aliases="ssl_secure"),
@@ -1651,7 +1653,11 @@ HTTP_PARAMS = (  # fence_http
     param("power_off_url", URL, "Path (or full URL on the same host) that switches off"),
     param("http_method", SELECT, "Method of the two switching URLs (for device=url); auto is GET, "
           "and POST where one of them has a body", default="auto",
-          choices=("auto", "GET", "POST", "PUT")),
+          choices=("auto",) + HTTP_METHODS),
+    param("power_on_method", SELECT, "Method of the URL that switches on, where http_method is not "
+          "that of both", choices=HTTP_METHODS),
+    param("power_off_method", SELECT, "Method of the URL that switches off, where http_method is "
+          "not that of both", choices=HTTP_METHODS),
     param("power_on_body", STRING, "Body of the request that switches on (for device=url)"),
     param("power_off_body", STRING, "Body of the request that switches off (for device=url)"),
     param("content_type", CONTENT_TYPE, "Content type of the bodies; without it application/json "
@@ -1659,6 +1665,8 @@ HTTP_PARAMS = (  # fence_http
 STATUS_PARAMS = (  # fence_http and fence_check
     param("switch_name", STRING, "Name or object id of the ESPHome switch: same as plug"),
     param("status_url", URL, "Path (or full URL on the same host) that tells the power state"),
+    param("status_method", SELECT, "Method of status_url (for device=url); a POST has no body",
+          default="GET", choices=("GET", "POST")),
     param("status_on_regex", PATTERN, "Regex that only a status of ON matches (for device=url)"),
     param("status_off_regex", PATTERN, "Regex that only a status of OFF matches (for device=url)"),
     param("status_member", MEMBER, "Member of a JSON status that tells the power state, as "
@@ -6449,7 +6457,7 @@ def parse_page(path):
     return steps, set(re.split("[&;]", query.partition("#")[0])) - {""}
 
 
-def check_pages(paths, bodies):
+def check_pages(paths, bodies, status_method):
     """Raise UsageError unless what reads, what switches on and what switches off are different.
 
     paths: {URL parameter: path}; bodies: {URL parameter: body} of those that have one.
@@ -6460,8 +6468,9 @@ def check_pages(paths, bodies):
     switching = [parse_page(path) + (bodies.get(name, ""),)
                  for name, path in paths.items() if path and name != "status_url"]
     for path, parts, body in switching:
-        # What has to have a body is not done by a question that has none.
-        is_read = not body and path == status_path and parts <= status_parts
+        # What has to have a body is not done by a question that can have none.
+        needs_body = body and status_method == "GET"
+        is_read = not needs_body and path == status_path and parts <= status_parts
         if is_read or switching.count((path, parts, body)) > 1:
             raise UsageError("power_on_url, power_off_url and status_url must differ, or the "
                              "bodies of the first two: a URL that toggles, or switches when it is "
@@ -6484,14 +6493,15 @@ def check_status_way(settings):
         raise UsageError("status_on_value and status_off_value are the same")
 
 
-def choose_switching_method(settings):
-    """Return the HTTP method of the switching URLs."""
-    has_body = bool(settings.power_on_body or settings.power_off_body)
-    if has_body and settings.http_method == "GET":
-        raise UsageError("a GET has no body: leave http_method out, or set POST or PUT")
-    if settings.http_method != "auto":
-        return settings.http_method
-    return "POST" if has_body else "GET"
+def choose_switching_method(settings, own_method, body):
+    """Return the HTTP method of one switching URL; own_method: of it alone, "" for http_method."""
+    method = own_method or settings.http_method
+    if method == "auto":
+        method = "POST" if settings.power_on_body or settings.power_off_body else "GET"
+    if body and method == "GET":
+        raise UsageError("a GET has no body: leave its method (http_method) out, or set POST or "
+                         "PUT")
+    return method
 
 
 @speaks("url")
@@ -6506,8 +6516,12 @@ class UrlDevice(HttpDevice):
         check_status_way(settings)
         self.bodies = {"power_on_url": settings.power_on_body,
                        "power_off_url": settings.power_off_body}
-        check_pages(self.paths, self.bodies)
-        self.method = choose_switching_method(settings)
+        check_pages(self.paths, self.bodies, settings.status_method)
+        self.methods = {
+            "power_on_url": choose_switching_method(
+                settings, settings.power_on_method, settings.power_on_body),
+            "power_off_url": choose_switching_method(
+                settings, settings.power_off_method, settings.power_off_body)}
         self.content_type = settings.content_type
         self.own_headers = self.fill_headers()
         for path in self.paths.values():
@@ -6557,7 +6571,7 @@ class UrlDevice(HttpDevice):
 
     def ask_status(self, parse, deadline):
         """Return parse(text) of the status reply."""
-        return self.exchange("GET", self.paths["status_url"],
+        return self.exchange(self.settings.status_method, self.paths["status_url"],
                              lambda reply: parse(parse_http_body(reply)), deadline)
 
     def shown_path(self, path):
@@ -6577,8 +6591,10 @@ class UrlOutlet(HttpOutlet):
         device = self.device
         if not device.paths[name]:
             raise UsageError("no %s was given, so the device cannot be switched that way" % name)
-        device.exchange(device.method, device.paths[name], lambda reply: check_command_reply(
-            reply, (200, 201, 202, 204)), deadline, body=device.bodies[name])
+        device.exchange(
+            device.methods[name], device.paths[name],
+            lambda reply: check_command_reply(reply, (200, 201, 202, 204)), deadline,
+            body=device.bodies[name])
 
     def read_power_meter(self, deadline):
         path = self.device.settings.watts_member
@@ -8635,6 +8651,9 @@ NODE_KEYS = NETWORK_KEYS + (
     cluster_key("status_off_value", power="status_off_value", verify="status_off_value"),
     cluster_key("watts_member", power="watts_member", verify="watts_member"),
     cluster_key("http_method", power="http_method"),
+    cluster_key("power_on_method", power="power_on_method"),
+    cluster_key("power_off_method", power="power_off_method"),
+    cluster_key("status_method", power="status_method", verify="status_method"),
     cluster_key("power_on_body", power="power_on_body"),
     cluster_key("power_off_body", power="power_off_body"),
     cluster_key("content_type", power="content_type"),

@@ -92,8 +92,43 @@ class Methods(PageTest):
                 ({"http_method": "GET"}, "a GET has no body")):
             with self.subTest(more), self.assertRaisesRegex(UsageError, words):
                 self.build(**{name: value for name, value in dict(NETIO, **more).items() if value})
-        self.assertEqual(self.build(**NETIO).method, "POST")
-        self.assertEqual(self.build(**MYSTROM).method, "GET")
+        self.assertEqual(set(self.build(**NETIO).methods.values()), {"POST"})
+        self.assertEqual(set(self.build(**MYSTROM).methods.values()), {"GET"})
+
+    def test_each_url_may_have_a_method_of_its_own(self):
+        device = self.start(virtual_pages.Netio())
+        device.obey = lambda method, path, fields: (
+            device.switch(1, path == "/on") or (200, {}, ""))
+        device.respond_soundly = self.answer_by_post(device, device.respond_soundly)
+        urls = dict(MEMBER, power_on_url="/on", power_off_url="/off", http_method="PUT",
+                    status_method="POST", status_url="/netio.json")
+        for more, on, off in (({}, "PUT", "PUT"), ({"power_off_method": "POST"}, "PUT", "POST"),
+                              ({"power_on_method": "GET"}, "GET", "PUT")):
+            device.requests = []
+            for action in ("off", "on"):
+                self.assert_success(self.call(device, action, **dict(urls, **more)))
+            self.assertEqual({(method, path) for method, path, _ in device.requests},
+                             {(on, "/on"), (off, "/off"), ("POST", "/netio.json")})
+        for name, more in (("power_on_method", {"power_on_body": "a"}),
+                           ("power_off_method", {"power_off_body": "a"})):
+            with self.subTest(name), self.assertRaisesRegex(UsageError, "a GET has no body"):
+                self.build(**dict(urls, **dict(more, **{name: "GET"})))
+
+    def answer_by_post(self, device, respond):
+        """Return a respond() whose status is asked for by POST, without a body."""
+        def respond_by_post(method, path, fields):
+            if path == device.status_page and (method, fields["body"]) == ("POST", ""):
+                return respond("GET", path, fields)
+            return device.obey(method, path, fields) if path in ("/on", "/off") else (404, {}, "")
+        return respond_by_post
+
+    def test_what_is_read_by_post_is_no_page_that_switches(self):
+        # Without its body, a command may be one all the same.
+        self.build(**NETIO)
+        with self.assertRaisesRegex(UsageError, "must differ"):
+            self.build(**dict(NETIO, status_method="POST"))
+        with self.assertRaisesRegex(UsageError, "status_method: 'PUT' is not GET or POST"):
+            self.build(**dict(NETIO, status_method="PUT"))
 
 
 class Headers(PageTest):
@@ -405,10 +440,12 @@ class Elsewhere(PageTest):
                  for row in fencetool.build_configuration(cluster).primitives}
         power, verifier = found["fence-storage-a"], found["fence-verify-storage-a"]
         reading = {"status_member": "$.Outputs[0].State", "status_on_value": "1",
-                   "status_off_value": "0", "watts_member": "$.Outputs[0].Load"}
+                   "status_method": "POST", "status_off_value": "0",
+                   "watts_member": "$.Outputs[0].Load"}
         for options in (power, verifier):
             self.assertEqual({name: options.get(name) for name in reading}, reading)
-        switching = {"power_on_body", "power_off_body", "content_type"}
+        switching = {"power_on_body", "power_off_body", "content_type", "power_on_method",
+                     "power_off_method"}
         self.assertLessEqual(switching, set(power))
         self.assertFalse((switching | {"http_method"}) & set(verifier))
         headers = "Authorization: Bearer {password}|X-CSRF: x"
