@@ -3351,18 +3351,26 @@ class Device:
 class OpenedOutlet:
     """One outlet of a device, after both have been proven to be the ones that are meant.
 
-    state: what the device said of it while it was opened. identity: what tells it from the other
-    outlets of the device, whatever name it was called by. A class of part 3 has read(deadline),
+    state: what the device said of it while it was opened, and doubt why that says nothing, "" if it
+    does. identity: what tells it from the other outlets of the device, whatever name it was called
+    by. A class of part 3 has read(deadline),
     which returns a PowerState, and send(wanted, deadline), which commands one. The reply to a
     command is the device's word about its intentions; read is what it says of the outlet
     afterwards. Both make sure first that it is still the same device: a new connection may lead to
     another one.
     """
 
-    def __init__(self, device, state, identity=""):
+    def __init__(self, device, state, identity="", doubt=""):
         self.device = device
         self.state = state
         self.identity = identity
+        self.doubt = doubt
+
+    def state_at_opening(self):
+        """Return the PowerState; raise ProtocolError where that was in doubt."""
+        if self.doubt:
+            raise ProtocolError(self.doubt)
+        return self.state
 
     def ask_each(self, ask):
         """Return {name: ask(name, outlet)} of the outlets that this one stands for, see PROOF."""
@@ -3390,10 +3398,8 @@ class OutletGroup(OpenedOutlet):
         self.device = device
         self.outlets = outlets
 
-    @property
-    def state(self):
-        """OFF when all are. Not before it is asked for: that of one may be in doubt."""
-        states = self.ask_each(lambda name, outlet: outlet.state)
+    def state_at_opening(self):
+        states = self.ask_each(lambda name, outlet: outlet.state_at_opening())
         return combine_states(list(states.values()))
 
     def ask_each(self, ask):
@@ -6256,6 +6262,7 @@ class ShellyDevice(HttpDevice):
         super().__init__(system, settings)
         self.take_outlet_from_urls(parse_shelly_url)
         self.identity = None  # the ShellyIdentity of the first answer: no other device's counts
+        self.channel_names = None  # {channel: name} as in the first answer
 
     @property
     def ways(self):
@@ -6276,12 +6283,15 @@ class ShellyDevice(HttpDevice):
 
         def open_one(name):
             outlet = select_outlet(outlets, name, self.label)
-            if has_shelly_auto_on(settings, self.find_channel(outlet), self.ways):
-                raise Refused("channel %d switches itself on again after each OFF: switch its "
-                              "auto_on off" % outlet.number)
-            timer = self.find_timer(outlet.state, channels[self.find_channel(outlet)])
-            return ShellyChannel(self, outlet, timer, set(channels))
+            self.refuse_auto_on(settings, outlet.number)
+            doubt = self.doubt_about_off(outlet.state, channels[self.find_channel(outlet)])
+            return ShellyChannel(self, outlet, doubt, set(channels))
         return self.open_named(open_one)
+
+    def refuse_auto_on(self, settings, number):
+        if has_shelly_auto_on(settings, number - self.settings.first_outlet, self.ways):
+            raise Refused("channel %d switches itself on again after each OFF: switch its auto_on "
+                          "off" % number)
 
     def check_identity(self, deadline):
         """Raise Refused unless the device is the one that is configured, and that of before."""
@@ -6315,14 +6325,34 @@ class ShellyDevice(HttpDevice):
     def read_status(self, deadline):
         return self._read(self.ways.status, self.ways.status_owner, deadline)
 
-    def find_timer(self, state, members):
-        """Return why the state of a channel will end by itself, "" for an ON."""
-        return self.ways.find_timer(members) if state is PowerState.OFF else ""
+    def read_settings(self, deadline):
+        """Return the settings; raise Refused unless the channels are called as they were.
+
+        SAFETY: who swaps two names means another channel by them from then on.
+        Test: test_a_name_that_moves_to_another_channel_is_a_doubt
+        """
+        settings = self._read(self.ways.settings, self.ways.settings_owner, deadline)
+        names = {channel: members.get("name")
+                 for channel, members in self.ways.find_channels(settings).items()}
+        self.channel_names = self.channel_names or names
+        if names != self.channel_names:
+            raise Refused("plug %s may have become another channel in the middle of the action: "
+                          "the names of the channels were changed" % quote(self.wanted))
+        return settings
+
+    def doubt_about_off(self, state, members):
+        """Return why an OFF of a channel will end by itself, "" when it will not, or for an ON.
+
+        SAFETY: an OFF that will end by itself is none.
+        Test: test_an_off_under_a_running_timer_is_none
+        """
+        timer = self.ways.find_timer(members) if state is PowerState.OFF else ""
+        return timer and "the relay is OFF, but %s" % timer
 
     def _read_all(self, deadline):
         """Return (settings, Outlets, status) of the whole device."""
         self.check_identity(deadline)
-        settings = self._read(self.ways.settings, self.ways.settings_owner, deadline)
+        settings = self.read_settings(deadline)
         status = self.read_status(deadline)
         return settings, parse_shelly_outlets(
             status, settings, self.ways, self.settings.first_outlet), status
@@ -6339,45 +6369,38 @@ class ShellyDevice(HttpDevice):
 
 
 class ShellyChannel(HttpOutlet):
-    """One channel of a Shelly. timer: why its OFF of the opening will end, until a command came."""
+    """One channel of a Shelly."""
 
-    def __init__(self, device, outlet, timer, channels):
-        super().__init__(device, outlet.state, outlet.number)
+    def __init__(self, device, outlet, doubt, channels):
+        super().__init__(device, outlet.state, outlet.number, doubt)
+        self.number = outlet.number
         self.channel = device.find_channel(outlet)
         self.channels = channels  # all that the device has
-        self.timer = timer
         # Who has commanded before that, nobody knows.
         self.quiet_since = device.system.clock()
 
-    @property
-    def state(self):
-        if self.timer:
-            raise ProtocolError("the relay is OFF, but %s" % self.timer)
-        return self.opened
-
-    @state.setter
-    def state(self, opened):
-        self.opened = opened
+    def check_settings(self, deadline):
+        """Raise Refused unless this is still the channel that was meant, and an OFF of it lasts."""
+        self.device.refuse_auto_on(self.device.read_settings(deadline), self.number)
 
     def read_state(self, deadline):
-        status = self.device.read_status(deadline)
-        members = self._find(status)
+        self.check_settings(deadline)
+        members = self._find(self.device.read_status(deadline))
         state = parse_shelly_state(members, self.device.ways)
-        # SAFETY: an OFF that will end by itself is none.
-        # Test: test_an_off_under_a_running_timer_is_none
-        timer = self.device.find_timer(state, members)
-        if timer:
-            raise ProtocolError("the relay is OFF, but %s" % timer)
+        doubt = self.device.doubt_about_off(state, members)
+        if doubt:
+            raise ProtocolError(doubt)
         return state
 
     def send_command(self, wanted, deadline):
+        self.check_settings(deadline)
         ways = self.device.ways
         try:
             self.device.exchange("GET", ways.command % (self.channel, ways.words[wanted]),
                                  self._check_acknowledgement, deadline)
         finally:  # it may have obeyed, whatever came back
             self.quiet_since = self.device.system.clock()
-            self.timer = ""
+            self.doubt = ""  # a command ends the timer
 
     def _check_acknowledgement(self, reply):
         # Whichever state it tells, it is the one before or the one that is meant to be.
@@ -7362,7 +7385,7 @@ def check_still_off(job, outlet):
 
 
 def run_status(job):
-    state = job.retry(job.device.open, READ_ATTEMPTS).state
+    state = job.retry(job.device.open, READ_ATTEMPTS).state_at_opening()
     return (EXIT_GOOD if state is PowerState.ON else EXIT_OFF), "Status: " + state.value
 
 
@@ -7563,7 +7586,7 @@ class CheckJob(Job):
         if self.outlet:
             return self.outlet.ask_each(lambda name, one: one.read(deadline))
         self.outlet = self.device.open(deadline)
-        return self.outlet.ask_each(lambda name, one: one.state)
+        return self.outlet.ask_each(lambda name, one: one.state_at_opening())
 
 
 def collect_evidence(job):

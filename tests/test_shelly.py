@@ -101,6 +101,8 @@ class Channels(ShellyTest):
             device.move(2, False)
             system, job = self.build(device, plug="1")
             outlet = job.device.open(system.deadline(60))
+            told = device.settings()
+            device.settings = lambda told=told: told
             device.outlets = device.outlets[1:]
             for ask in (outlet.read, outlet.read_meter):
                 with self.subTest(make.__name__), self.assertRaisesRegex(
@@ -346,10 +348,9 @@ class Identity(ShellyTest):
                     device.mac = "CC:32:E5:00:00:99"
                     if not is_at_first_sight and call != "send":
                         device.identity = lambda told=told: told
-                    ask = getattr(outlet, call)
                     with self.subTest(make.__name__, call=call), self.assertRaises(
                             fencetool.Refused) as caught:
-                        ask(*([PowerState.OFF] if call == "send" else []), job.deadline)
+                        self.ask(outlet, call, job.deadline)
                     self.assertIn("another device answered in the middle", str(caught.exception))
                     self.assert_untouched(device)
 
@@ -365,6 +366,34 @@ class Identity(ShellyTest):
                 self.assertNotIn("/shelly", with_login)
                 self.assertEqual(bool(with_login), code == 0)
                 self.assertEqual(device.requests[0][1], "/shelly")
+
+    def test_a_name_that_moves_to_another_channel_is_a_doubt(self):
+        for make in EVERY:
+            for call in ("read", "send"):
+                device = self.start(make(("web", "db")))
+                _, job = self.build(device, plug="db")
+                outlet = job.device.open(job.deadline)
+                web, db = device.outlets
+                web.alias, db.alias = db.alias, web.alias
+                with self.subTest(make.__name__, call=call), self.assertRaisesRegex(
+                        fencetool.Refused, "plug 'db' may have become another channel"):
+                    self.ask(outlet, call, job.deadline)
+                self.assert_untouched(device)
+
+    def test_auto_on_that_comes_in_the_middle_of_an_action_is_refused(self):
+        for make in EVERY:
+            for call in ("read", "send"):
+                device = self.start(make())
+                _, job = self.build(device)
+                outlet = job.device.open(job.deadline)
+                device.auto_on_s = 60.0
+                with self.subTest(make.__name__, call=call), self.assertRaisesRegex(
+                        fencetool.Refused, "switch its auto_on off"):
+                    self.ask(outlet, call, job.deadline)
+                self.assert_untouched(device)
+
+    def ask(self, outlet, call, deadline):
+        return getattr(outlet, call)(*([PowerState.OFF] if call == "send" else []), deadline)
 
 
 class Logins(ShellyTest):
