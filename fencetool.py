@@ -101,8 +101,9 @@ CHILD_ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"}
 CLUSTER_FILE = "/etc/fencetool/cluster.yml"
 SEEN_FILE = "/var/lib/fencetool/seen.json"  # when each address was last seen alive from here
 # Challenges that the next action answers, too. In memory: a disk may hang while a node is fenced.
-LOGINS_FILE = "/run/fencetool/logins.json"
-MOST_LOGINS = 100
+LOGINS_FOLDER = "/run/fencetool/logins"
+LOGINS_AT_ONCE = 8  # of one device, on this machine
+MAX_LOGIN_BYTES = 16384
 SEEN_SECONDS = 60    # a record is not made anew more often
 MOST_SEEN = 1000
 FEWEST_ECHOES, MOST_ECHOES = 3, 100  # one lost packet is no silence, and a look is no flood
@@ -2377,42 +2378,59 @@ class FilesAndPrograms:
 class KeptLogins:
     """What one action leaves to the next of its logins: the fields of a challenge, and its count.
 
-    It can be lost at any time, and then the next action begins anew.
+    It can be lost at any time, and then the next action begins anew. A device has a few places for
+    it, each a file: an action holds one by a lock, which ends with the process at the latest, and
+    what goes on at the same time takes the next.
     """
 
+    held_login = None  # the file
+
     def take_login(self, name):
-        """Return what was kept under this name, or None, and keep it no more."""
+        """Return what was kept under this name, and keep it no more; None without any."""
         # Two at once would give one answer twice, which a device takes for a guess.
-        kept = self._read_logins()
-        found = kept.pop(name, None)
-        if found:
-            self._write_logins(kept)
-        return found
+        for number in range(0 if self.held_login else LOGINS_AT_ONCE):
+            try:
+                self.held_login = open_locked("%s/%s.%d" % (LOGINS_FOLDER, name, number))
+                text = self.held_login.read(MAX_LOGIN_BYTES)
+                self.held_login.truncate(0)
+                return parse_kept_login(text)
+            except OSError as error:
+                self.debug("this place for a login is not free: %s" % error)
+        return None
 
-    def keep_login(self, name, login):
-        kept = self._read_logins()
-        kept.pop(name, None)
-        self._write_logins(dict(list(kept.items())[1 - MOST_LOGINS:] + [(name, login)]))
-
-    def _read_logins(self):
-        """Return {name: (fields, count)}; nothing where it cannot be read, or is damaged."""
+    def keep_login(self, login):
+        """Leave (fields, count) in the place that is held; None for nothing."""
         try:
-            found = json.loads(self.read_file(LOGINS_FILE).decode("utf-8"))
-            return {name: ({key: str(text) for key, text in fields.items()}, int(count))
-                    for name, (fields, count) in found.items()}
-        except (UsageError, ValueError, TypeError, AttributeError, OverflowError, RecursionError):
-            return {}
-
-    def _write_logins(self, logins):
-        new_path = "%s.%d" % (LOGINS_FILE, os.getpid())
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
-        try:
-            os.makedirs(os.path.dirname(LOGINS_FILE), 0o700, exist_ok=True)
-            with open(os.open(new_path, flags, 0o600), "w") as file:
-                json.dump(logins, file)
-            os.rename(new_path, LOGINS_FILE)
+            with self.held_login as file:
+                file.seek(0)
+                file.write(json.dumps(login).encode("utf-8"))
         except OSError as error:
-            self.debug("logins are not kept: %s" % error)
+            self.debug("a login is not kept: %s" % error)
+        self.held_login = None
+
+
+def open_locked(path):
+    """Return a file of our own that nobody else has; raise OSError where that is not so."""
+    import fcntl
+    os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
+    # Whatever else may be at that place, a pipe or a link, is neither waited for nor followed.
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+    file = open(os.open(path, flags, 0o600), "r+b")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        raise
+    return file
+
+
+def parse_kept_login(text):
+    """Return (fields, count), or None for what is damaged."""
+    try:
+        fields, count = json.loads(text.decode("utf-8"))
+        return {name: str(value) for name, value in fields.items()}, int(count)
+    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError):
+        return None
 
 
 def exchange_with_child(pipes, data, deadline):
@@ -6066,9 +6084,9 @@ class EsphomeSwitch(HttpOutlet):
 # tells the states, /status and Shelly.GetStatus, tells the MAC too, and is the whole list.
 #
 # Firmware 2.0 keeps 32 challenges, for an hour each; while all are taken it refuses a new one for
-# 2 s. Three actions a minute would take them all, so each goes on with the challenge of the one
-# before, which is kept by the device's MAC. Of two at once the second asks for a new one, and so
-# does who is told by a 401 that the device has forgotten it.
+# 2 s. Three actions a minute would take them all, so each goes on with the challenge of one before,
+# which is kept by the device's address. Who finds none asks for a new one, and so does who is told
+# by a 401 that the device has forgotten it.
 #
 # A relay that is off may come back by itself. While a timer runs, the status shows it, and such an
 # OFF is none; auto_on starts one at each OFF, so a channel that has it is refused. Switch.Set
@@ -6307,15 +6325,14 @@ class ShellyDevice(HttpDevice):
     def _recall_login(self):
         """Go on with the challenge of an earlier action: the device has few."""
         if self.settings.password and not self.login.digest:
-            kept = self.system.take_login(self.identity.mac)
+            kept = self.system.take_login(render_address(self.address, self.settings.ipport))
             if kept:
                 self.login.recall(*kept)
 
     def close(self):
-        kept = self.login.kept()
-        if kept and self.identity:
+        if self.system.held_login:
+            self.system.keep_login(self.login.kept())
             self.login.forget()
-            self.system.keep_login(self.identity.mac, kept)
 
     def _check_same(self, found):
         if found != self.identity:
