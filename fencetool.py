@@ -4180,14 +4180,14 @@ def build_kasa_request(module, method, arguments, child_id=None):
 
 
 def parse_kasa_length(header):
-    """Return the length of the reply behind a header; Refused where no Kasa device can be.
+    """Return the length of the reply behind a header; StrangeReply where no Kasa device can be.
 
     HTTP, SSH, TLS and the like begin with letters or version numbers, and claim millions of bytes.
     """
     length = struct.unpack(">I", header)[0]
     if length > MAX_REPLY_BYTES:
-        raise Refused("the reply claims a length of %d bytes (does another service listen on this "
-                      "port?)" % length)
+        raise StrangeReply("the reply claims a length of %d bytes (does another service listen on "
+                           "this port?)" % length)
     if length < 2:
         # Seen from sick devices, and from some that had just started (python-kasa #187).
         raise ProtocolError("the reply claims a length of %d bytes, which is no answer" % length)
@@ -4195,11 +4195,11 @@ def parse_kasa_length(header):
 
 
 def parse_kasa_message(message):
-    """Return the JSON object in a reply's payload; Refused for what is not Kasa's protocol."""
+    """Return the JSON object in a reply's payload; StrangeReply for another protocol."""
     plain = decrypt_kasa(message)
     if plain[:1] != b"{":
-        raise Refused("the reply of %d bytes is not Kasa's protocol (does another service listen "
-                      "on this port?)" % len(message))
+        raise StrangeReply("the reply of %d bytes is not Kasa's protocol (does another service "
+                           "listen on this port?)" % len(message))
     # An alias may come in another encoding than UTF-8, and harms nothing but itself.
     return parse_json_object(plain.decode("utf-8", "surrogateescape"))
 
@@ -5231,6 +5231,48 @@ class SmartPayload:
 #              child_id, wanted) and read_meter(ask, child_id, number) are about one outlet.
 #              ask(request, parse) asks one question of the session that is open.
 
+class TransportChoice:
+    """Which transport leads to a device that has not told yet who it is.
+
+    port: of the one that was chosen last. detour: why that is not the preferred one, "" if it is.
+    is_undecided: it was chosen because its port is open, and for nothing else. is_second: the next
+    one is to be the other.
+    """
+
+    def __init__(self, system, settings, describe):
+        self.system = system
+        self.settings = settings
+        self.describe = describe  # see KlapTransport
+        self.port = settings.ipport
+        self.detour = ""
+        self.is_undecided = False
+        self.is_second = False
+
+    def choose(self, deadline):
+        """Return a new transport."""
+        settings = self.settings
+        name, ports = settings.protocol, list(KASA_PROTOCOLS.values())
+        by_port = dict(zip(ports, KASA_PROTOCOLS))
+        self.detour, self.is_undecided = "", False
+        if self.is_second:
+            return self._make(by_port[ports[1]], ports[1])
+        if name == "auto" and settings.ipport != ports[0]:
+            name = by_port.get(settings.ipport, "legacy")  # the port says which is meant
+        if name != "auto":
+            return self._make(name, settings.ipport)
+        connection, port, self.detour = connect_awake(
+            self.system, settings, deadline, lambda limit: self.system.connect_preferred(
+                settings.ip, ports, settings.family, limit, KASA_CLOSED_HINT))
+        transport = self._make(by_port[port], port)
+        transport.opened = connection
+        self.is_undecided = port == ports[0]
+        return transport
+
+    def _make(self, name, port):
+        self.port = port
+        return TRANSPORTS[name](self.system, self.settings, self.describe, port)
+
+
 @speaks("kasa")
 class KasaDevice(Device):
     """A plug or strip of TP-Link's, in one session for all requests as long as that lasts."""
@@ -5239,10 +5281,9 @@ class KasaDevice(Device):
 
     def __init__(self, system, settings):
         super().__init__(system, settings)
+        self.choice = TransportChoice(system, settings, self.describe)
         self.transport = None     # chosen by the first question, as the payload is
         self.payload = None
-        self.port = settings.ipport  # of the transport that was chosen last
-        self.detour = ""          # why the preferred transport is not the one
         self.answers_once = None  # whether it ends each session behind an answer; None: not known
         self.description = None   # the KasaInfo that came last
 
@@ -5251,7 +5292,7 @@ class KasaDevice(Device):
         return self.transport and self.transport.session
 
     def describe(self):
-        return "%s %s" % (self.name, render_address(self.settings.ip, self.port))
+        return "%s %s" % (self.name, render_address(self.settings.ip, self.choice.port))
 
     def list_outlets(self, deadline):
         return self.read_description(deadline).outlets
@@ -5268,6 +5309,8 @@ class KasaDevice(Device):
     def read_description(self, deadline):
         """Return the KasaInfo as the device tells it now, in the session that is open or a new one.
         """
+        if not self.description:
+            return self.find_description(deadline)
         # Devices end idle sessions.
         is_reused = self.session is not None
         try:
@@ -5276,6 +5319,33 @@ class KasaDevice(Device):
             if not (is_reused and error.was_closed):
                 raise
         return self.ask_description(deadline)
+
+    def find_description(self, deadline):
+        """Return the first KasaInfo, over the other protocol where the preferred one brings none.
+
+        What listens on its port may be anything.
+        """
+        choice = self.choice
+        try:
+            return self.ask_description(deadline)
+        except FenceError as error:
+            if not choice.is_undecided or deadline.left() < SHORTEST_EXCHANGE_SECONDS:
+                raise
+            failure, port = error, choice.port
+        choice.is_second = True
+        try:
+            found = self.ask_description(deadline)
+        except FenceError as error:
+            text = ("port %d: %s; port %d: %s; protocol says which of them is meant"
+                    % (port, failure, choice.port, error))
+            choice.port = port
+            # What is not Kasa's protocol says nothing of the plug.
+            raise type(error if isinstance(failure, StrangeReply) else failure)(text) from error
+        finally:
+            choice.is_second = False
+        self.system.warn("port %d of %s is not that of a plug: %s (protocol=klap leaves it alone)"
+                         % (port, self.settings.ip, failure))
+        return found
 
     def ask_description(self, deadline):
         return self.exchange(
@@ -5301,39 +5371,21 @@ class KasaDevice(Device):
     def open_session(self, ask, deadline):
         """Begin a session unless one is open; the first one decides how the device is spoken to."""
         if not self.transport:
-            self.transport, self.detour = self.choose_transport(deadline)
-            self.port = self.transport.port
+            self.transport = self.choice.choose(deadline)
         if not self.session:
             self.transport.open(deadline)
         if not self.payload:
             smart = SmartPayload(self.system) if self.transport.carries_smart else None
             self.payload = smart if smart and smart.is_understood(ask) else IotPayload()
 
-    def choose_transport(self, deadline):
-        """Return (transport, why it is not the preferred one, "" if it is)."""
-        settings = self.settings
-        name, ports = settings.protocol, list(KASA_PROTOCOLS.values())
-        by_port = dict(zip(ports, KASA_PROTOCOLS))
-        if name == "auto" and settings.ipport != ports[0]:
-            name = by_port.get(settings.ipport, "legacy")  # the port says which is meant
-        if name != "auto":
-            return TRANSPORTS[name](self.system, settings, self.describe, settings.ipport), ""
-        connection, port, detour = connect_awake(
-            self.system, settings, deadline, lambda limit: self.system.connect_preferred(
-                settings.ip, ports, settings.family, limit, KASA_CLOSED_HINT))
-        transport = TRANSPORTS[by_port[port]](self.system, settings, self.describe, port)
-        transport.opened = connection
-        return transport, detour
-
     def forget_choice(self, error):
         """Let the next question choose anew, of a device that has not told yet who it is.
 
         The error gets all reasons: what was tried first is what a person expects.
         """
-        if self.detour:
-            error.args = ("%s; before that %s" % (error, self.detour),)
+        if self.choice.detour:
+            error.args = ("%s; before that %s" % (error, self.choice.detour),)
         self.transport = self.payload = None
-        self.detour = ""
 
     def accept(self, found):
         """Return a KasaInfo; raise Refused unless it is of the device that is meant."""
