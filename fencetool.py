@@ -6302,9 +6302,15 @@ def parse_shelly_outlets(status, settings, ways, first):
     if set(channels) != set(known):
         raise ProtocolError("the device tells the states of %d channels, and the settings of %d"
                             % (len(channels), len(known)))
-    return tuple(Outlet(channel + first, str(known[channel].get("name") or ""), (),
-                        parse_shelly_state(members, ways))
+    names = find_shelly_names(settings, ways)
+    return tuple(Outlet(channel + first, names[channel], (), parse_shelly_state(members, ways))
                  for channel, members in sorted(channels.items()))
+
+
+def find_shelly_names(settings, ways):
+    """Return {channel: name} from the settings."""
+    return {channel: str(members.get("name") or "")
+            for channel, members in ways.find_channels(settings).items()}
 
 
 def has_shelly_auto_on(settings, channel, ways):
@@ -6332,7 +6338,6 @@ class ShellyDevice(HttpDevice):
         super().__init__(system, settings)
         self.take_outlet_from_urls(parse_shelly_url)
         self.identity = None  # the ShellyIdentity of the first answer: no other device's counts
-        self.channel_names = None  # {channel: name} as in the first answer
 
     @property
     def ways(self):
@@ -6353,15 +6358,14 @@ class ShellyDevice(HttpDevice):
 
         def open_one(name):
             outlet = select_outlet(outlets, name, self.label)
-            self.refuse_auto_on(settings, outlet.number)
+            if has_shelly_auto_on(settings, self.find_channel(outlet), self.ways):
+                raise Refused("channel %d switches itself on again after each OFF: switch its "
+                              "auto_on off" % outlet.number)
             doubt = self.doubt_about_off(outlet.state, channels[self.find_channel(outlet)])
-            return ShellyChannel(self, outlet, doubt, set(channels))
+            is_called_by_name = len(outlets) > 1 and outlet.alias == name
+            names = find_shelly_names(settings, self.ways) if is_called_by_name else None
+            return ShellyChannel(self, outlet, doubt, set(channels), names)
         return self.open_named(open_one)
-
-    def refuse_auto_on(self, settings, number):
-        if has_shelly_auto_on(settings, number - self.settings.first_outlet, self.ways):
-            raise Refused("channel %d switches itself on again after each OFF: switch its auto_on "
-                          "off" % number)
 
     def check_identity(self, deadline):
         """Raise Refused unless the device is the one that is configured, and that of before."""
@@ -6395,19 +6399,7 @@ class ShellyDevice(HttpDevice):
         return self._read(self.ways.status, self.ways.status_owner, deadline)
 
     def read_settings(self, deadline):
-        """Return the settings; raise Refused unless the channels are called as they were.
-
-        SAFETY: who swaps two names means another channel by them from then on.
-        Test: test_a_name_that_moves_to_another_channel_is_a_doubt
-        """
-        settings = self._read(self.ways.settings, self.ways.settings_owner, deadline)
-        names = {channel: members.get("name")
-                 for channel, members in self.ways.find_channels(settings).items()}
-        self.channel_names = self.channel_names or names
-        if names != self.channel_names:
-            raise Refused("plug %s may have become another channel in the middle of the action: "
-                          "the names of the channels were changed" % quote(self.wanted))
-        return settings
+        return self._read(self.ways.settings, self.ways.settings_owner, deadline)
 
     def doubt_about_off(self, state, members):
         """Return why an OFF of a channel will end by itself, "" when it will not, or for an ON.
@@ -6440,20 +6432,27 @@ class ShellyDevice(HttpDevice):
 class ShellyChannel(HttpOutlet):
     """One channel of a Shelly."""
 
-    def __init__(self, device, outlet, doubt, channels):
+    def __init__(self, device, outlet, doubt, channels, names):
         super().__init__(device, outlet.state, outlet.number, doubt)
-        self.number = outlet.number
         self.channel = device.find_channel(outlet)
         self.channels = channels  # all that the device has
+        self.names = names        # of them all, where this one was asked for by its own
         # Who has commanded before that, nobody knows.
         self.quiet_since = device.system.clock()
 
-    def check_settings(self, deadline):
-        """Raise Refused unless this is still the channel that was meant, and an OFF of it lasts."""
-        self.device.refuse_auto_on(self.device.read_settings(deadline), self.number)
+    def check_names(self, deadline):
+        """Raise Refused unless all names are as they were when this channel was found by its own.
+
+        SAFETY: who swaps two names means another channel by them from then on.
+        Test: test_a_name_that_moves_to_another_channel_is_a_doubt
+        """
+        if self.names and self.names != find_shelly_names(
+                self.device.read_settings(deadline), self.device.ways):
+            raise Refused("plug %s may have become another outlet in the middle of the action: the "
+                          "names of the channels were changed" % quote(self.device.wanted))
 
     def read_state(self, deadline):
-        self.check_settings(deadline)
+        self.check_names(deadline)
         members = self._find(self.device.read_status(deadline))
         state = parse_shelly_state(members, self.device.ways)
         doubt = self.device.doubt_about_off(state, members)
@@ -6462,7 +6461,7 @@ class ShellyChannel(HttpOutlet):
         return state
 
     def send_command(self, wanted, deadline):
-        self.check_settings(deadline)
+        self.check_names(deadline)
         ways = self.device.ways
         try:
             self.device.exchange("GET", ways.command % (self.channel, ways.words[wanted]),
