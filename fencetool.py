@@ -101,8 +101,9 @@ CHILD_ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"}
 CLUSTER_FILE = "/etc/fencetool/cluster.yml"
 SEEN_FILE = "/var/lib/fencetool/seen.json"  # when each address was last seen alive from here
 # Challenges that the next action answers, too. In memory: a disk may hang while a node is fenced.
-LOGINS_FILE = "/run/fencetool/logins.json"
-MOST_LOGINS = 100
+LOGINS_FOLDER = "/run/fencetool/logins"
+LOGINS_AT_ONCE = 8  # of one device, on this machine
+MAX_LOGIN_BYTES = 16384
 SEEN_SECONDS = 60    # a record is not made anew more often
 MOST_SEEN = 1000
 FEWEST_ECHOES, MOST_ECHOES = 3, 100  # one lost packet is no silence, and a look is no flood
@@ -519,13 +520,25 @@ def parse_member_path(text):
     return MemberPath(text, steps)
 
 
+# What no number is: Python's names of what JSON does not know, and of what it knows no end to.
+NO_NUMBERS = ("NaN", "Infinity", "-Infinity")
+
+
+def parse_json_number(text):
+    """Return a number with a fraction or an exponent; one that is too large as its name."""
+    value = float(text)
+    return value if abs(value) < float("inf") else ("-" if value < 0 else "") + "Infinity"
+
+
 def parse_json_word(text):
     """Return a single value of JSON as render_json writes it; a word without quotes is a text."""
     try:
-        value = json.loads(text, parse_constant=str)
+        value = json.loads(text, parse_constant=str, parse_float=parse_json_number)
     except (ValueError, RecursionError):
         value = text
-    if isinstance(value, (dict, list)):
+    # SAFETY: a number that is none would be equal to any other such.
+    # Test: test_a_number_without_an_end_is_no_state_and_no_load
+    if isinstance(value, (dict, list)) or value in NO_NUMBERS:
         raise UsageError("%s is not a single value (use true, 1 or \"on\")" % quote(text))
     return render_json(value)
 
@@ -681,9 +694,10 @@ def hide_timer_words(text):
 def parse_json(text):
     """Return the JSON value in text; raise ProtocolError for anything else."""
     try:
-        # NaN and infinities are no JSON, and would pass every comparison with a limit: each becomes
-        # its name, a text, which no reading accepts. Another sensor's NaN spoils nothing else.
-        return json.loads(text, object_pairs_hook=refuse_doubles, parse_constant=str)
+        # NaN and infinities, 1e999 too, would pass every comparison with a limit: each becomes its
+        # name, a text, which no reading accepts. Another sensor's NaN spoils nothing else.
+        return json.loads(text, object_pairs_hook=refuse_doubles, parse_constant=str,
+                          parse_float=parse_json_number)
     except (ValueError, RecursionError) as error:
         raise ProtocolError("the reply is not JSON: %s" % show_place(
             text, getattr(error, "pos", 0))) from None
@@ -1541,8 +1555,9 @@ DIALECTS = {row.name: row for row in (
         port=HTTP_PORT, urls="", url_form="",
         keys=("power_on_url", "power_off_url", "status_url", "status_on_regex",
               "status_off_regex", "status_member", "status_on_value", "status_off_value",
-              "watts_member", "http_method", "power_on_body", "power_off_body", "content_type",
-              "headers", "power_meter", "ssl", "ssl_insecure"),
+              "watts_member", "http_method", "power_on_method", "power_off_method",
+              "status_method", "power_on_body", "power_off_body", "content_type", "headers",
+              "power_meter", "ssl", "ssl_insecure"),
         required=("ip", "power_off_url", "status_url", "status_on_regex", "status_off_regex"),
         fixed={}, comes_back=False),
     Dialect(
@@ -1632,6 +1647,7 @@ DEVICE_PARAMS = (  # fence_kasa and fence_http
     param("username", STRING, "User name, if the device asks for one", letter="l", aliases="login"),
     param("inet4_only", BOOLEAN, "Use IPv4 only", letter="4"),
     param("inet6_only", BOOLEAN, "Use IPv6 only", letter="6"))
+HTTP_METHODS = ("GET", "POST", "PUT")
 HTTP_PARAMS = (  # fence_http
     param("ssl", BOOLEAN, "Use TLS, and verify the certificate (default port: 443)", letter="z",
           aliases="ssl_secure"),
@@ -1644,7 +1660,11 @@ HTTP_PARAMS = (  # fence_http
     param("power_off_url", URL, "Path (or full URL on the same host) that switches off"),
     param("http_method", SELECT, "Method of the two switching URLs (for device=url); auto is GET, "
           "and POST where one of them has a body", default="auto",
-          choices=("auto", "GET", "POST", "PUT")),
+          choices=("auto",) + HTTP_METHODS),
+    param("power_on_method", SELECT, "Method of the URL that switches on, where http_method is not "
+          "that of both", choices=HTTP_METHODS),
+    param("power_off_method", SELECT, "Method of the URL that switches off, where http_method is "
+          "not that of both", choices=HTTP_METHODS),
     param("power_on_body", STRING, "Body of the request that switches on (for device=url)"),
     param("power_off_body", STRING, "Body of the request that switches off (for device=url)"),
     param("content_type", CONTENT_TYPE, "Content type of the bodies; without it application/json "
@@ -1652,6 +1672,8 @@ HTTP_PARAMS = (  # fence_http
 STATUS_PARAMS = (  # fence_http and fence_check
     param("switch_name", STRING, "Name or object id of the ESPHome switch: same as plug"),
     param("status_url", URL, "Path (or full URL on the same host) that tells the power state"),
+    param("status_method", SELECT, "Method of status_url (for device=url); a POST has no body",
+          default="GET", choices=("GET", "POST")),
     param("status_on_regex", PATTERN, "Regex that only a status of ON matches (for device=url)"),
     param("status_off_regex", PATTERN, "Regex that only a status of OFF matches (for device=url)"),
     param("status_member", MEMBER, "Member of a JSON status that tells the power state, as "
@@ -2032,9 +2054,18 @@ def build_check_settings(values, defaults):
     device = collect_device_options(options) if port else {}
     settings = build_settings(dict(device, **own), dict(defaults, ipport=str(port or "")))
     settings.options = options
+    check_protocol(settings)
     take_networks(settings)
     check_look(settings)
     return settings
+
+
+def check_protocol(settings):
+    """Raise UsageError for a protocol of TP-Link's plugs beside a method that knows none."""
+    method = DIALECTS["kasa"].method
+    if settings.protocol != "auto" and settings.fence_method != method:
+        raise UsageError("protocol=%s is for fence_method=%s, and fence_method is %s: leave one out"
+                         % (settings.protocol, method, quote(settings.fence_method)))
 
 
 def collect_device_options(options):
@@ -2353,42 +2384,59 @@ class FilesAndPrograms:
 class KeptLogins:
     """What one action leaves to the next of its logins: the fields of a challenge, and its count.
 
-    It can be lost at any time, and then the next action begins anew.
+    It can be lost at any time, and then the next action begins anew. A device has a few places for
+    it, each a file: an action holds one by a lock, which ends with the process at the latest, and
+    what goes on at the same time takes the next.
     """
 
+    held_login = None  # the file
+
     def take_login(self, name):
-        """Return what was kept under this name, or None, and keep it no more."""
+        """Return what was kept under this name, and keep it no more; None without any."""
         # Two at once would give one answer twice, which a device takes for a guess.
-        kept = self._read_logins()
-        found = kept.pop(name, None)
-        if found:
-            self._write_logins(kept)
-        return found
+        for number in range(0 if self.held_login else LOGINS_AT_ONCE):
+            try:
+                self.held_login = open_locked("%s/%s.%d" % (LOGINS_FOLDER, name, number))
+                text = self.held_login.read(MAX_LOGIN_BYTES)
+                self.held_login.truncate(0)
+                return parse_kept_login(text)
+            except OSError as error:
+                self.debug("this place for a login is not free: %s" % error)
+        return None
 
-    def keep_login(self, name, login):
-        kept = self._read_logins()
-        kept.pop(name, None)
-        self._write_logins(dict(list(kept.items())[1 - MOST_LOGINS:] + [(name, login)]))
-
-    def _read_logins(self):
-        """Return {name: (fields, count)}; nothing where it cannot be read, or is damaged."""
+    def keep_login(self, login):
+        """Leave (fields, count) in the place that is held; None for nothing."""
         try:
-            found = json.loads(self.read_file(LOGINS_FILE).decode("utf-8"))
-            return {name: ({key: str(text) for key, text in fields.items()}, int(count))
-                    for name, (fields, count) in found.items()}
-        except (UsageError, ValueError, TypeError, AttributeError, OverflowError, RecursionError):
-            return {}
-
-    def _write_logins(self, logins):
-        new_path = "%s.%d" % (LOGINS_FILE, os.getpid())
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
-        try:
-            os.makedirs(os.path.dirname(LOGINS_FILE), 0o700, exist_ok=True)
-            with open(os.open(new_path, flags, 0o600), "w") as file:
-                json.dump(logins, file)
-            os.rename(new_path, LOGINS_FILE)
+            with self.held_login as file:
+                file.seek(0)
+                file.write(json.dumps(login).encode("utf-8"))
         except OSError as error:
-            self.debug("logins are not kept: %s" % error)
+            self.debug("a login is not kept: %s" % error)
+        self.held_login = None
+
+
+def open_locked(path):
+    """Return a file of our own that nobody else has; raise OSError where that is not so."""
+    import fcntl
+    os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
+    # Whatever else may be at that place, a pipe or a link, is neither waited for nor followed.
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+    file = open(os.open(path, flags, 0o600), "r+b")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        raise
+    return file
+
+
+def parse_kept_login(text):
+    """Return (fields, count), or None for what is damaged."""
+    try:
+        fields, count = json.loads(text.decode("utf-8"))
+        return {name: str(value) for name, value in fields.items()}, int(count)
+    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError):
+        return None
 
 
 def exchange_with_child(pipes, data, deadline):
@@ -3327,18 +3375,26 @@ class Device:
 class OpenedOutlet:
     """One outlet of a device, after both have been proven to be the ones that are meant.
 
-    state: what the device said of it while it was opened. identity: what tells it from the other
-    outlets of the device, whatever name it was called by. A class of part 3 has read(deadline),
+    state: what the device said of it while it was opened, and doubt why that says nothing, "" if it
+    does. identity: what tells it from the other outlets of the device, whatever name it was called
+    by. A class of part 3 has read(deadline),
     which returns a PowerState, and send(wanted, deadline), which commands one. The reply to a
     command is the device's word about its intentions; read is what it says of the outlet
     afterwards. Both make sure first that it is still the same device: a new connection may lead to
     another one.
     """
 
-    def __init__(self, device, state, identity=""):
+    def __init__(self, device, state, identity="", doubt=""):
         self.device = device
         self.state = state
         self.identity = identity
+        self.doubt = doubt
+
+    def state_at_opening(self):
+        """Return the PowerState; raise ProtocolError where that was in doubt."""
+        if self.doubt:
+            raise ProtocolError(self.doubt)
+        return self.state
 
     def ask_each(self, ask):
         """Return {name: ask(name, outlet)} of the outlets that this one stands for, see PROOF."""
@@ -3366,10 +3422,8 @@ class OutletGroup(OpenedOutlet):
         self.device = device
         self.outlets = outlets
 
-    @property
-    def state(self):
-        """OFF when all are. Not before it is asked for: that of one may be in doubt."""
-        states = self.ask_each(lambda name, outlet: outlet.state)
+    def state_at_opening(self):
+        states = self.ask_each(lambda name, outlet: outlet.state_at_opening())
         return combine_states(list(states.values()))
 
     def ask_each(self, ask):
@@ -4132,14 +4186,14 @@ def build_kasa_request(module, method, arguments, child_id=None):
 
 
 def parse_kasa_length(header):
-    """Return the length of the reply behind a header; Refused where no Kasa device can be.
+    """Return the length of the reply behind a header; StrangeReply where no Kasa device can be.
 
     HTTP, SSH, TLS and the like begin with letters or version numbers, and claim millions of bytes.
     """
     length = struct.unpack(">I", header)[0]
     if length > MAX_REPLY_BYTES:
-        raise Refused("the reply claims a length of %d bytes (does another service listen on this "
-                      "port?)" % length)
+        raise StrangeReply("the reply claims a length of %d bytes (does another service listen on "
+                           "this port?)" % length)
     if length < 2:
         # Seen from sick devices, and from some that had just started (python-kasa #187).
         raise ProtocolError("the reply claims a length of %d bytes, which is no answer" % length)
@@ -4147,11 +4201,11 @@ def parse_kasa_length(header):
 
 
 def parse_kasa_message(message):
-    """Return the JSON object in a reply's payload; Refused for what is not Kasa's protocol."""
+    """Return the JSON object in a reply's payload; StrangeReply for another protocol."""
     plain = decrypt_kasa(message)
     if plain[:1] != b"{":
-        raise Refused("the reply of %d bytes is not Kasa's protocol (does another service listen "
-                      "on this port?)" % len(message))
+        raise StrangeReply("the reply of %d bytes is not Kasa's protocol (does another service "
+                           "listen on this port?)" % len(message))
     # An alias may come in another encoding than UTF-8, and harms nothing but itself.
     return parse_json_object(plain.decode("utf-8", "surrogateescape"))
 
@@ -4678,6 +4732,10 @@ class KlapSession:
     def seal(self, plain):
         """Return the body of the next request."""
         self.sequence += 1
+        return self.seal_answer(plain)
+
+    def seal_answer(self, plain):
+        """Return the body that a device answers the last request with."""
         cipher = encrypt_aes_cbc(self.key, self._vector(), plain)
         return self._sign(cipher) + cipher
 
@@ -5183,6 +5241,48 @@ class SmartPayload:
 #              child_id, wanted) and read_meter(ask, child_id, number) are about one outlet.
 #              ask(request, parse) asks one question of the session that is open.
 
+class TransportChoice:
+    """Which transport leads to a device that has not told yet who it is.
+
+    port: of the one that was chosen last. detour: why that is not the preferred one, "" if it is.
+    is_undecided: it was chosen because its port is open, and for nothing else. is_second: the next
+    one is to be the other.
+    """
+
+    def __init__(self, system, settings, describe):
+        self.system = system
+        self.settings = settings
+        self.describe = describe  # see KlapTransport
+        self.port = settings.ipport
+        self.detour = ""
+        self.is_undecided = False
+        self.is_second = False
+
+    def choose(self, deadline):
+        """Return a new transport."""
+        settings = self.settings
+        name, ports = settings.protocol, list(KASA_PROTOCOLS.values())
+        by_port = dict(zip(ports, KASA_PROTOCOLS))
+        self.detour, self.is_undecided = "", False
+        if self.is_second:
+            return self._make(by_port[ports[1]], ports[1])
+        if name == "auto" and settings.ipport != ports[0]:
+            name = by_port.get(settings.ipport, "legacy")  # the port says which is meant
+        if name != "auto":
+            return self._make(name, settings.ipport)
+        connection, port, self.detour = connect_awake(
+            self.system, settings, deadline, lambda limit: self.system.connect_preferred(
+                settings.ip, ports, settings.family, limit, KASA_CLOSED_HINT))
+        transport = self._make(by_port[port], port)
+        transport.opened = connection
+        self.is_undecided = port == ports[0]
+        return transport
+
+    def _make(self, name, port):
+        self.port = port
+        return TRANSPORTS[name](self.system, self.settings, self.describe, port)
+
+
 @speaks("kasa")
 class KasaDevice(Device):
     """A plug or strip of TP-Link's, in one session for all requests as long as that lasts."""
@@ -5191,10 +5291,9 @@ class KasaDevice(Device):
 
     def __init__(self, system, settings):
         super().__init__(system, settings)
+        self.choice = TransportChoice(system, settings, self.describe)
         self.transport = None     # chosen by the first question, as the payload is
         self.payload = None
-        self.port = settings.ipport  # of the transport that was chosen last
-        self.detour = ""          # why the preferred transport is not the one
         self.answers_once = None  # whether it ends each session behind an answer; None: not known
         self.description = None   # the KasaInfo that came last
 
@@ -5203,7 +5302,7 @@ class KasaDevice(Device):
         return self.transport and self.transport.session
 
     def describe(self):
-        return "%s %s" % (self.name, render_address(self.settings.ip, self.port))
+        return "%s %s" % (self.name, render_address(self.settings.ip, self.choice.port))
 
     def list_outlets(self, deadline):
         return self.read_description(deadline).outlets
@@ -5220,6 +5319,8 @@ class KasaDevice(Device):
     def read_description(self, deadline):
         """Return the KasaInfo as the device tells it now, in the session that is open or a new one.
         """
+        if not self.description:
+            return self.find_description(deadline)
         # Devices end idle sessions.
         is_reused = self.session is not None
         try:
@@ -5228,6 +5329,33 @@ class KasaDevice(Device):
             if not (is_reused and error.was_closed):
                 raise
         return self.ask_description(deadline)
+
+    def find_description(self, deadline):
+        """Return the first KasaInfo, over the other protocol where the preferred one brings none.
+
+        What listens on its port may be anything.
+        """
+        choice = self.choice
+        try:
+            return self.ask_description(deadline)
+        except FenceError as error:
+            if not choice.is_undecided or deadline.left() < SHORTEST_EXCHANGE_SECONDS:
+                raise
+            failure, port = error, choice.port
+        choice.is_second = True
+        try:
+            found = self.ask_description(deadline)
+        except FenceError as error:
+            text = ("port %d: %s; port %d: %s; protocol says which of them is meant"
+                    % (port, failure, choice.port, error))
+            choice.port = port
+            # What is not Kasa's protocol says nothing of the plug.
+            raise type(error if isinstance(failure, StrangeReply) else failure)(text) from error
+        finally:
+            choice.is_second = False
+        self.system.warn("port %d of %s is not that of a plug: %s (protocol=klap leaves it alone)"
+                         % (port, self.settings.ip, failure))
+        return found
 
     def ask_description(self, deadline):
         return self.exchange(
@@ -5253,39 +5381,21 @@ class KasaDevice(Device):
     def open_session(self, ask, deadline):
         """Begin a session unless one is open; the first one decides how the device is spoken to."""
         if not self.transport:
-            self.transport, self.detour = self.choose_transport(deadline)
-            self.port = self.transport.port
+            self.transport = self.choice.choose(deadline)
         if not self.session:
             self.transport.open(deadline)
         if not self.payload:
             smart = SmartPayload(self.system) if self.transport.carries_smart else None
             self.payload = smart if smart and smart.is_understood(ask) else IotPayload()
 
-    def choose_transport(self, deadline):
-        """Return (transport, why it is not the preferred one, "" if it is)."""
-        settings = self.settings
-        name, ports = settings.protocol, list(KASA_PROTOCOLS.values())
-        by_port = dict(zip(ports, KASA_PROTOCOLS))
-        if name == "auto" and settings.ipport != ports[0]:
-            name = by_port.get(settings.ipport, "legacy")  # the port says which is meant
-        if name != "auto":
-            return TRANSPORTS[name](self.system, settings, self.describe, settings.ipport), ""
-        connection, port, detour = connect_awake(
-            self.system, settings, deadline, lambda limit: self.system.connect_preferred(
-                settings.ip, ports, settings.family, limit, KASA_CLOSED_HINT))
-        transport = TRANSPORTS[by_port[port]](self.system, settings, self.describe, port)
-        transport.opened = connection
-        return transport, detour
-
     def forget_choice(self, error):
         """Let the next question choose anew, of a device that has not told yet who it is.
 
         The error gets all reasons: what was tried first is what a person expects.
         """
-        if self.detour:
-            error.args = ("%s; before that %s" % (error, self.detour),)
+        if self.choice.detour:
+            error.args = ("%s; before that %s" % (error, self.choice.detour),)
         self.transport = self.payload = None
-        self.detour = ""
 
     def accept(self, found):
         """Return a KasaInfo; raise Refused unless it is of the device that is meant."""
@@ -6036,9 +6146,9 @@ class EsphomeSwitch(HttpOutlet):
 # tells the states, /status and Shelly.GetStatus, tells the MAC too, and is the whole list.
 #
 # Firmware 2.0 keeps 32 challenges, for an hour each; while all are taken it refuses a new one for
-# 2 s. Three actions a minute would take them all, so each goes on with the challenge of the one
-# before, which is kept by the device's MAC. Of two at once the second asks for a new one, and so
-# does who is told by a 401 that the device has forgotten it.
+# 2 s. Three actions a minute would take them all, so each goes on with the challenge of one before,
+# which is kept by the device's address. Who finds none asks for a new one, and so does who is told
+# by a 401 that the device has forgotten it.
 #
 # A relay that is off may come back by itself. While a timer runs, the status shows it, and such an
 # OFF is none; auto_on starts one at each OFF, so a channel that has it is refused. Switch.Set
@@ -6202,9 +6312,15 @@ def parse_shelly_outlets(status, settings, ways, first):
     if set(channels) != set(known):
         raise ProtocolError("the device tells the states of %d channels, and the settings of %d"
                             % (len(channels), len(known)))
-    return tuple(Outlet(channel + first, str(known[channel].get("name") or ""), (),
-                        parse_shelly_state(members, ways))
+    names = find_shelly_names(settings, ways)
+    return tuple(Outlet(channel + first, names[channel], (), parse_shelly_state(members, ways))
                  for channel, members in sorted(channels.items()))
+
+
+def find_shelly_names(settings, ways):
+    """Return {channel: name} from the settings."""
+    return {channel: str(members.get("name") or "")
+            for channel, members in ways.find_channels(settings).items()}
 
 
 def has_shelly_auto_on(settings, channel, ways):
@@ -6255,8 +6371,10 @@ class ShellyDevice(HttpDevice):
             if has_shelly_auto_on(settings, self.find_channel(outlet), self.ways):
                 raise Refused("channel %d switches itself on again after each OFF: switch its "
                               "auto_on off" % outlet.number)
-            timer = self.find_timer(outlet.state, channels[self.find_channel(outlet)])
-            return ShellyChannel(self, outlet, timer, set(channels))
+            doubt = self.doubt_about_off(outlet.state, channels[self.find_channel(outlet)])
+            is_called_by_name = len(outlets) > 1 and outlet.alias == name
+            names = find_shelly_names(settings, self.ways) if is_called_by_name else None
+            return ShellyChannel(self, outlet, doubt, set(channels), names)
         return self.open_named(open_one)
 
     def check_identity(self, deadline):
@@ -6273,15 +6391,14 @@ class ShellyDevice(HttpDevice):
     def _recall_login(self):
         """Go on with the challenge of an earlier action: the device has few."""
         if self.settings.password and not self.login.digest:
-            kept = self.system.take_login(self.identity.mac)
+            kept = self.system.take_login(render_address(self.address, self.settings.ipport))
             if kept:
                 self.login.recall(*kept)
 
     def close(self):
-        kept = self.login.kept()
-        if kept and self.identity:
+        if self.system.held_login:
+            self.system.keep_login(self.login.kept())
             self.login.forget()
-            self.system.keep_login(self.identity.mac, kept)
 
     def _check_same(self, found):
         if found != self.identity:
@@ -6291,14 +6408,22 @@ class ShellyDevice(HttpDevice):
     def read_status(self, deadline):
         return self._read(self.ways.status, self.ways.status_owner, deadline)
 
-    def find_timer(self, state, members):
-        """Return why the state of a channel will end by itself, "" for an ON."""
-        return self.ways.find_timer(members) if state is PowerState.OFF else ""
+    def read_settings(self, deadline):
+        return self._read(self.ways.settings, self.ways.settings_owner, deadline)
+
+    def doubt_about_off(self, state, members):
+        """Return why an OFF of a channel will end by itself, "" when it will not, or for an ON.
+
+        SAFETY: an OFF that will end by itself is none.
+        Test: test_an_off_under_a_running_timer_is_none
+        """
+        timer = self.ways.find_timer(members) if state is PowerState.OFF else ""
+        return timer and "the relay is OFF, but %s" % timer
 
     def _read_all(self, deadline):
         """Return (settings, Outlets, status) of the whole device."""
         self.check_identity(deadline)
-        settings = self._read(self.ways.settings, self.ways.settings_owner, deadline)
+        settings = self.read_settings(deadline)
         status = self.read_status(deadline)
         return settings, parse_shelly_outlets(
             status, settings, self.ways, self.settings.first_outlet), status
@@ -6315,45 +6440,45 @@ class ShellyDevice(HttpDevice):
 
 
 class ShellyChannel(HttpOutlet):
-    """One channel of a Shelly. timer: why its OFF of the opening will end, until a command came."""
+    """One channel of a Shelly."""
 
-    def __init__(self, device, outlet, timer, channels):
-        super().__init__(device, outlet.state, outlet.number)
+    def __init__(self, device, outlet, doubt, channels, names):
+        super().__init__(device, outlet.state, outlet.number, doubt)
         self.channel = device.find_channel(outlet)
         self.channels = channels  # all that the device has
-        self.timer = timer
+        self.names = names        # of them all, where this one was asked for by its own
         # Who has commanded before that, nobody knows.
         self.quiet_since = device.system.clock()
 
-    @property
-    def state(self):
-        if self.timer:
-            raise ProtocolError("the relay is OFF, but %s" % self.timer)
-        return self.opened
+    def check_names(self, deadline):
+        """Raise Refused unless all names are as they were when this channel was found by its own.
 
-    @state.setter
-    def state(self, opened):
-        self.opened = opened
+        SAFETY: who swaps two names means another channel by them from then on.
+        Test: test_a_name_that_moves_to_another_channel_is_a_doubt
+        """
+        if self.names and self.names != find_shelly_names(
+                self.device.read_settings(deadline), self.device.ways):
+            raise Refused("plug %s may have become another outlet in the middle of the action: the "
+                          "names of the channels were changed" % quote(self.device.wanted))
 
     def read_state(self, deadline):
-        status = self.device.read_status(deadline)
-        members = self._find(status)
+        self.check_names(deadline)
+        members = self._find(self.device.read_status(deadline))
         state = parse_shelly_state(members, self.device.ways)
-        # SAFETY: an OFF that will end by itself is none.
-        # Test: test_an_off_under_a_running_timer_is_none
-        timer = self.device.find_timer(state, members)
-        if timer:
-            raise ProtocolError("the relay is OFF, but %s" % timer)
+        doubt = self.device.doubt_about_off(state, members)
+        if doubt:
+            raise ProtocolError(doubt)
         return state
 
     def send_command(self, wanted, deadline):
+        self.check_names(deadline)
         ways = self.device.ways
         try:
             self.device.exchange("GET", ways.command % (self.channel, ways.words[wanted]),
                                  self._check_acknowledgement, deadline)
         finally:  # it may have obeyed, whatever came back
             self.quiet_since = self.device.system.clock()
-            self.timer = ""
+            self.doubt = ""  # a command ends the timer
 
     def _check_acknowledgement(self, reply):
         # Whichever state it tells, it is the one before or the one that is meant to be.
@@ -6433,7 +6558,7 @@ def parse_page(path):
     return steps, set(re.split("[&;]", query.partition("#")[0])) - {""}
 
 
-def check_pages(paths, bodies):
+def check_pages(paths, bodies, status_method):
     """Raise UsageError unless what reads, what switches on and what switches off are different.
 
     paths: {URL parameter: path}; bodies: {URL parameter: body} of those that have one.
@@ -6444,8 +6569,9 @@ def check_pages(paths, bodies):
     switching = [parse_page(path) + (bodies.get(name, ""),)
                  for name, path in paths.items() if path and name != "status_url"]
     for path, parts, body in switching:
-        # What has to have a body is not done by a question that has none.
-        is_read = not body and path == status_path and parts <= status_parts
+        # What has to have a body is not done by a question that can have none.
+        needs_body = body and status_method == "GET"
+        is_read = not needs_body and path == status_path and parts <= status_parts
         if is_read or switching.count((path, parts, body)) > 1:
             raise UsageError("power_on_url, power_off_url and status_url must differ, or the "
                              "bodies of the first two: a URL that toggles, or switches when it is "
@@ -6468,14 +6594,15 @@ def check_status_way(settings):
         raise UsageError("status_on_value and status_off_value are the same")
 
 
-def choose_switching_method(settings):
-    """Return the HTTP method of the switching URLs."""
-    has_body = bool(settings.power_on_body or settings.power_off_body)
-    if has_body and settings.http_method == "GET":
-        raise UsageError("a GET has no body: leave http_method out, or set POST or PUT")
-    if settings.http_method != "auto":
-        return settings.http_method
-    return "POST" if has_body else "GET"
+def choose_switching_method(settings, own_method, body):
+    """Return the HTTP method of one switching URL; own_method: of it alone, "" for http_method."""
+    method = own_method or settings.http_method
+    if method == "auto":
+        method = "POST" if settings.power_on_body or settings.power_off_body else "GET"
+    if body and method == "GET":
+        raise UsageError("a GET has no body: leave its method (http_method) out, or set POST or "
+                         "PUT")
+    return method
 
 
 @speaks("url")
@@ -6490,8 +6617,12 @@ class UrlDevice(HttpDevice):
         check_status_way(settings)
         self.bodies = {"power_on_url": settings.power_on_body,
                        "power_off_url": settings.power_off_body}
-        check_pages(self.paths, self.bodies)
-        self.method = choose_switching_method(settings)
+        check_pages(self.paths, self.bodies, settings.status_method)
+        self.methods = {
+            "power_on_url": choose_switching_method(
+                settings, settings.power_on_method, settings.power_on_body),
+            "power_off_url": choose_switching_method(
+                settings, settings.power_off_method, settings.power_off_body)}
         self.content_type = settings.content_type
         self.own_headers = self.fill_headers()
         for path in self.paths.values():
@@ -6541,7 +6672,7 @@ class UrlDevice(HttpDevice):
 
     def ask_status(self, parse, deadline):
         """Return parse(text) of the status reply."""
-        return self.exchange("GET", self.paths["status_url"],
+        return self.exchange(self.settings.status_method, self.paths["status_url"],
                              lambda reply: parse(parse_http_body(reply)), deadline)
 
     def shown_path(self, path):
@@ -6561,8 +6692,10 @@ class UrlOutlet(HttpOutlet):
         device = self.device
         if not device.paths[name]:
             raise UsageError("no %s was given, so the device cannot be switched that way" % name)
-        device.exchange(device.method, device.paths[name], lambda reply: check_command_reply(
-            reply, (200, 201, 202, 204)), deadline, body=device.bodies[name])
+        device.exchange(
+            device.methods[name], device.paths[name],
+            lambda reply: check_command_reply(reply, (200, 201, 202, 204)), deadline,
+            body=device.bodies[name])
 
     def read_power_meter(self, deadline):
         path = self.device.settings.watts_member
@@ -7330,7 +7463,7 @@ def check_still_off(job, outlet):
 
 
 def run_status(job):
-    state = job.retry(job.device.open, READ_ATTEMPTS).state
+    state = job.retry(job.device.open, READ_ATTEMPTS).state_at_opening()
     return (EXIT_GOOD if state is PowerState.ON else EXIT_OFF), "Status: " + state.value
 
 
@@ -7531,7 +7664,7 @@ class CheckJob(Job):
         if self.outlet:
             return self.outlet.ask_each(lambda name, one: one.read(deadline))
         self.outlet = self.device.open(deadline)
-        return self.outlet.ask_each(lambda name, one: one.state)
+        return self.outlet.ask_each(lambda name, one: one.state_at_opening())
 
 
 def collect_evidence(job):
@@ -8624,6 +8757,9 @@ NODE_KEYS = NETWORK_KEYS + (
     cluster_key("status_off_value", power="status_off_value", verify="status_off_value"),
     cluster_key("watts_member", power="watts_member", verify="watts_member"),
     cluster_key("http_method", power="http_method"),
+    cluster_key("power_on_method", power="power_on_method"),
+    cluster_key("power_off_method", power="power_off_method"),
+    cluster_key("status_method", power="status_method", verify="status_method"),
     cluster_key("power_on_body", power="power_on_body"),
     cluster_key("power_off_body", power="power_off_body"),
     cluster_key("content_type", power="content_type"),
@@ -10461,6 +10597,38 @@ class VirtualKasa(VirtualDevice):
                 "voltage_mv": 230000, "err_code": 0}
 
 
+class VirtualKlap(VirtualKasa):
+    """The same with newer firmware: its old port is closed, and it speaks KLAP on another."""
+
+    login = KlapLogin("admin@example.com", "s3cret")
+    session = None  # the KlapSession: it keeps one
+
+    def converse(self, handle):
+        from http.client import parse_headers
+        with handle.makefile("rb") as stream:
+            path = stream.readline().decode("latin-1").split(" ")[1]
+            body = stream.read(int(parse_headers(stream).get("Content-Length", 0)))
+        with self.lock:
+            status, reply = self.take_step(path.partition("?")[0], body)
+        lines = ["HTTP/1.1 %d Whatever" % status, "Set-Cookie: %s=1;TIMEOUT=86400" % KLAP_COOKIE,
+                 "Connection: close", "Content-Length: %d" % len(reply)]
+        self.send_answer(handle, "\r\n".join(lines + ["", ""]).encode("latin-1") + reply)
+
+    def take_step(self, page, body):
+        """Return (status, body) of the answer to one step of the protocol."""
+        if page == "/app/handshake1":
+            proof, seed = build_klap_proof(2, self.login), os.urandom(KLAP_SEED_BYTES)
+            self.session = KlapSession(proof, body, seed, "")
+            return 200, seed + build_klap_hash(proof, body, seed)
+        if page == "/app/handshake2":
+            return (200 if body == self.session.client_hash else 403), b""
+        self.session.sequence += 1
+        plain = self.session.unseal(body)
+        # What Tapo plugs are asked, these answer with {} (python-kasa #1648).
+        answer = b"{}" if b'"method"' in plain else decrypt_kasa(self.answer(encrypt_kasa(plain)))
+        return 200, self.session.seal_answer(answer)
+
+
 PORTAL_PAGE = ("<!DOCTYPE html><html><title>Sign in: Wi-Fi ON or OFF</title><form>"
                "<input id=psk name=psk type=password></form></html>")
 
@@ -10651,11 +10819,25 @@ class VirtualSwitch(VirtualHttp):
         return 200, {}, pages.page % pages.words[self.words()[1]]
 
 
+class VirtualOutput(VirtualHttp):
+    """An output of a PDU: one page tells its state in JSON, and takes commands as bodies."""
+
+    dialect = "url"
+
+    def respond(self, method, path, fields):
+        if path != "/netio.json":
+            return 404, {}, "Not Found"
+        if method == "POST":
+            self.switch(1, json.loads(fields["body"])["Outputs"][0]["Action"] == 1)
+        outputs = [{"ID": outlet.number, "State": int(outlet.relay)} for outlet in self.outlets]
+        return 200, {}, json.dumps({"Outputs": outputs})
+
+
 # One step of the demo. device: key of a virtual device; expected: exit code; shows: what the output
 # must hold; lesson: what the reader should take from it.
 DemoStep = namedtuple("DemoStep", "device parameters expected shows lesson")
 
-DEMO_PARAMETERS = "nodename=storage-b\nshell_timeout=1\npower_timeout=3\nstonith_status_sleep=0.5\n"
+DEMO_PARAMETERS = "nodename=storage-b\nstonith_status_sleep=0.2\n"
 DEMO_STEPS = (
     DemoStep(
         device="plug", parameters="action=status", expected=0, shows="Status: ON",
@@ -10676,10 +10858,19 @@ DEMO_STEPS = (
         device="strip", parameters="action=list-status", expected=0, shows="3,spare,ON",
         lesson="the other outlets were left alone"),
     DemoStep(
-        device="liar", parameters="action=off", expected=1, shows="still reports ON",
+        device="six", parameters="action=off\nplug=1,5", expected=0, shows="Success: Powered OFF",
+        lesson="a server with two power supplies: off when both of its outlets are"),
+    DemoStep(
+        device="klap", parameters="action=off\nprotocol=klap\nusername=admin@example.com\n"
+        "password=s3cret", expected=0, shows="Success: Powered OFF",
+        lesson="a plug that has lost port 9999 to an update: KLAP, with the account's login"),
+    DemoStep(
+        device="liar", parameters="action=off\npower_timeout=1.5", expected=1,
+        shows="still reports ON",
         lesson="a plug that acknowledges and does not switch: NOT fenced"),
     DemoStep(
-        device="welded", parameters="action=off", expected=1, shows="still draws 43 W",
+        device="welded", parameters="action=off\npower_timeout=1.5", expected=1,
+        shows="still draws 43 W",
         lesson="a relay that reports OFF with its contact welded: NOT fenced"),
     DemoStep(
         device="tasmota", parameters="action=off\ndevice=tasmota\nplug=2\npassword=s3cret",
@@ -10690,14 +10881,19 @@ DEMO_STEPS = (
         "status_url=/switch/relay", expected=0, shows="Success: Powered OFF",
         lesson="ESPHome, by its URLs"),
     DemoStep(
-        device="shelly", parameters="action=off\ndevice=shelly\nplug=storage-b", expected=1,
-        shows="still draws 43 W", lesson="a channel of a Shelly by its name; the meter sees that "
-        "its relay is welded: NOT fenced"),
+        device="shelly", parameters="action=off\ndevice=shelly\nplug=storage-b", expected=0,
+        shows="Success: Powered OFF", lesson="a channel of a Shelly by its name"),
+    DemoStep(
+        device="output", parameters="action=off\npower_off_url=/netio.json\n"
+        'power_off_body={"Outputs":[{"ID":1,"Action":0}]}\nstatus_url=/netio.json\n'
+        "status_member=$.Outputs[0].State\nstatus_on_value=1\nstatus_off_value=0",
+        expected=0, shows="Success: Powered OFF",
+        lesson="any device with URLs, here with a body, and a state in JSON"),
     DemoStep(
         device="switch", parameters="action=off\npower_off_url=/relay/0?turn=off\n"
         'status_url=/relay/0\nstatus_on_regex="ison":true\nstatus_off_regex="ison":false',
-        expected=1, shows="sign-in page", lesson="any device with URLs, but its Wi-Fi "
-        "is a captive portal now: NOT fenced"))
+        expected=1, shows="sign-in page", lesson="the same with expressions, but its Wi-Fi is a "
+        "captive portal now: NOT fenced"))
 
 
 def cmd_demo(arguments, system):
@@ -10706,9 +10902,11 @@ def cmd_demo(arguments, system):
     devices = {
         "plug": VirtualKasa(["storage-b"]), "liar": VirtualKasa(["storage-b"], fault="ignore"),
         "strip": VirtualKasa(["storage-a", "storage-b", "spare"]),
+        "six": VirtualKasa(["b left", "a left", "spare", "a right", "b right", "spare"]),
+        "klap": VirtualKlap(["storage-b"]), "output": VirtualOutput(["1", "2"]),
         "welded": VirtualKasa(["storage-b"], metered=True, fault="welded"),
         "tasmota": VirtualTasmota(["POWER1", "POWER2"], password="s3cret"),
-        "shelly": VirtualShelly(["storage-a", "storage-b"], metered=True, fault="welded"),
+        "shelly": VirtualShelly(["storage-a", "storage-b"], metered=True),
         "esphome": VirtualSwitch(pages=ESPHOME_PAGES), "switch": VirtualSwitch(fault="portal")}
     try:
         for device in devices.values():
@@ -10732,7 +10930,7 @@ def run_demo_step(number, step, device, system):
     system.write("%d. %s\n   $ printf '%s' | %s" % (
         number, step.lesson, parameters.replace("\n", "\\n").replace("%", "%%"), device.agent))
     agent = [sys.executable, "-IS", os.path.abspath(__file__), device.agent]
-    code, out, err = system.run(agent, parameters, system.deadline(20))
+    code, out, err = system.run(agent, parameters, system.deadline(60))
     for line in (out + err).splitlines():
         system.write("   " + line)
     good = code == step.expected and step.shows in out + err

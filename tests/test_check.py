@@ -472,6 +472,15 @@ class ParameterTest(support.AgentTest):
             self.assert_failure(support.on_stdin("fence_check", dict(
                 GOOD, action="validate-all", fence_method=method)), "fence_method")
 
+    def test_a_protocol_of_another_method_is_a_usage_error(self):
+        for method in ("tasmota", "ipmi", "fence_kasa"):
+            for protocol in ("klap", "legacy"):
+                with self.subTest(method), self.assertRaisesRegex(
+                        fencetool.UsageError, "protocol=%s is for fence_method=kasa, and "
+                        "fence_method is '%s'" % (protocol, method)):
+                    check_settings(fence_method=method, protocol=protocol)
+        self.assertEqual(check_settings(fence_method="ipmi", protocol="auto").protocol, "auto")
+
     def test_missing_parameters_are_named_with_their_option(self):
         self.assert_failure(support.on_stdin("fence_check", {"action": "off"}),
                             "no fence_method given (use --fence-method")

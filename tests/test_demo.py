@@ -5,6 +5,7 @@ import sys
 import tempfile
 import unittest
 
+import fencetool
 from tests import support
 
 
@@ -27,6 +28,13 @@ class Demo(unittest.TestCase):
         result = support.run(["unshare", "-n", "sh", "-c", script],
                              environment={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"})
         self.assert_as_told(result)
+
+    def test_every_way_that_people_need_has_a_step(self):
+        steps = [step.parameters for step in fencetool.DEMO_STEPS]
+        for words in (("protocol=klap", "username=", "password="), ("plug=1,5",),
+                      ("power_off_body=", "status_member=", "status_off_value=")):
+            with self.subTest(words):
+                self.assertTrue(any(all(word in step for word in words) for step in steps))
 
     def assert_as_told(self, result):
         self.assertEqual((result.code, result.err), (0, ""), result.out)

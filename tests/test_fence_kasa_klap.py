@@ -200,6 +200,21 @@ class Sessions(KlapTest):
         self.assertEqual(self.steps(device).count("handshake1"), 2)
         self.assertEqual(device.complaints, [])
 
+    def test_the_last_number_of_a_session_is_rightly_signed_and_the_next_session_follows(self):
+        for family in (OldKlapPlug, SmartPlug):
+            device = self.start(family())
+            opened = self.open_device(device)
+            outlet = opened.open(self.deadline)
+            for session in (opened.transport.session, list(device.sessions.values())[-1]):
+                session.sequence = fencetool.KLAP_LAST_SEQUENCE - 1
+            with self.subTest(family.__name__):
+                outlet.send(PowerState.OFF, self.deadline)
+                self.assertEqual(self.steps(device).count("handshake1"), 1)
+                self.assertEqual(device.exchanges[-1].path, "/app/request?seq=2147483647")
+                self.assertIs(outlet.read(self.deadline), PowerState.OFF)
+                self.assertEqual(self.steps(device).count("handshake1"), 2)
+                self.assertEqual((device.commands, device.complaints), (1, []))
+
     def test_a_device_that_answers_one_request_of_a_session_is_fenced(self):
         for family in (OldKlapPlug, KlapStrip):
             device = self.start(family(("node",), metered=True, requests_a_session=1))
@@ -611,6 +626,77 @@ class Protocols(KlapTest):
         self.assert_success(self.run_auto(login_timeout="20", **ACCOUNT))
         self.assertFalse(device.outlets[0].powered)
 
+    STRANGERS = {  # what another program on the old port answers, and the reason that is told
+        "silence": (None, "no complete answer: nothing came"),
+        "its end": (b"", "closed the connection"),
+        "a page": (b"HTTP/1.1 400 Bad Request\r\n\r\n", "does another service listen"),
+        "nonsense": (virtual.GARBAGE, "is not Kasa's protocol"),
+        "a part": (virtual.GARBAGE[:9], "closed the connection"),
+        "no sysinfo": (fencetool.build_kasa_frame({"system": {}}), "holds no get_sysinfo")}
+
+    def start_stranger(self, answer):
+        """Start what accepts the old port and answers this; None: nothing at all."""
+        stranger = virtual.Kasa(fault="silent" if answer is None else "welded")
+        stranger.answer = lambda message: b""
+        if answer is not None:
+            stranger.send_answer = lambda handle, _: self.answer_and_end(handle, answer)
+        return self.start_legacy(stranger)
+
+    def answer_and_end(self, handle, answer):
+        handle.sendall(answer)
+        raise ConnectionError("ended")
+
+    def test_the_plug_behind_another_port_is_found_where_a_stranger_has_the_old_one(self):
+        for name, (answer, _) in self.STRANGERS.items():
+            device = self.start_klap_anew(SmartPlug(metered=True))
+            self.start_stranger(answer)
+            result = self.run_auto(shell_timeout="3" if answer is None else "20", **ACCOUNT)
+            with self.subTest(name):
+                self.assert_success(result)
+                self.assertFalse(device.outlets[0].powered)
+
+    def test_both_ports_are_told_where_neither_is_a_plugs(self):
+        for name, (answer, words) in self.STRANGERS.items():
+            self.start_klap_anew(SmartPlug(fault="stranger"))
+            self.start_stranger(answer)
+            result = self.fail_auto(shell_timeout="3" if answer is None else "20", **ACCOUNT)
+            with self.subTest(name):
+                self.assert_failure(result, "port 9999: ", words, "; port 80: the device refuses "
+                                    "the login of user", "protocol says which of them is meant")
+
+    def test_of_two_devices_at_one_address_the_one_with_the_mac_is_taken(self):
+        legacy, klap = virtual.Kasa(mac="CC:32:E5:00:00:77"), KlapPlug()
+        self.start_legacy(legacy)
+        self.start_klap(klap)
+        self.assert_success(self.run_auto(device_mac=klap.mac, **ACCOUNT))
+        self.assertEqual((legacy.commands, klap.commands), (0, 1))
+        self.assert_success(self.run_auto(device_mac=legacy.mac, **ACCOUNT))
+        self.assertEqual((legacy.commands, klap.commands), (1, 1))
+        result = self.run_auto(device_mac="CC:32:E5:00:00:78", **ACCOUNT)
+        self.assert_failure(result, "port 9999: another device has this address now: its MAC is "
+                            + legacy.mac, "port 80: another device has this address now: its MAC "
+                            "is " + klap.mac)
+        self.assertEqual((legacy.commands, klap.commands), (1, 1))
+
+    def test_an_old_plug_that_loses_its_first_answer_is_asked_again(self):
+        for is_klap_open in (True, False):
+            self.address_of_its_own = virtual_klap.own_address()
+            legacy = virtual.Kasa()
+            answer, lost = legacy.answer, []
+
+            def lose_first(message, answer=answer, lost=lost):
+                if not lost:
+                    lost.append(message)
+                    raise ConnectionError("lost")
+                return answer(message)
+            legacy.answer = lose_first
+            self.start_legacy(legacy)
+            if is_klap_open:  # and wants a login that nobody has given
+                self.start_klap(SmartPlug())
+            with self.subTest(is_klap_open=is_klap_open):
+                self.assert_success(self.run_auto())
+                self.assertFalse(legacy.outlets[0].powered)
+
     def test_what_to_do_is_told_when_the_old_port_is_closed_and_no_login_is_set(self):
         self.start_klap(SmartPlug())
         self.assert_failure(
@@ -667,6 +753,47 @@ class Protocols(KlapTest):
             with self.subTest(**parameters):
                 self.assert_success(self.run_auto(**dict(ACCOUNT, **parameters)))
                 self.assertEqual(device.probes, 1)
+
+    def test_no_datagram_changes_a_verdict(self):
+        spoofed = virtual_klap.build_datagram(0, {"error_code": 0, "result": {
+            "mac": "CC-32-E5-00-00-99", "device_on": False, "mgt_encrypt_schm": {
+                "encrypt_type": "TPAP", "http_port": 1}}})
+        stranger = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self.addCleanup(stranger.close)
+        stranger.bind((virtual_klap.own_address(), virtual_klap.DISCOVERY_PORT))
+        for answer, sender, words in (
+                (spoofed, stranger, ""), (b"", None, ""), (b"\0" * 16 + b"[" * 60000, None, ""),
+                (os.urandom(65000), None, ""), (spoofed[:40], None, ""),
+                (b"\0" * 16 + b'{"result":{"mgt_encrypt_schm":{"encrypt_type":%s}}}'
+                 % (b"9" * 60000), None, ""),
+                (spoofed, None, "; it announces the protocol 'TPAP'")):
+            device = SmartPlug(fault="forbidden", is_discoverable=True)
+            self.address_of_its_own = virtual_klap.own_address()
+            device.answer_datagrams = functools.partial(
+                self.answer_spoofed, device, answer, sender)
+            self.start_klap(device)
+            result = self.fail_auto(**ACCOUNT)
+            with self.subTest(answer[:60], words=words):
+                self.assert_failure(result, "again after each update of the firmware%s; before "
+                                    "that" % words)
+        sleeper = SmartPlug(is_asleep=True)
+        self.address_of_its_own = virtual_klap.own_address()
+        sleeper.answer_datagrams = functools.partial(
+            self.answer_spoofed, sleeper, spoofed, None)
+        self.start_klap(sleeper)
+        self.assert_success(self.run_auto(**ACCOUNT))
+        self.assertFalse(sleeper.outlets[0].powered)
+
+    def answer_spoofed(self, device, answer, sender):
+        """Answer each datagram with this, from another address where a sender is given; wake up."""
+        while not device.stopped.is_set():
+            client = device.datagrams.recvfrom(4096)[1]
+            if not client:  # stop() ends it
+                return
+            (sender or device.datagrams).sendto(answer, client)
+            if device.is_asleep:
+                device.is_asleep = False
+                device.listen()
 
     def test_a_device_that_is_awake_gets_no_datagram(self):
         device = SmartPlug(is_discoverable=True)

@@ -92,8 +92,43 @@ class Methods(PageTest):
                 ({"http_method": "GET"}, "a GET has no body")):
             with self.subTest(more), self.assertRaisesRegex(UsageError, words):
                 self.build(**{name: value for name, value in dict(NETIO, **more).items() if value})
-        self.assertEqual(self.build(**NETIO).method, "POST")
-        self.assertEqual(self.build(**MYSTROM).method, "GET")
+        self.assertEqual(set(self.build(**NETIO).methods.values()), {"POST"})
+        self.assertEqual(set(self.build(**MYSTROM).methods.values()), {"GET"})
+
+    def test_each_url_may_have_a_method_of_its_own(self):
+        device = self.start(virtual_pages.Netio())
+        device.obey = lambda method, path, fields: (
+            device.switch(1, path == "/on") or (200, {}, ""))
+        device.respond_soundly = self.answer_by_post(device, device.respond_soundly)
+        urls = dict(MEMBER, power_on_url="/on", power_off_url="/off", http_method="PUT",
+                    status_method="POST", status_url="/netio.json")
+        for more, on, off in (({}, "PUT", "PUT"), ({"power_off_method": "POST"}, "PUT", "POST"),
+                              ({"power_on_method": "GET"}, "GET", "PUT")):
+            device.requests = []
+            for action in ("off", "on"):
+                self.assert_success(self.call(device, action, **dict(urls, **more)))
+            self.assertEqual({(method, path) for method, path, _ in device.requests},
+                             {(on, "/on"), (off, "/off"), ("POST", "/netio.json")})
+        for name, more in (("power_on_method", {"power_on_body": "a"}),
+                           ("power_off_method", {"power_off_body": "a"})):
+            with self.subTest(name), self.assertRaisesRegex(UsageError, "a GET has no body"):
+                self.build(**dict(urls, **dict(more, **{name: "GET"})))
+
+    def answer_by_post(self, device, respond):
+        """Return a respond() whose status is asked for by POST, without a body."""
+        def respond_by_post(method, path, fields):
+            if path == device.status_page and (method, fields["body"]) == ("POST", ""):
+                return respond("GET", path, fields)
+            return device.obey(method, path, fields) if path in ("/on", "/off") else (404, {}, "")
+        return respond_by_post
+
+    def test_what_is_read_by_post_is_no_page_that_switches(self):
+        # Without its body, a command may be one all the same.
+        self.build(**NETIO)
+        with self.assertRaisesRegex(UsageError, "must differ"):
+            self.build(**dict(NETIO, status_method="POST"))
+        with self.assertRaisesRegex(UsageError, "status_method: 'PUT' is not GET or POST"):
+            self.build(**dict(NETIO, status_method="PUT"))
 
 
 class Headers(PageTest):
@@ -253,6 +288,21 @@ class Members(PageTest):
                 fencetool.parse_status_member(
                     text, fencetool.parse_member_path("state"), "1", "0")
 
+    def test_a_number_without_an_end_is_no_state_and_no_load(self):
+        words = ("1e999", "-1e999", "2.5E+400", "NaN", "Infinity", "-Infinity", '"NaN"',
+                 '"Infinity"')
+        for word in words:
+            with self.subTest(word), self.assertRaisesRegex(UsageError, "status_off_value: "):
+                self.build(**dict(MYSTROM, status_off_value=word))
+        path = fencetool.parse_member_path("power")
+        for word in words:
+            text = '{"power":%s}' % word
+            with self.subTest(word), self.assertRaisesRegex(ProtocolError, "is not a number"):
+                fencetool.parse_watts(text, path)
+            with self.subTest(word), self.assertRaisesRegex(ProtocolError, "and neither"):
+                fencetool.parse_status_member(text, path, "1", fencetool.parse_json_word("1e308"))
+        self.assertEqual(fencetool.parse_watts('{"power":1e308}', path), 1e9)
+
     def test_the_reason_shows_what_came_and_what_was_wanted(self):
         device = self.start(virtual_pages.MyStrom(lie=virtual_pages.put("relay", "false")))
         device.outlets[0].relay = False
@@ -390,10 +440,12 @@ class Elsewhere(PageTest):
                  for row in fencetool.build_configuration(cluster).primitives}
         power, verifier = found["fence-storage-a"], found["fence-verify-storage-a"]
         reading = {"status_member": "$.Outputs[0].State", "status_on_value": "1",
-                   "status_off_value": "0", "watts_member": "$.Outputs[0].Load"}
+                   "status_method": "POST", "status_off_value": "0",
+                   "watts_member": "$.Outputs[0].Load"}
         for options in (power, verifier):
             self.assertEqual({name: options.get(name) for name in reading}, reading)
-        switching = {"power_on_body", "power_off_body", "content_type"}
+        switching = {"power_on_body", "power_off_body", "content_type", "power_on_method",
+                     "power_off_method"}
         self.assertLessEqual(switching, set(power))
         self.assertFalse((switching | {"http_method"}) & set(verifier))
         headers = "Authorization: Bearer {password}|X-CSRF: x"

@@ -101,6 +101,8 @@ class Channels(ShellyTest):
             device.move(2, False)
             system, job = self.build(device, plug="1")
             outlet = job.device.open(system.deadline(60))
+            told = device.settings()
+            device.settings = lambda told=told: told
             device.outlets = device.outlets[1:]
             for ask in (outlet.read, outlet.read_meter):
                 with self.subTest(make.__name__), self.assertRaisesRegex(
@@ -346,10 +348,9 @@ class Identity(ShellyTest):
                     device.mac = "CC:32:E5:00:00:99"
                     if not is_at_first_sight and call != "send":
                         device.identity = lambda told=told: told
-                    ask = getattr(outlet, call)
                     with self.subTest(make.__name__, call=call), self.assertRaises(
                             fencetool.Refused) as caught:
-                        ask(*([PowerState.OFF] if call == "send" else []), job.deadline)
+                        self.ask(outlet, call, job.deadline)
                     self.assertIn("another device answered in the middle", str(caught.exception))
                     self.assert_untouched(device)
 
@@ -365,6 +366,22 @@ class Identity(ShellyTest):
                 self.assertNotIn("/shelly", with_login)
                 self.assertEqual(bool(with_login), code == 0)
                 self.assertEqual(device.requests[0][1], "/shelly")
+
+    def test_a_name_that_moves_to_another_channel_is_a_doubt(self):
+        for make in EVERY:
+            for call in ("read", "send"):
+                device = self.start(make(("web", "db")))
+                _, job = self.build(device, plug="db")
+                outlet = job.device.open(job.deadline)
+                web, db = device.outlets
+                web.alias, db.alias = db.alias, web.alias
+                with self.subTest(make.__name__, call=call), self.assertRaisesRegex(
+                        fencetool.Refused, "plug 'db' may have become another outlet"):
+                    self.ask(outlet, call, job.deadline)
+                self.assert_untouched(device)
+
+    def ask(self, outlet, call, deadline):
+        return getattr(outlet, call)(*([PowerState.OFF] if call == "send" else []), deadline)
 
 
 class Logins(ShellyTest):
@@ -388,18 +405,32 @@ class Logins(ShellyTest):
 
     def act(self, action, device, node, now):
         """Run one action in this process, as on a node: from its start it knows what it kept."""
+        return self.act_at_once([action], device, node, now)[0]
+
+    def act_at_once(self, actions, device, node, now):
+        """Do the same with several: all have begun and none has ended when the last one runs."""
         agent = fencetool.AGENTS["fence_http"]
         settings = fencetool.build_settings(dict(
             self.address(device), device="shelly", password="s3cret", **LATER), agent.defaults)
-        system = fencetool.System("test")
-        system.clock, system.sleep = lambda: now[0], lambda seconds: now.append(
-            now.pop() + seconds)
-        with mock.patch.object(fencetool, "LOGINS_FILE", os.path.join(node, "run", "logins")):
-            job = fencetool.Job(system, fencetool.make_device(agent, settings, system), settings)
+        jobs, codes = [], []
+        with mock.patch.object(fencetool, "LOGINS_FOLDER", os.path.join(node, "run", "logins")):
             try:
-                return fencetool.DEVICE_ACTIONS[action](job)[0]
+                for action in actions:
+                    system = fencetool.System("test")
+                    system.clock, system.sleep = lambda: now[0], lambda seconds: now.append(
+                        now.pop() + seconds)
+                    jobs.append(fencetool.Job(
+                        system, fencetool.make_device(agent, settings, system), settings))
+                    codes.append(fencetool.DEVICE_ACTIONS[action](jobs[-1])[0])
             finally:
-                job.close()
+                for job in jobs:
+                    job.close()
+        return codes
+
+    def place(self, device, node, number=0):
+        """Return the path of a place for a login of the device."""
+        return os.path.join(node, "run", "logins", "127.0.0.1:%d.%d" % (
+            device.address[1], number))
 
     def test_200_minutes_of_an_off_and_two_monitors_each_fill_no_table(self):
         # In this process, with an agent's objects made anew for each action; the 200 minutes are
@@ -419,20 +450,35 @@ class Logins(ShellyTest):
 
     def test_what_was_kept_of_a_login_can_be_anything_and_harms_no_action(self):
         device = self.start(virtual.Shelly2(password="s3cret"))
-        mac = device.bare_mac().lower()
         with tempfile.TemporaryDirectory() as node:
-            os.mkdir(os.path.join(node, "run"))
-            for kept in ("", "[]", "{", "null", '{"%s": 1}' % mac, '{"%s": [{}, "x"]}' % mac,
-                         '{"%s": [[["nonce", "old"]], 7]}' % mac,
-                         '{"%s": [{"nonce": "old", "qop": "auth", "algorithm": "SHA-256", '
-                         '"realm": "x"}, 7]}' % mac, '{"%s": [{}, 3]}' % mac,
-                         '{"%s": [{"nonce": 7, "qop": "auth", "realm": ["x"]}, 7]}' % mac,
-                         '{"%s": [{"nonce": "old", "algorithm": "x"}, 7]}' % mac,
-                         '{"%s": [{"nonce": "old", "qop": "auth"}, 1e999]}' % mac):
-                with open(os.path.join(node, "run", "logins"), "w") as file:
+            path = self.place(device, node)
+            os.makedirs(os.path.dirname(path))
+            for kept in (b"", b"[]", b"{", b"null", b"1", b"[1, 2]", b'[{}, "x"]', b"[{}, 3]",
+                         b'[[["nonce", "old"]], 7]', b'[{"nonce": "old"}, 7, 8]', b"\xff" * 20000,
+                         b'[{"nonce": "old", "qop": "auth", "algorithm": "SHA-256", "realm": "x"}, '
+                         b'7]', b'[{"nonce": 7, "qop": "auth", "realm": ["x"]}, 7]',
+                         b'[{"nonce": "old", "algorithm": "x"}, 7]', b"[" * 9999,
+                         b'[{"nonce": "old", "qop": "auth"}, 1e999]'):
+                with open(path, "wb") as file:
                     file.write(kept)
-                with self.subTest(kept):
+                with self.subTest(kept[:100]):
                     self.assertEqual(self.act("off", device, node, [0.0]), 0)
+
+    def test_what_is_no_file_in_place_of_a_kept_login_is_left_alone(self):
+        device = self.start(virtual.Shelly2(password="s3cret"))
+        for make in (os.mkdir, os.mkfifo, lambda path: os.symlink("/dev/zero", path),
+                     lambda path: os.symlink(path + "x", path)):
+            with tempfile.TemporaryDirectory() as node:
+                path = self.place(device, node)
+                os.makedirs(os.path.dirname(path))
+                make(path)
+                self.assertEqual(self.act("off", device, node, [0.0]), 0)
+                self.assertFalse(os.path.isfile(path))
+                self.assertTrue(os.path.isfile(self.place(device, node, 1)))
+        for make in (os.mkfifo, lambda path: os.symlink("/nosuch", path), os.mkdir):
+            with tempfile.TemporaryDirectory() as node:
+                make(os.path.join(node, "run"))
+                self.assertEqual(self.act("off", device, node, [0.0]), 0)
 
     def test_a_kept_login_serves_the_next_action_and_a_wrong_password_is_refused_with_it(self):
         device = self.start(virtual.Shelly2(password="s3cret"))
@@ -440,7 +486,7 @@ class Logins(ShellyTest):
             for _ in range(3):
                 self.act("off", device, node, [0.0])
             self.assertEqual(len(device.counts), 1)
-            path = os.path.join(node, "run", "logins")
+            path = self.place(device, node)
             self.assertEqual(os.stat(path).st_mode & 0o777, 0o600)
             with open(path) as file:
                 self.assertNotIn("s3cret", file.read())
@@ -450,6 +496,23 @@ class Logins(ShellyTest):
             with self.assertRaises(fencetool.Refused) as caught:
                 self.act("off", device, node, now)
             self.assertIn("refuses the login", str(caught.exception))
+
+    def test_actions_that_run_at_once_take_a_challenge_each_and_no_new_ones_the_next_time(self):
+        device = self.start(virtual.Shelly2(password="s3cret"))
+        actions = ("monitor", "off", "monitor", "status")
+        with tempfile.TemporaryDirectory() as node:
+            for _ in range(3):
+                self.assertEqual(self.act_at_once(actions, device, node, [0.0]), [0, 0, 0, 2])
+            self.assertEqual(len(os.listdir(os.path.join(node, "run", "logins"))), len(actions))
+        self.assertEqual((len(device.counts), device.slow_until), (len(actions), 0))
+
+    def test_more_actions_at_once_than_there_are_places_fail_nothing(self):
+        device = self.start(virtual.Shelly2(password="s3cret"))
+        count = fencetool.LOGINS_AT_ONCE + 2
+        with tempfile.TemporaryDirectory() as node:
+            for _ in range(2):
+                self.act_at_once(["status"] * count, device, node, [0.0])
+        self.assertEqual((len(device.counts), device.slow_until), (count + 2, 0))
 
     def test_two_actions_at_once_do_not_answer_one_challenge(self):
         device = self.start(virtual.Shelly2(password="s3cret", metered=True))

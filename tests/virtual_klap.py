@@ -311,8 +311,9 @@ class Klap(Announced):
             return bytes([sealed[0] ^ 1]) + sealed[1:]
         if self.fault == "replay":
             return before or session.seal(number - 1, plain)
-        return {"clear": plain, "cut": sealed[:-16], "odd": sealed[:-1],
-                "other_number": session.seal(number + 1, plain)}.get(self.fault, sealed)
+        if self.fault == "other_number":
+            return session.seal(number + 1, plain)
+        return {"clear": plain, "cut": sealed[:-16], "odd": sealed[:-1]}.get(self.fault, sealed)
 
     def answer_plain(self, plain):
         try:
