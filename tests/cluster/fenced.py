@@ -78,11 +78,11 @@ PLUGS = Layout({"kasa": KASA_STRIP, "tasmota": TASMOTA, "esphome": ESPHOME}, {},
                              "storage-b": KASA_LINES + "power_on: true\n",
                              "quorum": TASMOTA_LINES}, direct_networks=""), (),
                harness.THREE_VOTES)
-# Two nodes, a cable between them, and no other node: what answers is the plugs and the gateway.
+# Two nodes, a cable between them, and no other node: what answers is the plugs and the gateway. A
+# fenced node stays off, and so cannot be back before the other has taken its resource.
 TWO_NODES = Layout({"kasa": KASA_STRIP, "esphome": ESPHOME}, {},
-                   cluster_file({"storage-a": ESPHOME_LINES,
-                                 "storage-b": KASA_LINES + "power_on: true\n"}), ("storage",),
-                   harness.TWO_NODES)
+                   cluster_file({"storage-a": ESPHOME_LINES.replace("power_on: true\n", ""),
+                                 "storage-b": KASA_LINES}), ("storage",), harness.TWO_NODES)
 QUORUM_DEVICE = TWO_NODES._replace(
     config="stonith_quorum_device: true\n" + TWO_NODES.config, voting=harness.QUORUM_DEVICE)
 

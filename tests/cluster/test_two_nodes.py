@@ -45,13 +45,13 @@ class OfTwo:
 
     def test_either_node_dies_and_is_proven_dead_before_the_other_takes_its_resource(self):
         for lost in harness.STORAGE:
+            self.cluster.make_whole()
             self.move_writer_to(lost)
             self.cluster[lost].cut_power()
             died_s = time.monotonic()
             self.wait_for_failover(lost)
             self.assertEqual(["lost", "off", "proven dead", "writer moved"],
                              self.tell_steps(lost, died_s))
-            self.cluster.wait_until_online(seconds=WAIT_S)
 
     def test_of_nodes_that_lost_each_other_one_survives_and_the_other_is_proven_dead_first(self):
         self.move_writer_to("storage-b")
@@ -61,7 +61,8 @@ class OfTwo:
         self.cluster.wait_for_holder(["storage-a"])
         self.assertEqual(["storage-a"], self.new_tenures(split_s))
         self.assertEqual(["storage-a"], self.new_tenures(proven_s))
-        # The loser has power again, in a cluster that is still split: it must not strike back.
+        # The loser gets power again, in a cluster that is still split: it must not strike back.
+        self.cluster.plugs["kasa"].press(number=2)
         self.wait_until_alone("storage-b")
         self.assertFalse(self.was_cut("storage-a"), self.cluster.render_events())
         self.assertTrue(self.cluster.writes())
@@ -77,8 +78,8 @@ class OfTwo:
         self.assertEqual(0, self.watch.count(PROVEN_DEAD % ".*"))
         # When it is back, one of them may be fenced before they have found each other.
         self.cluster.network.replug()
-        self.cluster.wait_until_online(seconds=WAIT_S)
         self.cluster.wait_for_holder()
+        self.cluster.make_whole()
 
     def test_a_node_that_comes_back_alone_fences_the_other_before_it_starts_anything(self):
         for name in harness.STORAGE:
