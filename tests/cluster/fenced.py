@@ -21,8 +21,8 @@ SCRIPT_WAIT_S = 120
 BMC_READY_S = 10
 
 # plugs: as plugs.start_plugs takes them. bmc: {node: address}. config: the cluster file.
-# direct_networks: as of harness.Cluster.
-Layout = collections.namedtuple("Layout", "plugs bmc config direct_networks")
+# direct_networks, voting: as of harness.Cluster.
+Layout = collections.namedtuple("Layout", "plugs bmc config direct_networks voting")
 
 NETWORKS_OF_NODES = {
     "storage-a": "    mgmt_ip: 10.20.20.1\n    storage_ip: 10.10.10.1\n"
@@ -38,8 +38,8 @@ def cluster_file(devices, direct_networks="storage"):
     lines = ["stonith_fence_verify: true", "stonith_verify_wait: 1",
              "stonith_direct_networks: [%s]" % direct_networks,
              "stonith_witness_ips: {client: 10.30.30.254}", "stonith_nodes:"]
-    for node in harness.NODES:
-        lines += ["  %s:" % node, "    " + devices[node].strip().replace("\n", "\n    "),
+    for node, described in devices.items():
+        lines += ["  %s:" % node, "    " + described.strip().replace("\n", "\n    "),
                   NETWORKS_OF_NODES[node].rstrip()]
     return "\n".join(lines) + "\n"
 
@@ -61,7 +61,7 @@ ESPHOME_LINES = "method: esphome\nip: 10.20.20.203\nswitch_name: Relay\npower_on
 MIXED = Layout({"kasa": KASA_STRIP, "tasmota": TASMOTA, "esphome": dict(ESPHOME, feeds={})},
                {"storage-a": "10.20.20.101"},
                cluster_file({"storage-a": BMC_LINES, "storage-b": KASA_LINES,
-                             "quorum": TASMOTA_LINES}), ("storage",))
+                             "quorum": TASMOTA_LINES}), ("storage",), harness.THREE_VOTES)
 # The same devices, with the third node on the fourth make.
 REPLUGGED = MIXED._replace(
     plugs={"kasa": KASA_STRIP, "tasmota": dict(TASMOTA, feeds={}),
@@ -76,7 +76,15 @@ TWO_SUPPLIES = MIXED._replace(
 PLUGS = Layout({"kasa": KASA_STRIP, "tasmota": TASMOTA, "esphome": ESPHOME}, {},
                cluster_file({"storage-a": ESPHOME_LINES,
                              "storage-b": KASA_LINES + "power_on: true\n",
-                             "quorum": TASMOTA_LINES}, direct_networks=""), ())
+                             "quorum": TASMOTA_LINES}, direct_networks=""), (),
+               harness.THREE_VOTES)
+# Two nodes, a cable between them, and no other node: what answers is the plugs and the gateway. A
+# fenced node stays off, and so cannot be back before the other has taken its resource.
+TWO_NODES = Layout({"kasa": KASA_STRIP, "esphome": ESPHOME}, {},
+                   cluster_file({"storage-a": ESPHOME_LINES.replace("power_on: true\n", ""),
+                                 "storage-b": KASA_LINES}), ("storage",), harness.TWO_NODES)
+QUORUM_DEVICE = TWO_NODES._replace(
+    config="stonith_quorum_device: true\n" + TWO_NODES.config, voting=harness.QUORUM_DEVICE)
 
 IPMI_LAN = """\
 name "%(node)s"
@@ -141,13 +149,12 @@ class FencedCluster(harness.Cluster):
     def __init__(self, layout, versions=None, is_configured=True, limits=None, monitor_s=None,
                  **properties):
         properties.setdefault("dc-deadtime", "1s")
-        super().__init__(properties, layout.direct_networks)
+        super().__init__(properties, layout.direct_networks, voting=layout.voting)
         self.layout = layout
         self.versions = versions or {}
         self.is_configured = is_configured
         self.limits = limits or {}
         self.monitor_s = monitor_s
-        self.programs = []
         self.plugs = {}
         self.wall_ahead_s = time.time() - time.monotonic()
 
@@ -187,14 +194,6 @@ class FencedCluster(harness.Cluster):
                 "plugs", ["ipmi_sim", "-n", "-c", "lan", "-f", "commands", "-s", "state"],
                 cwd=place, stdin=subprocess.DEVNULL, stdout=output, stderr=output))
 
-    def stop(self):
-        super().stop()
-        for program in self.programs:
-            program.wait()
-            if program.stdout:
-                program.stdout.close()
-        self.programs = []
-
     # -- configuration --
 
     def initial_cib(self):
@@ -213,7 +212,8 @@ class FencedCluster(harness.Cluster):
                                           "configuration/fencing-topology"))
         configuration.find("resources").append(
             ElementTree.fromstring(WRITER_XML % self.heartbeat_file))
-        configuration.find("constraints").append(ElementTree.fromstring(WRITER_PLACE_XML))
+        if "quorum" in self.nodes:
+            configuration.find("constraints").append(ElementTree.fromstring(WRITER_PLACE_XML))
         self._set_limits(configuration)
         return ElementTree.tostring(cib, encoding="unicode")
 
@@ -272,12 +272,10 @@ class FencedCluster(harness.Cluster):
 
     def mend(self):
         """Put sound plugs, cables, links and filters everywhere; nodes and partitions stay."""
-        self.network.set_link("plugs", "management", True)
+        self.network.replug()
         for name, plug in self.plugs.items():
             plug.replace(feeds=self.layout.plugs[name]["feeds"])
         for node in self.nodes.values():
-            for network in node.addresses:
-                self.network.set_link(node.name, network, True)
             node.filter_icmp(False)
 
     def _settle(self):
@@ -295,12 +293,22 @@ class FencedCluster(harness.Cluster):
         return not (status.findall(".//fence_event[@status='pending']")
                     or status.findall("nodes/node[@unclean='true']"))
 
-    def wait_for_holder(self, among=harness.NODES):
+    def wait_for_holder(self, among=harness.STORAGE):
         """Return the one node that runs the writer, once it is one of these."""
         def held():
             holders = self.holders(WRITER)
             return len(holders) == 1 and holders[0] in among and holders
         return self.wait_for(held, FAILOVER_WAIT_S, "writer runs on " + " or ".join(among))[0]
+
+    def is_alone(self, name):
+        """Return whether a node coordinates itself and has no quorum to do anything with."""
+        coordinator = self.status(self[name]).find("summary/current_dc")
+        return (coordinator is not None and coordinator.get("name") == name
+                and coordinator.get("with_quorum") == "false")
+
+    def unblock(self, name):
+        """Let a node go on that waits for all, as pcs does when a person says so."""
+        self[name].run(["corosync-cmapctl", "-s", "quorum.cancel_wait_for_all", "u8", "1"])
 
     def writes(self):
         """Return whether anybody has written within the last second."""
@@ -315,7 +323,7 @@ class FencedCluster(harness.Cluster):
 
     def wait_for_devices(self):
         """Wait until every power device and every verifier is started somewhere."""
-        self.wait_for(lambda: len(self.started_devices()) == 2 * len(harness.NODES),
+        self.wait_for(lambda: len(self.started_devices()) == 2 * len(self.nodes),
                       FAILOVER_WAIT_S, "all devices started")
 
     def monitors(self, pattern="outcome=ok"):

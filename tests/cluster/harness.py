@@ -1,6 +1,7 @@
-"""A real cluster of three nodes in namespaces of this machine, whose power can really be cut.
+"""A real cluster of two or three nodes in namespaces of this machine, whose power can be cut.
 
-    storage-a, storage-b, quorum    corosync and pacemaker, each with an init of its own
+    storage-a, storage-b            corosync and pacemaker, each with an init of its own
+    quorum                          the third vote: a node as well, or the server of a quorum device
     plugs                           where virtual plugs and BMCs live, on the management network
     witness                         a host of the client network that is no node
     the shelter                     holds the bridges, and process 1 above everything else
@@ -40,7 +41,8 @@ WORK_PREFIX = "fencetool-cluster-"
 # Every process below the shelter carries this, so that what is left over can be found.
 MARKER_VARIABLE = "FENCETOOL_CLUSTER"
 
-NODES = ("storage-a", "storage-b", "quorum")
+STORAGE = ("storage-a", "storage-b")
+NODES = STORAGE + ("quorum",)
 NETWORKS = ("management", "storage", "client")
 PREFIX_LENGTH = 24
 HOSTS = collections.OrderedDict([
@@ -54,7 +56,8 @@ HOSTS = collections.OrderedDict([
     ("witness", {"client": ["10.30.30.254"]}),
 ])
 PROGRAMS = ("pacemakerd", "corosync", "pcs", "cibadmin", "crm_mon", "crm_node", "ip", "nft",
-            "mount", "nsenter", "unshare", "ipmi_sim", "ipmitool", "fence_ipmilan")
+            "mount", "nsenter", "unshare", "ipmi_sim", "ipmitool", "fence_ipmilan",
+            "corosync-qdevice", "corosync-qnetd")
 CLUSTER_USER = "hacluster"
 
 TOKEN_MS = 1000
@@ -90,7 +93,7 @@ nodelist {
 %(nodes)s}
 quorum {
     provider: corosync_votequorum
-}
+%(votes)s}
 logging {
     to_stderr: no
     to_syslog: no
@@ -99,6 +102,25 @@ logging {
     timestamp: hires
 }
 """
+TWO_NODE_VOTES = """\
+    two_node: 1
+    wait_for_all: 1
+"""
+# As pcs writes it, but for tls, which needs certificates, and the times: by default the server
+# takes a node for gone after 12 s of silence, and nothing is decided before.
+DEVICE_VOTES = """\
+    device {
+        votes: 1
+        model: net
+        timeout: 2000
+        sync_timeout: 10000
+        net {
+            host: %s
+            algorithm: ffsplit
+            tls: off
+        }
+    }
+""" % HOSTS["quorum"]["management"][0]
 COROSYNC_NODE = "    node {\n        name: %s\n        nodeid: %d\n        ring0_addr: %s\n    }\n"
 
 CIB = """\
@@ -119,6 +141,13 @@ DEFAULT_PROPERTIES = {
     # The load is that of the machine. On a loaded node Pacemaker does one thing after the other.
     "load-threshold": "10000%",
 }
+
+# nodes: the members. corosync: what its section quorum says of votes. has_device: whether the host
+# quorum serves a quorum device.
+Voting = collections.namedtuple("Voting", "nodes corosync has_device")
+THREE_VOTES = Voting(NODES, "", False)
+TWO_NODES = Voting(STORAGE, TWO_NODE_VOTES, False)
+QUORUM_DEVICE = Voting(STORAGE, DEVICE_VOTES, True)
 
 Event = collections.namedtuple("Event", "time_s what")
 Tenure = collections.namedtuple("Tenure", "node writer first_s last_s")
@@ -351,11 +380,11 @@ class Network:
     unplugged, the other loses its carrier.
     """
 
-    def __init__(self, shelter_pid, direct_networks):
+    def __init__(self, shelter_pid, direct_networks, nodes):
         self._shelter_pid = shelter_pid
         self._direct_networks = direct_networks
         self._lock = threading.Lock()
-        self._powered = set(HOSTS) - set(NODES)
+        self._powered = set(HOSTS) - set(nodes)
         self._unplugged = set()
 
     def enter(self, host=None):
@@ -402,6 +431,18 @@ class Network:
             raise ValueError("%s has no network %s" % (host, network))
         with self._lock:
             (self._unplugged.discard if up else self._unplugged.add)((host, network))
+            self._apply_carrier()
+
+    def cut_switch(self, network):
+        """Take the carrier of every host in a network."""
+        with self._lock:
+            self._unplugged.update((host, network) for host in HOSTS if network in HOSTS[host])
+            self._apply_carrier()
+
+    def replug(self):
+        """Plug in all cables again."""
+        with self._lock:
+            self._unplugged.clear()
             self._apply_carrier()
 
     def partition(self, groups, networks, one_way):
@@ -615,7 +656,7 @@ class Node:
         write_file(self.path("lib-pacemaker", "cib", "cib.xml"), self.cluster.initial_cib(),
                    0o600, owner)
         write_file(self.path("layer-etc", "hostname"), self.name + "\n")
-        write_file(self.path("layer-etc", "hosts"), hosts_file())
+        write_file(self.path("layer-etc", "hosts"), hosts_file(self.cluster.nodes))
         agent = self.path("layer-ocf", "fencetool", "heartbeat_writer")
         shutil.copyfile(os.path.join(HERE, "heartbeat_writer.py"), agent)
         os.chmod(agent, 0o755)
@@ -634,6 +675,7 @@ class Node:
             "name": self.name,
             "networks": list(self.addresses),
             "firmware_s": self.cluster.firmware_s if self._lives else 0,
+            "has_quorum_device": self.cluster.voting.has_device,
             "environment": self._environment(),
             "overlays": [(self.path("layer-sbin"), "/usr/sbin"),
                          (self.path("layer-ocf"), "/usr/lib/ocf/resource.d"),
@@ -675,9 +717,9 @@ def set_owner(path, mode, owner):
         os.chown(path, owner.pw_uid, owner.pw_gid)
 
 
-def hosts_file():
+def hosts_file(nodes):
     lines = ["127.0.0.1 localhost\n"]
-    lines.extend("%s %s\n" % (HOSTS[name]["management"][0], name) for name in NODES)
+    lines.extend("%s %s\n" % (HOSTS[name]["management"][0], name) for name in nodes)
     return "".join(lines)
 
 
@@ -731,19 +773,22 @@ class PowerConnection(socketserver.StreamRequestHandler):
 # --- The cluster --------------------------------------------------------------------------------
 
 class Cluster:
-    """Three nodes, from start() to stop(); usable with `with`.
+    """Two or three nodes, from start() to stop(); usable with `with`.
 
     properties: cluster properties of the initial CIB, beside dc-deadtime
     direct_networks: networks that are one cable between two nodes, see Network
     firmware_s: what every boot but the first takes before the node's kernel runs
+    voting: who the nodes are and how they vote
     """
 
     def __init__(self, properties=None, direct_networks=("storage",),
-                 firmware_s=FIRMWARE_S):
+                 firmware_s=FIRMWARE_S, voting=THREE_VOTES):
         self.properties = dict(DEFAULT_PROPERTIES, **(properties or {}))
         self.direct_networks = tuple(direct_networks)
         self.firmware_s = firmware_s
-        self.nodes = collections.OrderedDict((name, Node(self, name)) for name in NODES)
+        self.voting = voting
+        self.nodes = collections.OrderedDict((name, Node(self, name)) for name in voting.nodes)
+        self.programs = []
         self.events = []
         self.directory = None
         self.network = None
@@ -786,11 +831,13 @@ class Cluster:
         self._make_directory()
         self.note("start")
         self._start_shelter()
-        self.network = Network(self._shelter.wait_ready(), self.direct_networks)
+        self.network = Network(self._shelter.wait_ready(), self.direct_networks, self.nodes)
         self.network.build()
         for node in self.nodes.values():
             node.prepare()
         self._power_server = PowerServer(self.power_socket, self)
+        if self.voting.has_device:
+            self._start_quorum_server()
         self.note("networks and disks made")
 
     def _make_directory(self):
@@ -808,6 +855,16 @@ class Cluster:
             1, os.path.join(self.directory, "console"),
             dict(NODE_ENVIRONMENT, **{MARKER_VARIABLE: self.directory}), stdin=subprocess.PIPE)
 
+    def _start_quorum_server(self):
+        """Serve the quorum device; the server's files are those of its directory alone."""
+        place = os.path.join(self.directory, "qnetd")
+        make_directory(place)
+        settings = "lock_file=%s/pid,local_socket_file=%s/socket" % (place, place)
+        with open(os.path.join(place, "output"), "wb") as output:
+            self.programs.append(self.start_in(
+                "quorum", ["corosync-qnetd", "-f", "-s", "off", "-S", settings],
+                stdin=subprocess.DEVNULL, stdout=output, stderr=output))
+
     def stop(self):
         """Tear everything down, in whatever state it is. May be called again."""
         if os.getpid() != self._owner_pid:
@@ -820,6 +877,11 @@ class Cluster:
             self._shelter = None
         for node in self.nodes.values():
             node.forget_life()
+        for program in self.programs:
+            program.wait()
+            if program.stdout:
+                program.stdout.close()
+        self.programs = []
         if self._lock_file:
             shutil.rmtree(self.directory)
             self._lock_file.close()
@@ -876,8 +938,9 @@ class Cluster:
 
     def corosync_conf(self):
         nodes = [COROSYNC_NODE % (name, number, HOSTS[name]["management"][0])
-                 for number, name in enumerate(NODES, 1)]
-        return COROSYNC_CONF % {"token_ms": TOKEN_MS, "nodes": "".join(nodes)}
+                 for number, name in enumerate(self.nodes, 1)]
+        return COROSYNC_CONF % {"token_ms": TOKEN_MS, "nodes": "".join(nodes),
+                                "votes": self.voting.corosync}
 
     def initial_cib(self):
         return CIB % "".join(
@@ -1008,9 +1071,10 @@ class Cluster:
                     self.describe()))
             time.sleep(POLL_S)
 
-    def wait_until_online(self, names=NODES, seconds=ONLINE_WAIT_S):
-        self.wait_for(lambda: self.online_nodes() == sorted(names), seconds,
-                      "online: " + " ".join(names))
+    def wait_until_online(self, names=None, seconds=ONLINE_WAIT_S):
+        wanted = sorted(names or self.nodes)
+        self.wait_for(lambda: self.online_nodes() == wanted, seconds,
+                      "online: " + " ".join(wanted))
 
     def describe(self):
         """Return the state of everything, for a human who looks for the reason of a failure."""

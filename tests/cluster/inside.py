@@ -170,6 +170,9 @@ def start_cluster_stack(config):
         if time.monotonic() > deadline:
             raise SystemExit("corosync does not answer, see its log")
         time.sleep(0.02)
+    if config["has_quorum_device"]:
+        os.mkdir("/run/corosync-qdevice")
+        start_daemon(["corosync-qdevice", "-f"], config)
     start_daemon(["pacemakerd"], config)
 
 

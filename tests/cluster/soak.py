@@ -1,9 +1,10 @@
 """Random failures under a real cluster, for as many rounds as you like. As root:
 
-    python3 tests/cluster/soak.py --rounds 30 [--seed S]
+    python3 tests/cluster/soak.py --rounds 30 [--seed S] [--cluster three|two|device]
 
 Each round kills, freezes or cuts off a node, most with a trouble on top that is mended after the
-first fence that failed. The seed makes the same choices again; the times are the machine's.
+first fence that failed, or when nobody fences. The seed makes the same choices again; the times
+are the machine's. A cluster of two nodes has no third vote, or a quorum device.
 """
 
 import argparse
@@ -21,27 +22,47 @@ from tests.cluster import fenced, harness
 from tests.cluster.test_scenarios import OTHER, SHORT, SHORT_CHECK
 
 ROUND_WAIT_S = 180
-STORAGE = ("storage-a", "storage-b")
+# Nobody without quorum fences, and a node alone waits for a person.
+PATIENCE_S = 30
 PLUG_OF = {node: (name, number) for name, plug in fenced.PLUGS.plugs.items()
            for number, node in plug["feeds"].items()}
-FAILED = r"Fence operation \d+ for %s failed"
-FENCED = r"Operation 'reboot' targeting %s by [^\n]*: OK"
+FAILED = r"Fence operation \d+ for \S+ failed"
+FENCED = r"Operation 'reboot' targeting (\S+) by [^\n]*: OK"
 REASON = re.compile(r"stderr: \[ (fence_\w+: (?:off|reboot) .*) \]")
 
 Death = collections.namedtuple("Death", "name strike")
 Trouble = collections.namedtuple("Trouble", "name deaths strike")
 Round = collections.namedtuple("Round", "death trouble victim missed reasons fenced_s failover_s")
+Kind = collections.namedtuple("Kind", "layout deaths troubles")
 
 
 def cut_off(cluster, victim):
     cluster.partition([[victim], [name for name in harness.NODES if name != victim]])
 
 
-DEATHS = (
-    Death("killed", lambda cluster, victim: cluster[victim].cut_power()),
-    Death("frozen", lambda cluster, victim: cluster[victim].freeze()),
-    Death("cut off", cut_off),
-)
+def split(cluster, victim):
+    """Let the storage nodes lose each other; who of them is fenced is not the victim's affair."""
+    cluster.partition([[name] for name in harness.STORAGE])
+
+
+def wake_alone(cluster, victim):
+    """Let both nodes die, and the other one come back alone."""
+    other = OTHER[victim]
+    for name in harness.STORAGE:
+        cluster[name].cut_power()
+    before = len(cluster.tenures())
+    cluster[other].boot()
+    if cluster.voting is harness.TWO_NODES:
+        cluster.wait_for(lambda: cluster.is_alone(other), ROUND_WAIT_S, other + " is alone")
+        assert len(cluster.tenures()) == before, "a node that waits for all has started something"
+        cluster.unblock(other)
+
+
+KILLED = Death("killed", lambda cluster, victim: cluster[victim].cut_power())
+FROZEN = Death("frozen", lambda cluster, victim: cluster[victim].freeze())
+CUT_OFF = Death("cut off", cut_off)
+SPLIT = Death("split", split)
+ALONE = Death("alone", wake_alone)
 
 
 def lie(**attributes):
@@ -57,7 +78,7 @@ def lose_plugs(cluster, victim):
 
 
 def blind_checkers(cluster, victim):
-    for name in STORAGE:
+    for name in harness.STORAGE:
         if name != victim:
             cluster[name].link("storage", up=False)
 
@@ -67,13 +88,26 @@ def lose_answers(cluster, victim):
         plug.set(lose_every=3)
 
 
+def lose_switch(cluster, victim):
+    cluster.network.cut_switch("management")
+
+
+def lose_gateway(cluster, victim):
+    cluster.network.set_link("witness", "client", False)
+
+
+def lose_device(cluster, victim):
+    cluster.network.set_link("quorum", "management", False)
+
+
 def stall(cluster, victim):
     cluster.plugs[PLUG_OF[victim][0]].stall(seconds=1.5, answers=3)
 
 
 # A node that is cut off with a plug that lies is beyond all proof: what would show its life is cut
 # off with it. So the lies go with the other deaths.
-NEARLY_ALL, LIED_ABOUT = ("killed", "frozen", "cut off"), ("killed", "frozen")
+LIED_ABOUT = ("killed", "frozen")
+NEARLY_ALL = LIED_ABOUT + ("cut off", "split", "alone")
 TROUBLES = (
     Trouble("none", NEARLY_ALL, lambda cluster, victim: None),
     Trouble("the plug ignores commands", NEARLY_ALL, lie(fault="ignore")),
@@ -87,40 +121,60 @@ TROUBLES = (
     Trouble("every third answer lost", NEARLY_ALL, lose_answers),
     Trouble("slow answers", NEARLY_ALL, stall),
 )
+OF_TWO = TROUBLES + (
+    Trouble("no management switch", NEARLY_ALL, lose_switch),
+    Trouble("no gateway", NEARLY_ALL, lose_gateway),
+)
+OF_DEVICE = OF_TWO + (
+    Trouble("no quorum device", NEARLY_ALL, lose_device),
+)
+KINDS = {
+    "three": Kind(fenced.PLUGS, (KILLED, FROZEN, CUT_OFF), TROUBLES),
+    "two": Kind(fenced.TWO_NODES, (KILLED, FROZEN, SPLIT, ALONE), OF_TWO),
+    "device": Kind(fenced.QUORUM_DEVICE, (KILLED, FROZEN, CUT_OFF, SPLIT, ALONE), OF_DEVICE),
+}
 
 
-def play(cluster, chance):
+def play(cluster, kind, chance):
     """Play one round and return it; AssertionError when the cluster did not recover."""
     cluster.make_whole()
     holder = cluster.wait_for_holder()
-    victim = chance.choice([holder, holder, OTHER[holder], "quorum"])
-    death = chance.choice(DEATHS)
-    trouble = chance.choice([one for one in TROUBLES if death.name in one.deaths])
+    victim = chance.choice([holder, holder] + [one for one in cluster.nodes if one != holder])
+    death = chance.choice(kind.deaths)
+    trouble = chance.choice([one for one in kind.troubles if death.name in one.deaths])
     if chance.random() < 0.3:
-        trouble = TROUBLES[0]
+        trouble = kind.troubles[0]
     cluster.note("round: %s %s, %s" % (victim, death.name, trouble.name))
     watch = fenced.Watch(cluster)
     trouble.strike(cluster, victim)
     death.strike(cluster, victim)
-    wait_for_fence(cluster, watch, victim)
+    victim = wait_for_fence(cluster, watch, victim, death)
     fenced_s = time.monotonic()
     if victim == holder:
         cluster.wait_for_holder([OTHER[holder]])
     moved = [tenure.first_s for tenure in cluster.tenures()
              if tenure.node != holder and tenure.first_s > watch.started_s]
-    return Round(death.name, trouble.name, victim, watch.count(FAILED % victim),
+    return Round(death.name, trouble.name, victim, watch.count(FAILED),
                  sorted(set(REASON.findall(watch.log()))), fenced_s - watch.started_s,
                  min(moved) - watch.started_s if victim == holder else None)
 
 
-def wait_for_fence(cluster, watch, victim):
-    """Wait until the victim is fenced, and mend the trouble after the first failure."""
+def wait_for_fence(cluster, watch, victim, death):
+    """Wait until the victim is fenced, of a split either node; return who was.
+
+    The trouble is mended after the first failure, or when patience ends.
+    """
+    wanted = set(harness.STORAGE) if death is SPLIT else {victim}
     is_mended = False
-    deadline = time.monotonic() + ROUND_WAIT_S
-    while not watch.count(FENCED % victim):
-        if time.monotonic() > deadline:
+    started_s = time.monotonic()
+    while True:
+        fenced_now = wanted.intersection(re.findall(FENCED, watch.log()))
+        if fenced_now:
+            return fenced_now.pop()
+        waited_s = time.monotonic() - started_s
+        if waited_s > ROUND_WAIT_S:
             raise harness.NotReached("%s is not fenced\n%s" % (victim, cluster.describe()))
-        if not is_mended and watch.count(FAILED % victim):
+        if not is_mended and (watch.count(FAILED) or waited_s > PATIENCE_S):
             cluster.mend()
             is_mended = True
         time.sleep(harness.POLL_S)
@@ -142,12 +196,12 @@ def describe(number, played):
         "".join("\n       %s" % reason for reason in played.reasons))
 
 
-def print_figures(rounds, broken, wrongs):
+def print_figures(kind, rounds, broken, wrongs):
     print("\nrounds %d, false successes %d, rounds without recovery %d" % (
         len(rounds) + broken, len(wrongs), broken))
     print("missed fences %d in %d rounds, by the trouble that was on:" % (
         sum(played.missed for played in rounds), sum(played.missed > 0 for played in rounds)))
-    for trouble in TROUBLES:
+    for trouble in kind.troubles:
         missed = [played.missed for played in rounds if played.trouble == trouble.name]
         print("    %3d in %2d rounds  %s" % (sum(missed), len(missed), trouble.name))
     moved = [played for played in rounds if played.failover_s]
@@ -165,6 +219,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--seed", type=int, default=random.randrange(10 ** 6))
+    parser.add_argument("--cluster", choices=sorted(KINDS), default="three")
     options = parser.parse_args()
     reasons = harness.missing_requirements()
     if reasons:
@@ -172,18 +227,22 @@ def main():
     print("seed %d" % options.seed, flush=True)
     limits = {"fence-" + node: SHORT for node in harness.NODES}
     limits.update({"fence-verify-" + node: SHORT_CHECK for node in harness.NODES})
-    cluster = fenced.FencedCluster(fenced.PLUGS, limits=limits, **{"stonith-max-attempts": 1000})
+    kind = KINDS[options.cluster]
+    if kind.layout.voting is harness.TWO_NODES:
+        # The delay that decides a race comes on top.
+        limits["fence-storage-a"] = dict(SHORT, pcmk_off_timeout=25)
+    cluster = fenced.FencedCluster(kind.layout, limits=limits, **{"stonith-max-attempts": 1000})
     with cluster:
-        is_good = run_rounds(cluster, options.rounds, random.Random(options.seed))
+        is_good = run_rounds(cluster, kind, options.rounds, random.Random(options.seed))
     sys.exit(0 if is_good else 1)
 
 
-def run_rounds(cluster, count, chance):
+def run_rounds(cluster, kind, count, chance):
     """Play the rounds, print each and the figures; return whether nothing wrong has happened."""
     rounds, wrongs, broken = [], [], 0
     for number in range(1, count + 1):
         try:
-            rounds.append(play(cluster, chance))
+            rounds.append(play(cluster, kind, chance))
             print(describe(number, rounds[-1]), flush=True)
         except AssertionError as failure:
             broken += 1
@@ -191,7 +250,7 @@ def run_rounds(cluster, count, chance):
         for wrong in wrongs_of(cluster)[len(wrongs):]:
             wrongs.append(wrong)
             print("%3d  WRONG: %s" % (number, wrong), flush=True)
-    print_figures(rounds, broken, wrongs)
+    print_figures(kind, rounds, broken, wrongs)
     return not (wrongs or broken)
 
 

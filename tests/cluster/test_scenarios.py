@@ -61,6 +61,14 @@ class Scenario(unittest.TestCase):
         return self.cluster[node].run(["pcs", "stonith", "fence", target], check=False,
                                       timeout_s=2 * WAIT_S)
 
+    def move_writer_to(self, name):
+        if self.cluster.wait_for_holder() == name:
+            return
+        node = self.cluster.quorate_node()
+        node.run(["crm_resource", "--resource", fenced.WRITER, "--move", "--node", name])
+        self.cluster.wait_for_holder([name])
+        node.run(["crm_resource", "--resource", fenced.WRITER, "--clear"])
+
     def wait_for_failover(self, lost):
         """Wait until the writer runs on the other storage node, and a success is recorded."""
         self.cluster.wait_for_holder([OTHER[lost]])
@@ -185,14 +193,6 @@ class WithPlugs(Scenario):
     def assert_nothing_moved(self, holder):
         self.assertEqual([holder], self.cluster.holders(fenced.WRITER))
         self.assertEqual(0, self.watch.count("Remapped 'off' targeting storage-b complete"))
-
-    def move_writer_to(self, name):
-        if self.cluster.wait_for_holder() == name:
-            return
-        node = self.cluster.quorate_node()
-        node.run(["crm_resource", "--resource", fenced.WRITER, "--move", "--node", name])
-        self.cluster.wait_for_holder([name])
-        node.run(["crm_resource", "--resource", fenced.WRITER, "--clear"])
 
     def test_whichever_node_coordinates_a_fenced_one_is_powered_on_again(self):
         for _ in range(2):
