@@ -17,7 +17,7 @@ Parts and sections; each uses only those above it (tests/test_layout.py proves i
   3 DEVICES  KASA, KLAP, TAPO, TP-LINK, TASMOTA, ESPHOME, SHELLY, PAGES, INSTALLED AGENT
   4 FENCING  PACKETS, PROBES, FENCING, CHECKING, AGENTS
   ---------- the waterline: a fence agent's run needs nothing below it but for fence_check -n NODE
-  5 CLUSTER  YAML, CLUSTER FILE, PLAN, CLUSTER CHECKS, OUTPUTS
+  5 CLUSTER  YAML, CLUSTER FILE, PLAN, CLUSTER CHECKS, OUTPUTS, DRIFT
   6 PEOPLE   LOOK-UP, SIMULATOR AND DEMO, COMMANDS, ENTRY
 
 To add a parameter, go to PARAMETERS: one row; agents take it by their rows in AGENTS.
@@ -9646,6 +9646,16 @@ prepare() {
     find_strangers
 }
 
+# tell_in_words: what would change, where fencetool is here and knows how to tell it.
+tell_in_words() {
+    tool=$(command -v fencetool || readlink -f "$(command -v fence_check)" 2>/dev/null) || tool=""
+    case $tool in
+    */fencetool | */fencetool.py)
+        "$tool" check-config --cib "$work/before.xml" --plan "$work/after.xml" 2>/dev/null || true
+        ;;
+    esac
+}
+
 finish() {
     pcs -f "$copy" stonith level verify
     for state in before after; do # sorted: what was made when does not matter
@@ -9656,6 +9666,7 @@ finish() {
         echo "Nothing to change." >&2
         return
     fi
+    tell_in_words
     diff -U 0 "$work/before" "$work/after" |
         sed -e '/name="[^"]*_script"/b' \
             -e '/name="[^"]*\(@secrets@\)[^"]*"/s/ value="[^"]*/ value="***/'
@@ -9847,6 +9858,402 @@ def render_output(form, cluster, node, source):
     return render(plan, source)
 
 
+# SECTION: DRIFT -----------------------------------------------------------------------------------
+# What a CIB holds of fencing, and how it differs from what is wanted. Pure.
+#
+# parse_fencing makes of any CIB one element for each thing that has a value. What a cluster file
+# wants is read in the same way, from the CIB that OUTPUTS makes of it: so whatever is planned anew
+# is compared without another word here. Each compare_ function yields the Differences of one kind.
+
+# kind, owner, name: a device and one of its PARAMETERS; a target and the index of a LEVEL.
+Element = namedtuple("Element", "kind owner name")
+AGENT, PARAMETER, META, OPERATION = "agent", "parameter", "meta attribute", "operation"
+LOCATION, LEVEL, PROPERTY = "location", "level", "cluster option"
+CLUSTER_NODE, MENTION = "node", "mention"
+
+# elements: {Element: [values]}, of more than one where it stands there twice. nodes: their names.
+# mentions: {(tag, id): device} of what somebody has made of a device: groups, orders, rules.
+Fencing = namedtuple("Fencing", "elements nodes mentions")
+
+# element: what differs; wanted, found: None where there is none, and secrets hidden. is_judged:
+# False for what is only named, as it is not ours. text: one line; advice: what to do.
+Difference = namedtuple("Difference", "element wanted found is_judged text advice")
+
+HIDDEN = "(not shown)"
+CIB_SECRET = "lrm://"  # stands for a value that cibsecret keeps on the nodes
+RUN_SCRIPT = "run the script of gen-config, or change the cluster file"
+# Where both are set, Pacemaker 3.0.2 takes the new name; before, it knows the old one only.
+OLD_PREFIX, NEW_PREFIX = "stonith-", "fencing-"
+FENCING_ACTIONS = (OLD_PREFIX + "action", NEW_PREFIX + "action")
+VERIFIER = "fence_check"
+
+
+def parse_fencing(data):
+    """Return the Fencing of a CIB, or of its configuration; raise UsageError if it is none."""
+    from xml.etree import ElementTree
+    try:
+        tree = ElementTree.fromstring(data)
+    except ElementTree.ParseError as error:
+        raise UsageError("it is not XML: %s" % error) from None
+    if tree.tag not in ("cib", "configuration"):
+        raise UsageError("it is no CIB, but <%s>" % one_line(tree.tag))
+    found = {}
+    primitives = [item for item in tree.iter("primitive") if item.get("class") == "stonith"]
+    for primitive in primitives:
+        for element, value in list_device_elements(primitive):
+            found.setdefault(element, []).append(value)
+    devices = {primitive.get("id") for primitive in primitives}
+    for element, value in list_cluster_elements(tree, devices):
+        found.setdefault(element, []).append(value)
+    nodes = tuple(node.get("uname", "") for node in tree.iterfind(".//nodes/node"))
+    return Fencing(found, nodes, dict(list_mentions(tree, devices)))
+
+
+def list_device_elements(primitive):
+    """Return [(Element, value)] of a fence device."""
+    name = primitive.get("id")
+    found = [(Element(AGENT, name, ""), primitive.get("type", ""))]
+    for kind, path in ((PARAMETER, "instance_attributes"), (META, "meta_attributes")):
+        found += [(Element(kind, name, pair.get("name")), pair.get("value", ""))
+                  for pair in primitive.iterfind(path + "/nvpair")]
+    for operation in primitive.iter("op"):
+        found += [(Element(OPERATION, name, "%s %s" % (operation.get("name"), key)), value)
+                  for key, value in operation.attrib.items() if key not in ("id", "name")]
+    return found
+
+
+def list_cluster_elements(tree, devices):
+    """Return [(Element, value)] of what stands beside the fence devices."""
+    found = []
+    for place in tree.iter("rsc_location"):
+        if place.get("rsc") in devices and place.get("node"):
+            found.append((Element(LOCATION, place.get("rsc"), place.get("node")),
+                          place.get("score", "INFINITY")))
+    for level in tree.iter("fencing-level"):
+        found.append((Element(LEVEL, render_level_target(level), level.get("index")),
+                      level.get("devices", "")))
+    for pair in tree.iterfind(".//cluster_property_set/nvpair"):
+        found.append((Element(PROPERTY, "", pair.get("name")), pair.get("value", "")))
+    return found
+
+
+def render_level_target(level):
+    """Return the node of a level, or in words the nodes that it is for; no node has blanks."""
+    pattern, attribute = level.get("target-pattern"), level.get("target-attribute")
+    if pattern:
+        return "nodes like " + pattern
+    if attribute:
+        return "nodes with %s=%s" % (attribute, level.get("target-value"))
+    return level.get("target", "")
+
+
+def list_mentions(tree, devices):
+    """Return [((tag, id), device)] of what somebody has made of fence devices."""
+    found = []
+    for tag in ("group", "clone", "master", "bundle"):
+        for item in tree.iter(tag):
+            inside = [primitive.get("id") for primitive in item.iter("primitive")]
+            found += [((tag, item.get("id")), name) for name in inside if name in devices]
+    for tag in ("rsc_location", "rsc_colocation", "rsc_order", "rsc_ticket"):
+        for item in tree.iter(tag):
+            named = set(item.attrib.values()) | {part.get("id") for part in item.iter(
+                "resource_ref")}
+            is_plain = tag == "rsc_location" and item.get("node")
+            found += [((tag, item.get("id")), name) for name in named & devices if not is_plain]
+    return found
+
+
+def plan_fencing(configuration):
+    """Return the Fencing that a cluster should hold."""
+    wanted = parse_fencing(render_cib(configuration, ""))
+    return wanted._replace(nodes=configuration.nodes)
+
+
+def list_devices(fencing):
+    return [element.owner for element in fencing.elements if element.kind == AGENT]
+
+
+def first_value(fencing, kind, owner, name):
+    """Return the value of an element, None where there is none."""
+    return fencing.elements.get(Element(kind, owner, name), [None])[0]
+
+
+def is_own(fencing, device):
+    return first_value(fencing, META, device, OWNER[0]) == OWNER[1]
+
+
+def compare_fencing(wanted, live):
+    """Return the Differences of what is wanted and what a cluster holds."""
+    return [item for compare in COMPARISONS for item in compare(wanted, live)]
+
+
+def build_difference(element, wanted, found, text, advice=RUN_SCRIPT, is_judged=True):
+    return Difference(element=element, wanted=hide_value(element, wanted),
+                      found=hide_value(element, found), is_judged=is_judged, text=text,
+                      advice=advice)
+
+
+def is_hidden(element):
+    return element.kind == PARAMETER and holds_secrets(element.name)
+
+
+def hide_value(element, value):
+    return HIDDEN if is_hidden(element) and value is not None else value
+
+
+def holds_secrets(name):
+    """Whether a value of this name, of any agent, may be a secret or hold one."""
+    is_text = name.endswith(("_url", "_body")) or name in ("headers", FENCE_OPTIONS)
+    return is_text or is_secret_name(name)
+
+
+def compare_devices(wanted, live):
+    """Devices that are missing, of another agent, left over, or not ours."""
+    for device in list_devices(wanted):
+        agent, found = [first_value(side, AGENT, device, "") for side in (wanted, live)]
+        element = Element(AGENT, device, "")
+        if found is None:
+            yield build_difference(element, agent, None, "%s (%s) is missing" % (device, agent))
+        elif found != agent:
+            yield build_difference(element, agent, found, "%s has the agent %s instead of %s"
+                                   % (device, found, agent))
+    for device in sorted(set(list_devices(live)) - set(list_devices(wanted))):
+        yield describe_stranger(device, wanted, live)
+
+
+def describe_stranger(device, wanted, live):
+    """Return the Difference of a device that the plan does not know."""
+    agent = first_value(live, AGENT, device, "")
+    element = Element(AGENT, device, "")
+    if is_own(live, device):
+        return build_difference(element, None, agent, "%s (%s) is left over: the cluster file has "
+                                "no such device" % (device, agent))
+    address = find_address(live, device)
+    twins = [own for own in list_devices(wanted) if find_address(wanted, own) == address]
+    same = ", at the same address as %s" % ", ".join(twins) if address and twins else ""
+    return build_difference(element, None, agent, "%s (%s) is not ours%s" % (device, agent, same),
+                            "if it is needed no more: pcs stonith delete %s" % device,
+                            is_judged=False)
+
+
+def find_address(fencing, device):
+    return (first_value(fencing, PARAMETER, device, "ip")
+            or first_value(fencing, PARAMETER, device, "ipaddr"))
+
+
+def compare_parts(wanted, live):
+    """Parameters, meta attributes and operations of the devices that are there."""
+    common = set(list_devices(wanted)) & set(list_devices(live))
+    keys = [element for element in wanted.elements if element.owner in common]
+    keys += [element for element in live.elements
+             if element.owner in common and element not in wanted.elements]
+    for element in keys:
+        if element.kind in (PARAMETER, META, OPERATION):
+            values, found = [side.elements.get(element, []) for side in (wanted, live)]
+            if values != found:
+                yield describe_part(element, values, found)
+
+
+def describe_part(element, values, found):
+    """Return the Difference of a part of a device, of which wanted and found are lists."""
+    what = "%s: %s %s" % (element.owner, element.kind, element.name)
+    wanted, value = [side[0] if side else None for side in (values, found)]
+    advice = RUN_SCRIPT
+    if (element.kind, element.name) == (META, OWNER[0]):
+        text = "%s was not made by fencetool: it has no mark %s=%s" % ((element.owner,) + OWNER)
+        advice = "run the script with --adopt, or rename the device"
+    elif len(found) > 1:
+        text = "%s stands there %d times" % (what, len(found))
+    elif value is None:
+        text = "%s is missing, and should be %s" % (what, show_value(element, wanted))
+    elif wanted is None:
+        text = "%s is %s, and should not be there" % (what, show_value(element, value))
+    elif value.startswith(CIB_SECRET):
+        text = "%s is kept by cibsecret, and cannot be compared" % what
+        advice = "use password_script, or put up with the script bringing the password back"
+    else:
+        text = "%s is %s, and should be %s" % (what, show_value(element, value),
+                                               show_value(element, wanted, "another one"))
+    return build_difference(element, wanted, value, text, advice)
+
+
+def show_value(element, value, hidden=""):
+    """Return a value as a message shows it; hidden: words for a secret, where one says more."""
+    if is_hidden(element):
+        return hidden or HIDDEN
+    return quote(value, MAX_VALUE_CHARACTERS)
+
+
+def compare_levels(wanted, live):
+    targets = {element.owner for element in wanted.elements if element.kind == LEVEL}
+    left_over = set(list_devices(live)) - set(list_devices(wanted))
+    left_over = {device for device in left_over if is_own(live, device)}
+    for element, values in wanted.elements.items():
+        found = live.elements.get(element, [])
+        if element.kind == LEVEL and found != values:
+            yield describe_level(element, values, found)
+    for element, found in live.elements.items():
+        if element.kind != LEVEL or element in wanted.elements:
+            continue
+        what = "level %s of %s (%s)" % (element.name, element.owner, "; ".join(found))
+        if left_over & set(",".join(found).split(",")):
+            yield build_difference(element, None, found[0], what + " is left over")
+            continue
+        meaning = "what succeeds there is believed" if element.owner in targets else "it stays"
+        yield build_difference(element, None, found[0], "%s is not ours: %s" % (what, meaning),
+                               "see to it that a verifier stands last in it, or remove it",
+                               is_judged=False)
+
+
+def describe_level(element, values, found):
+    what = "level %s of %s" % (element.name, element.owner)
+    advice = RUN_SCRIPT
+    if not found:
+        text = "%s is missing, and should be %s" % (what, values[0])
+    elif len(found) > 1:
+        text = "%s stands there %d times, which Pacemaker puts together: %s" % (
+            what, len(found), ",".join(found))
+        advice = "remove one of them (pcs stonith level remove)"
+    else:
+        text = "%s is %s, and should be %s" % (what, found[0], values[0])
+    return build_difference(element, values[0], found[0] if found else None, text, advice)
+
+
+def compare_locations(wanted, live):
+    """Where devices must not run, and where somebody else wants them to run or not."""
+    bans = {element: scores[0] for element, scores in wanted.elements.items()
+            if element.kind == LOCATION}
+    bans.update(ban_strangers(wanted, live))
+    present = set(list_devices(wanted)) & set(list_devices(live))
+    for element, score in bans.items():
+        found = live.elements.get(element, [])
+        if element.owner in present and score not in found:
+            text = "%s has no location of score %s on %s" % (element.owner, score, element.name)
+            yield build_difference(element, score, found[0] if found else None, text)
+    for element, found in live.elements.items():
+        is_extra = element.kind == LOCATION and element not in bans
+        if is_extra and element.owner in present:
+            text = "%s has a location of score %s on %s" % (
+                element.owner, ", ".join(found), element.name)
+            # Another score is somebody's wish, and the plan has none: it stays.
+            yield build_difference(element, None, found[0], text, RUN_SCRIPT,
+                                   is_judged="-INFINITY" in found)
+    for device in sorted(present):
+        if live.nodes and not any(may_run(live, device, node) for node in live.nodes):
+            yield build_difference(Element(LOCATION, device, ""), None, None,
+                                   "%s may run on no node: it fences nobody" % device,
+                                   "look at its location constraints, and at symmetric-cluster")
+
+
+def ban_strangers(wanted, live):
+    """Return {Element: score} for nodes that the plan does not know: nobody knows what they see."""
+    strangers = [node for node in live.nodes if node not in wanted.nodes]
+    verifiers = [device for device in list_devices(wanted)
+                 if first_value(wanted, AGENT, device, "") == VERIFIER]
+    return {Element(LOCATION, device, node): "-INFINITY"
+            for device in verifiers for node in strangers}
+
+
+def may_run(live, device, node):
+    scores = live.elements.get(Element(LOCATION, device, node), [])
+    is_opt_in = is_switched_off(first_value(live, PROPERTY, "", "symmetric-cluster"))
+    is_banned = any(score.startswith("-") for score in scores)
+    return not is_banned and bool(scores or not is_opt_in)
+
+
+def is_switched_off(value):
+    return (value or "").lower() in ("0", "no", "n", "off", "false")
+
+
+def compare_properties(wanted, live):
+    for element, values in wanted.elements.items():
+        if element.kind != PROPERTY:
+            continue
+        names = (element.name, rename_property(element.name))
+        found = {name: first_value(live, PROPERTY, "", name) for name in names}
+        found = {name: value for name, value in found.items() if value is not None}
+        for name, value in found.items():
+            if not suffices(value, values[0]):
+                yield build_difference(Element(PROPERTY, "", name), values[0], value,
+                                       "%s is %s, and should be %s" % (
+                                           name, quote(value), quote(values[0])))
+        if not found:
+            yield build_difference(element, values[0], None, "%s is not set, and should be %s"
+                                   % (element.name, quote(values[0])))
+    yield from find_contrary_actions(wanted, live)
+
+
+def rename_property(name):
+    """Return the name that Pacemaker 3.0.2 has given to a cluster option, or had before."""
+    for old, new in ((OLD_PREFIX, NEW_PREFIX), (NEW_PREFIX, OLD_PREFIX)):
+        if name.startswith(old):
+            return new + name[len(old):]
+    return name
+
+
+def suffices(value, wanted):
+    """Whether a cluster option does what is wanted: a time may be longer, for others' devices."""
+    try:
+        return parse_seconds(value) >= parse_seconds(wanted)
+    except UsageError:
+        pass
+    try:
+        return parse_boolean(value) == parse_boolean(wanted)
+    except UsageError:
+        return value == wanted
+
+
+def find_contrary_actions(wanted, live):
+    """A cluster that only switches off leaves nodes off that should come back."""
+    returning = [device for device in list_devices(wanted)
+                 if first_value(wanted, AGENT, device, "") != VERIFIER
+                 and first_value(wanted, PARAMETER, device, "pcmk_reboot_action") != "off"]
+    for name in FENCING_ACTIONS:
+        value = first_value(live, PROPERTY, "", name)
+        if returning and value in ("off", "poweroff"):
+            yield build_difference(Element(PROPERTY, "", name), None, value,
+                                   "%s is %s: no node comes back after a fence, and %s should"
+                                   % (name, quote(value), ", ".join(returning)),
+                                   "pcs property unset %s, or power_on: false" % name)
+
+
+def compare_nodes(wanted, live):
+    targets = {element.owner for element in wanted.elements if element.kind == LEVEL}
+    for name in wanted.nodes:
+        if live.nodes and name not in live.nodes:
+            yield build_difference(Element(CLUSTER_NODE, name, ""), name, None,
+                                   "node %s is not in the cluster" % name, "rename or remove it in "
+                                   "the cluster file", is_judged=name in targets)
+    for name in live.nodes:
+        if name not in wanted.nodes:
+            yield build_difference(Element(CLUSTER_NODE, name, ""), None, name, "node %s is not in "
+                                   "the cluster file: it gets no fence device" % name, "add it "
+                                   "(method: none, if it has no device)")
+
+
+def compare_mentions(wanted, live):
+    """Groups, clones, orders and the like that somebody has made of our devices."""
+    for (tag, name), device in sorted(live.mentions.items()):
+        if device not in list_devices(wanted) or (tag, name) in wanted.mentions:
+            continue
+        is_place = tag == "rsc_location"
+        advice = ("look at what it does, or remove it" if is_place else "remove it: a fence device "
+                  "needs none, and keeps the script from changing it")
+        text = "%s stands in the %s %s, which is not ours" % (device, tag, name)
+        yield build_difference(Element(MENTION, device, name), None, tag, text, advice,
+                               is_judged=not is_place)
+
+
+COMPARISONS = (compare_devices, compare_parts, compare_levels, compare_locations,
+               compare_properties, compare_nodes, compare_mentions)
+
+
+def render_difference(difference):
+    """Return one line: what it is, and what to do."""
+    mark = "" if difference.is_judged else "note: "
+    return "%s%s (%s)" % (mark, difference.text, difference.advice)
+
+
 # PART 6: PEOPLE ===================================================================================
 
 # SECTION: LOOK-UP ---------------------------------------------------------------------------------
@@ -9935,6 +10342,38 @@ def parse_check_parameters(text, node):
         raise UsageError("the CIB has %d fence_check devices for %s, and one is needed"
                          % (len(found), quote(node)))
     return found[0]
+
+
+CIB_SECONDS = 30
+NOT_RUNNING = 102  # cibadmin's exit code: it cannot connect to the cluster
+
+
+def read_fencing(path, system):
+    """Return the Fencing of a saved CIB; without a path, of the cluster that runs here."""
+    if path:
+        data, source = system.read_file(path), path
+    else:
+        data, source = query_cib(system), "cibadmin"
+    try:
+        return parse_fencing(data)
+    except UsageError as error:
+        raise UsageError("%s: %s" % (source, error)) from None
+
+
+def query_cib(system):
+    """Return the configuration of the cluster that runs here, as bytes."""
+    command = ["cibadmin", "--query", "--local", "--scope", "configuration"]
+    try:
+        code, out, err = system.run(command, "", system.deadline(CIB_SECONDS))
+    except FenceError as error:
+        raise UsageError("cannot ask the cluster for its CIB: %s" % error) from error
+    if code == NOT_RUNNING:
+        raise UsageError("the cluster is not running here: start it (pcs cluster start), ask on a "
+                         "node where it runs, or name a saved CIB with --cib FILE")
+    if code != 0:
+        raise UsageError("cannot ask the cluster for its CIB, which root may: cibadmin: %s"
+                         % quote(err.strip()))
+    return out.encode("utf-8", "surrogateescape")
 
 
 # SECTION: SIMULATOR AND DEMO ----------------------------------------------------------------------
@@ -10375,9 +10814,16 @@ def run_demo_step(number, step, device, system):
 HOST_VARS_OPTION = (("--host-vars",), {
     "metavar": "DIR", "help": "directory of NODE.yml files with %s (Ansible's host_vars)"
     % ", ".join(row.name for row in NETWORK_KEYS)})
+CIB_OPTION = (("--cib",), {"metavar": "FILE", "help": "a saved CIB (pcs cluster cib FILE), "
+                           "instead of the cluster that runs here"})
 CHECK_OPTIONS = (
     (("cluster",), {"nargs": "?", "default": CLUSTER_FILE, "help": "cluster file (%(default)s)"}),
-    HOST_VARS_OPTION, (("--json",), {"action": "store_true", "help": "for machines"}))
+    HOST_VARS_OPTION, (("--json",), {"action": "store_true", "help": "for machines"}),
+    (("--live",), {"action": "store_true", "help": "compare the cluster that runs here with the "
+                   "file, too"}),
+    CIB_OPTION,
+    (("--plan",), {"metavar": "FILE", "help": "tell what would change a saved CIB (--cib) into "
+                   "this one, instead"}))
 OTHERS_OPTION = (
     (("--others",), {"action": "store_true", "help": "those that others have made too, instead"}),)
 GENERATE_OPTIONS = (
@@ -10391,18 +10837,52 @@ GENERATE_OPTIONS = (
 
 
 def cmd_check_config(options, system):
-    """Report every mistake in a cluster file, with its line; exit code 1 if there is one."""
+    """Report every mistake in a cluster file, with its line, and with --live where the cluster
+    differs from it; exit code 1 if there is one."""
+    if options.plan:
+        return compare_plan(options, system)
     cluster, mistakes = load_cluster(options.cluster, options.host_vars, system)
+    shown = {"good": bool(cluster), "mistakes": [mistake._asdict() for mistake in mistakes]}
+    lines = [render_mistake(mistake) for mistake in mistakes]
     errors = sum(not mistake.is_warning for mistake in mistakes)
+    lines.append("%s: %s" % (options.cluster, render_counts(
+        (errors, "mistake"), (len(mistakes) - errors, "warning"))))
+    if cluster and (options.live or options.cib):
+        wanted = plan_fencing(build_configuration(cluster))
+        differences = compare_fencing(wanted, read_fencing(options.cib, system))
+        judged = sum(item.is_judged for item in differences)
+        shown.update(good=not judged, differences=[show_difference(item) for item in differences])
+        lines += [render_difference(item) for item in differences]
+        lines.append("%s: %s" % (options.cib or "the cluster", render_counts(
+            (judged, "difference"), (len(differences) - judged, "note"))))
+    elif options.live or options.cib:
+        lines.append("the cluster was not compared: correct the mistakes first")
+    system.write(json.dumps(shown, indent=2) if options.json else "\n".join(lines))
+    return EXIT_GOOD if shown["good"] else EXIT_BAD
+
+
+def compare_plan(options, system):
+    """Tell in words what a change of one CIB into another would do, as the script asks for it."""
+    if not options.cib:
+        raise UsageError("--plan is compared with --cib FILE: name both")
+    differences = compare_fencing(read_fencing(options.plan, system),
+                                  read_fencing(options.cib, system))
     if options.json:
-        shown = {"good": bool(cluster), "mistakes": [mistake._asdict() for mistake in mistakes]}
-        system.write(json.dumps(shown, indent=2))
-    else:
-        counts = ", ".join("%d %s%s" % (count, word, "" if count == 1 else "s") for count, word in (
-            (errors, "mistake"), (len(mistakes) - errors, "warning")))
-        system.write("\n".join([render_mistake(mistake) for mistake in mistakes]
-                               + ["%s: %s" % (options.cluster, counts)]))
-    return EXIT_GOOD if cluster else EXIT_BAD
+        system.write(json.dumps([show_difference(item) for item in differences], indent=2))
+    elif differences:
+        system.write("\n".join(item.text for item in differences))
+    return EXIT_BAD if differences else EXIT_GOOD
+
+
+def show_difference(difference):
+    """Return a Difference for JSON."""
+    return dict(difference._asdict(), element=difference.element._asdict())
+
+
+def render_counts(*counts):
+    """Return 1 mistake, 2 warnings of (1, "mistake"), (2, "warning")."""
+    return ", ".join("%d %s%s" % (count, word, "" if count == 1 else "s")
+                     for count, word in counts)
 
 
 def cmd_gen_config(options, system):
