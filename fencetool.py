@@ -17,7 +17,7 @@ Parts and sections; each uses only those above it (tests/test_layout.py proves i
   3 DEVICES  KASA, KLAP, TAPO, TP-LINK, TASMOTA, ESPHOME, SHELLY, PAGES, INSTALLED AGENT
   4 FENCING  PACKETS, PROBES, FENCING, CHECKING, AGENTS
   ---------- the waterline: a fence agent's run needs nothing below it but for fence_check -n NODE
-  5 CLUSTER  YAML, CLUSTER FILE, PLAN, CLUSTER CHECKS, OUTPUTS, DRIFT
+  5 CLUSTER  YAML, CLUSTER FILE, PLAN, CLUSTER CHECKS, OUTPUTS, DRIFT, IMPORT, CLUSTER TEXT
   6 PEOPLE   LOOK-UP, SIMULATOR AND DEMO, COMMANDS, ENTRY
 
 To add a parameter, go to PARAMETERS: one row; agents take it by their rows in AGENTS.
@@ -8586,7 +8586,7 @@ NETWORK_KEYS = tuple(cluster_key(network.key, ADDRESS) for network in OWN_NETWOR
 CLUSTER_KEYS = (
     cluster_key("stonith_nodes", NODES),
     cluster_key("stonith_fence_verify", BOOLEAN, default="1"),
-    cluster_key("stonith_verify_wait", WHOLE_SECONDS, default="10"),
+    cluster_key("stonith_verify_wait", WHOLE_SECONDS, verify="verify_wait", default="10"),
     cluster_key("stonith_quorum_device", BOOLEAN, default="0"),
     cluster_key("stonith_direct_networks", NAMES, default=()),
     cluster_key("stonith_witness_ips", NAMED_ADDRESSES, default={}))
@@ -10170,8 +10170,8 @@ def compare_properties(wanted, live):
         if element.kind != PROPERTY:
             continue
         names = (element.name, rename_property(element.name))
-        found = {name: first_value(live, PROPERTY, "", name) for name in names}
-        found = {name: value for name, value in found.items() if value is not None}
+        values_now = {name: first_value(live, PROPERTY, "", name) for name in names}
+        found = {name: value for name, value in values_now.items() if value is not None}
         for name, value in found.items():
             if not suffices(value, values[0]):
                 yield build_difference(Element(PROPERTY, "", name), values[0], value,
@@ -10252,6 +10252,518 @@ def render_difference(difference):
     """Return one line: what it is, and what to do."""
     mark = "" if difference.is_judged else "note: "
     return "%s%s (%s)" % (mark, difference.text, difference.advice)
+
+
+# SECTION: IMPORT ----------------------------------------------------------------------------------
+# The way back of PLAN: from what a CIB holds to a Cluster. Pure.
+#
+# A node gets the power device and the verifier of its first level, or without a level those whose
+# host list names it. Each key takes back the parameter that it becomes, by its row. What is left
+# is planned anew and compared with the CIB: whatever differs then could not be carried over, and
+# is told, so that nothing gets lost in silence.
+
+# options: {name: value} under the names of today. hosts: {node: outlet, "" where none is named}.
+FoundDevice = namedtuple("FoundDevice", "id agent options hosts")
+LIBRARY_PARAMS = tuple(PARAMS_BY_NAME[name] for name in (  # in all agents of fence-agents
+    "ip", "ipport", "username", "password", "password_script", "plug", "action"))
+# Agents that switch nothing off, and stand in a level for another reason.
+IDLE_AGENTS = ("fence_kdump", "fence_heuristics_ping", "fence_watchdog", "fence_sbd")
+HOST_PARAMETERS = ("pcmk_host_list", "pcmk_host_map", "pcmk_host_check", "pcmk_host_argument")
+ACTION_TIMEOUTS = ("pcmk_off_timeout", "pcmk_on_timeout", "pcmk_reboot_timeout")
+PASSWORD_PROGRAM = "/etc/fencetool/password-%s"  # that somebody has to write
+
+
+def import_cluster(live):
+    """Return (Cluster, [note]) of the Fencing of a CIB; raise FenceError without fence devices."""
+    # notes: what could not be carried over. names: of all nodes. pairs: {node: (power device, its
+    # verifier or None)}.
+    levels = [element.owner for element in live.elements if element.kind == LEVEL]
+    source = types.SimpleNamespace(
+        live=live, notes=[], names=live.nodes or tuple(dict.fromkeys(levels)), pairs={},
+        devices=[collect_device(live, device) for device in list_devices(live)])
+    find_pairs(source)
+    cluster = build_imported_cluster(source)
+    tell_losses(source, cluster)
+    return cluster, source.notes
+
+
+def collect_device(live, device):
+    """Return the FoundDevice of this id."""
+    agent = first_value(live, AGENT, device, "")
+    params = AGENTS[agent].params if agent in AGENTS else LIBRARY_PARAMS
+    names = canonical_names(params)
+    options = {}
+    for element, values in live.elements.items():
+        if (element.kind, element.owner) == (PARAMETER, device) and values[0]:
+            options.setdefault(names.get(element.name, element.name), values[0])
+    return FoundDevice(device, agent, options, read_hosts(options))
+
+
+def canonical_names(params):
+    return {spelling: row.name for row in params for spelling in (row.name,) + row.aliases}
+
+
+def read_hosts(options):
+    hosts = dict.fromkeys(re.findall("[^,; \t]+", options.get("pcmk_host_list", "")), "")
+    hosts.update(re.findall("([^:; \t]+):([^; \t]*)", options.get("pcmk_host_map", "")))
+    return hosts
+
+
+def is_set(value):
+    """Whether a boolean of an agent is on."""
+    try:
+        return parse_boolean(value or "0")
+    except UsageError:
+        return False
+
+
+def has_same_meaning(value, wanted):
+    """Whether a value is what gen-config writes, or another word for it."""
+    return value == wanted or (wanted == "1" and is_set(value))
+
+
+def find_dialect(power, verifier):
+    """Return the row of DIALECTS that a power device belongs to, as its verifier names it."""
+    method = verifier.options.get("fence_method", "") if verifier else ""
+    rows = [row for row in DIALECTS.values()
+            if row.agent == power.agent and has_fixed(row, power.options)]
+    if power.agent not in AGENTS and re.fullmatch(FOREIGN_AGENT, method):
+        rows = []
+    elif power.agent not in AGENTS:
+        rows = [row for row in rows if not find_missing_keys(row, power.options)]
+    return max(rows, key=lambda row: len(row.fixed), default=DIALECTS[NAMED_AGENT])
+
+
+def has_fixed(dialect, options):
+    return all(has_same_meaning(options.get(name), value)
+               for name, value in dialect.fixed.items())
+
+
+def find_missing_keys(dialect, options):
+    """Return the keys that a dialect needs and nothing stands for in a device's options."""
+    parameters = {row.name: row.power for row in NODE_KEYS}
+    return [key for key in dialect.required if parameters[key] not in options
+            and parameters.get(STAND_INS.get(key)) not in options]
+
+
+def find_pairs(source):
+    """Find the devices of each node, and tell of those that are nobody's."""
+    found = {name: find_pair(source, name) for name in source.names}
+    # The script makes devices in the order of the file.
+    order = {device.id: number for number, device in enumerate(source.devices)}
+    pairs = [(name, pair) for name, pair in found.items() if pair]
+    source.pairs = dict(sorted(pairs, key=lambda item: order[item[1][0].id]))
+    if not source.pairs:
+        raise FenceError("nothing to import: the CIB has no fence device for any of its nodes")
+    tell_unused(source)
+
+
+def build_imported_cluster(source):
+    values = {row.name: row.default for row in CLUSTER_KEYS}
+    verifiers = [verifier for _, verifier in source.pairs.values() if verifier]
+    for row in CLUSTER_KEYS:
+        given = [device.options[row.verify] for device in verifiers if row.verify in device.options]
+        values[row.name] = given[0] if given else row.default
+    values["stonith_fence_verify"] = "1" if verifiers else "0"
+    if not verifiers:
+        source.notes.append("nothing proves that a node is dead: give the nodes mgmt_ip and the "
+                            "like, and remove stonith_fence_verify")
+    nodes = [build_imported_node(source, name) for name in source.pairs]
+    nodes += [ClusterNode(name=name, dialect=None, place=None, places={}, networks={},
+                          values={"method": NO_DEVICE, "options": {}})
+              for name in source.names if name not in source.pairs]
+    cluster = Cluster(tuple(nodes), values, {}, {})
+    import_networks(source, cluster)
+    import_witnesses(source, cluster)
+    for node in nodes:
+        cluster.networks.update((network_key(name), name) for name in node.networks)
+    settle_race(source, cluster)
+    for node in nodes_with_device(cluster):
+        fit_times(source, cluster, node)
+    return cluster
+
+
+def find_pair(source, name):
+    """Return (power device, verifier) of a node; None without a power device."""
+    levels = {element.name: ",".join(values).split(",")
+              for element, values in source.live.elements.items()
+              if (element.kind, element.owner) == (LEVEL, name)}
+    first = min(levels, default="")
+    for index in sorted(set(levels) - {first}):
+        source.notes.append("level %s of %s (%s) is not carried over: a node gets one level"
+                            % (index, name, ",".join(levels[index])))
+    if levels:
+        known = {device.id: device for device in source.devices}
+        devices = [known[device] for device in levels[first] if device in known]
+    else:
+        devices = [device for device in source.devices if name in device.hosts]
+    verifiers = [device for device in devices if device.agent == VERIFIER]
+    powers = [device for device in devices if device.agent not in (VERIFIER,) + IDLE_AGENTS]
+    for device in powers[1:] + verifiers[1:]:
+        first = verifiers[0] if device.agent == VERIFIER else powers[0]
+        source.notes.append("%s (%s) is not carried over: %s has another one, %s"
+                            % (device.id, device.agent, name, first.id))
+    if not powers:
+        return None
+    return powers[0], verifiers[0] if verifiers else None
+
+
+def find_verifier_options(source, node):
+    """Return the parameters of the verifier of a node; nothing where it has none."""
+    verifier = source.pairs[node.name][1] if node.name in source.pairs else None
+    return verifier.options if verifier else {}
+
+
+def tell_unused(source):
+    used = {device.id for pair in source.pairs.values() for device in pair if device}
+    told = " ".join(source.notes)
+    for device in source.devices:
+        if device.id in used or device.id + " (" in told:
+            continue
+        why = "no level and no host list names a node for it"
+        if device.agent in IDLE_AGENTS:
+            why = "it switches nothing off"
+        elif device.hosts:
+            why = "nothing that it could stand for is known of %s" % ", ".join(device.hosts)
+        source.notes.append("%s (%s) is not carried over: %s" % (device.id, device.agent, why))
+
+
+def build_imported_node(source, name):
+    power, verifier = source.pairs[name]
+    dialect = find_dialect(power, verifier)
+    options = {key: value for key, value in power.options.items()
+               if key not in HOST_PARAMETERS + ACTION_TIMEOUTS + tuple(dialect.fixed)}
+    take_host(source, name, power, options)
+    values = {"options": {}}
+    values.update({"agent": power.agent} if dialect.name == NAMED_AGENT
+                  else {"method": dialect.method})
+    if power.agent in OTHER_NAMES:
+        source.notes.append(suggest_method(power, OTHER_NAMES[power.agent]))
+    take_secret(source, name, options, values)
+    take_habits(dialect, options, values)
+    for row in NODE_KEYS:
+        is_taken = row.name in dialect.keys or row.name not in SPECIAL_KEYS
+        if is_taken and row.power in options:
+            values[row.name] = render_usual(row, options.pop(row.power))
+    node = ClusterNode(name=name, dialect=dialect, values=values, place=("", 0),
+                       places={"options": ("", 0)}, networks={})
+    take_options(source, power, node, options)
+    return node
+
+
+def suggest_method(power, row):
+    """Return a note on an agent that others have made too."""
+    counts = "" if row.first_outlet else " (outlets then count from 1)"
+    return "%s: method: %s instead of agent: %s gives it the limits and the proof of %s%s" % (
+        power.id, DIALECTS[row.dialect].method, power.agent, DIALECTS[row.dialect].agent, counts)
+
+
+def take_host(source, name, power, options):
+    """Put the outlet of a node into plug, wherever it stands."""
+    outlet = power.hosts.get(name, "")
+    if is_set(options.pop("port_as_ip", "")):
+        options["ip"] = outlet or options.get("ip", "")
+    elif options.get("plug", "dynamic") == "dynamic":
+        options["plug"] = outlet
+    if options.get("plug") in ("", name):
+        del options["plug"]  # the label, which Pacemaker passes anyway
+    if len(power.hosts) > 1:
+        source.notes.append("%s stands for %s: each node gets a device of its own"
+                            % (power.id, ", ".join(power.hosts)))
+
+
+def take_secret(source, name, options, values):
+    if options.get("password", "").startswith(CIB_SECRET):
+        del options["password"]
+        values["password_script"] = PASSWORD_PROGRAM % name
+        source.notes.append("the password of %s is kept by cibsecret: write %s, which prints it"
+                            % (name, values["password_script"]))
+
+
+def take_habits(dialect, options, values):
+    """Whether the node comes back, and how long fencing it waits."""
+    comes_back = options.get("pcmk_reboot_action", "reboot") != "off"
+    options.pop("pcmk_reboot_action", None)
+    is_able = "power_on_url" in options or "power_on_url" not in dialect.keys
+    if comes_back != dialect.comes_back and (is_able or not comes_back):
+        values["power_on"] = "1" if comes_back else "0"
+    for name in ("pcmk_delay_base", "delay"):
+        try:
+            delay = parse_whole_seconds(options.get(name, "0"))
+        except UsageError:
+            continue  # a map of nodes: the comparison tells it
+        options.pop(name, None)
+        if delay != "0":
+            values.setdefault("delay", delay)
+    if options.get("method") == "onoff":
+        del options["method"]
+
+
+def take_options(source, power, node, options):
+    """Carry over as options what can be one; the checks of a cluster file decide."""
+    for name, value in options.items():
+        report = Report()
+        check_options(None, node._replace(values={"options": {name: value}}), report)
+        if report.has_errors():
+            source.notes.append("%s: parameter %s is not carried over: %s" % (
+                power.id, name, min(report.mistakes).text))
+        else:
+            node.values["options"][name] = value
+
+
+def import_networks(source, cluster):
+    for node in nodes_with_device(cluster):
+        for network, address in read_targets(find_verifier_options(source, node)).items():
+            add_network(node, network, address)
+
+
+def import_witnesses(source, cluster):
+    """Tell the witnesses of the file from the addresses of nodes that have no verifier."""
+    lists, known, direct = {}, set(), {}
+    for node in nodes_with_device(cluster):
+        known.update(node.networks.values(), [node.values.get("ip", "")])
+        options = find_verifier_options(source, node)
+        direct.update(dict.fromkeys(split_list(options.get("direct_networks", ""))))
+        for network, addresses in read_witnesses(options).items():
+            lists.setdefault(network, []).append(addresses)
+    cluster.values["stonith_direct_networks"] = tuple(direct)
+    cluster.values["stonith_witness_ips"] = {}
+    for network, found in lists.items():
+        unknown = list(dict.fromkeys(address for addresses in found for address in addresses
+                                     if address not in known))
+        leads = all(addresses[0] in unknown[:1] for addresses in found)
+        if unknown:
+            place_addresses(source, cluster, network, unknown, leads)
+
+
+def place_addresses(source, cluster, network, unknown, leads):
+    """Give addresses in a network to the file's witness, and to nodes without a verifier."""
+    # leads: the first stands first in all lists, as what the file names does.
+    blind = [node for node in cluster.nodes if not find_verifier_options(source, node)]
+    needed = [node for node in blind if must_see(source, node.name, network, cluster)]
+    if leads and len(unknown) > len(needed):
+        witness = unknown.pop(0)
+        cluster.values["stonith_witness_ips"][network] = witness
+        perhaps = [node.name for node in blind[len(unknown):]]
+        if perhaps:
+            source.notes.append("%s in the network %s is taken for a witness: if it is the address "
+                                "of %s, write it there" % (witness, network, " or ".join(perhaps)))
+    takers = needed + [node for node in blind if node not in needed]
+    for node, address in zip(takers, unknown):
+        add_network(node, network, address)
+        if len(takers) > 1:
+            source.notes.append("%s in the network %s is taken for the address of %s, which "
+                                "is a guess" % (address, network, node.name))
+    for address in unknown[len(takers):]:
+        source.notes.append("the witness %s=%s is not carried over: the file has one of a network"
+                            % (network, address))
+    for node in needed[len(unknown):]:
+        source.notes.append("the address of %s in the network %s is not in the CIB: without it, "
+                            "%s will verify nobody there" % (node.name, network, node.name))
+
+
+def must_see(source, name, network, cluster):
+    """Whether a node may verify a node in this network, and so has an address there."""
+    verifiers = [source.pairs[node.name][1] for node in nodes_with_device(cluster)
+                 if node.name != name and network in node.networks]
+    return any(may_run(source.live, verifier.id, name) for verifier in verifiers)
+
+
+def settle_race(source, cluster):
+    """Two nodes of which neither waits: the file that gen-config took had a quorum device."""
+    powers = [power for power, _ in source.pairs.values()]
+    is_ours = all(is_own(source.live, power.id) for power in powers)
+    if could_race(cluster) and is_ours and not has_delay(cluster):
+        cluster.values["stonith_quorum_device"] = "1"
+
+
+def fit_times(source, cluster, node):
+    """Find the off_timeout and power_timeout from which the times of the CIB follow."""
+    power = source.pairs[node.name][0]
+    given = power.options.get("pcmk_off_timeout", "")
+    limit = node.values["options"].pop("power_timeout", "")
+    choices = [("", ""), (given, ""), ("", limit), (given, limit)]  # the shortest first
+    best = min(choices, key=lambda choice: find_misfits(source, cluster, node, choice, limit))
+    set_times(node, *best)
+
+
+def set_times(node, off_timeout, power_timeout):
+    for values, name, value in ((node.values, "off_timeout", off_timeout),
+                                (node.values["options"], "power_timeout", power_timeout)):
+        values.pop(name, None)
+        if value:
+            values[name] = value
+
+
+def find_misfits(source, cluster, node, choice, limit):
+    """Return of each time, the weightiest first, whether it differs from that of the CIB."""
+    power, verifier = source.pairs[node.name]
+    set_times(node, *choice)
+    try:
+        times = plan_times(cluster, node)
+    except (UsageError, ValueError):  # what is no time in the CIB either
+        return [True]
+    given = find_verifier_options(source, node).get("pcmk_off_timeout")
+    return [str(times.power_given) != power.options.get("pcmk_off_timeout"),
+            bool(verifier) and str(times.verify_given) != given,
+            times.power_limits.get("power_timeout", choice[1]) != limit]
+
+
+def tell_losses(source, cluster):
+    """Note what gen-config would make otherwise than the CIB has it, and what it leaves alone."""
+    strangers = [device.id for pair in source.pairs.values() for device in pair
+                 if device and not is_own(source.live, device.id)]
+    if strangers:
+        source.notes.append("gen-config makes devices of its own; these stay until they are taken "
+                            "over or removed: " + ", ".join(dict.fromkeys(strangers)))
+    try:
+        wanted = plan_fencing(build_configuration(cluster))
+    except (FenceError, ValueError) as error:
+        source.notes.append("no configuration follows from this: %s" % error)
+        return
+    added = []
+    powers = [DEVICE_PREFIX + node for node in source.pairs]
+    for item in compare_fencing(wanted, rename_devices(source)):
+        element = item.element
+        # What the plan does not have of a power device, the importer has told or understood.
+        is_done = item.wanted is None and element.owner in powers and element.kind == PARAMETER
+        if is_done or element.name in HOST_PARAMETERS + OWNER[:1]:
+            continue
+        if item.found is None:
+            added.append("%s %s" % (element.kind, element.name))
+        elif not has_same_meaning(item.found, item.wanted):
+            source.notes.append("gen-config would change it: " + item.text)
+    if added:
+        source.notes.append("gen-config would add what is not there: "
+                            + ", ".join(dict.fromkeys(added)))
+
+
+def rename_devices(source):
+    """Return the Fencing of the CIB with the names that gen-config gives to the devices."""
+    names, elements = {}, {}
+    for node, pair in source.pairs.items():
+        pair = [(device.id, prefix + node) for device, prefix
+                in zip(pair, (DEVICE_PREFIX, VERIFIER_PREFIX)) if device]
+        for device, name in pair:
+            names.setdefault(device, []).append(name)
+        elements[Element(LEVEL, node, "1")] = [",".join(name for _, name in pair)]
+    for element, values in source.live.elements.items():
+        for name in names.get(element.owner, ()):
+            elements[element._replace(owner=name, name=find_name(element))] = values
+        if element.kind == PROPERTY:
+            elements[element] = values
+    mentions = {key: names[device][0] for key, device in source.live.mentions.items()
+                if device in names}
+    return Fencing(elements, source.live.nodes, mentions)
+
+
+def find_name(element):
+    """Return the name of today of a parameter."""
+    if element.kind != PARAMETER:
+        return element.name
+    return canonical_names(LIBRARY_PARAMS).get(element.name, element.name)
+
+
+def read_targets(options):
+    """Return {network: address} of the target_ parameters of fence_check."""
+    targets = {own.name: options[own.parameter] for own in OWN_NETWORKS
+               if own.parameter in options}
+    for number, address in enumerate(split_list(options.get(CLIENT_NETWORKS.parameter, "")), 1):
+        targets["%s-%d" % (CLIENT_NETWORKS.name, number)] = address
+    for number, item in enumerate(split_list(options.get("target_ips", "")), 1):
+        name, equals, address = item.partition("=")
+        targets[name if equals else "network-%d" % number] = address if equals else name
+    return targets
+
+
+def read_witnesses(options):
+    """Return {network: [address]} of witness_ips of fence_check."""
+    found = {}
+    for item in split_list(options.get("witness_ips", "")):
+        network, _, address = item.partition("=")
+        found.setdefault(network, []).append(address)
+    return found
+
+
+def add_network(node, network, address):
+    """Give a node an address in a network, among its values too."""
+    node.networks[network] = address
+    own = {row.name: row.key for row in OWN_NETWORKS}
+    if network in own:
+        node.values[own[network]] = address
+    else:
+        node.values.setdefault(CLIENT_NETWORKS.key, {})[network] = address
+
+
+def render_usual(row, text):
+    """Return a value in its usual form, or as it is where it has none: reading the file tells."""
+    try:
+        return KEY_PARSERS[row.kind](text) if row.kind in KEY_PARSERS else text
+    except UsageError:
+        return text
+
+
+# SECTION: CLUSTER TEXT ----------------------------------------------------------------------------
+# From a Cluster to the text of its file, which CLUSTER FILE reads as the same. Pure.
+
+NOT_FILLED_IN = "{{ not_shown }}"  # a mistake, until somebody writes the value
+
+
+def render_cluster_file(cluster, notes, shows_secrets):
+    """Return the text of a cluster file; without secrets, with what stands for them."""
+    lines = ["# Made by fencetool %s import, from the fence devices of a cluster." % __version__]
+    lines += ["# " + one_line(note) for note in notes]
+    for row in CLUSTER_KEYS:
+        if row.kind != NODES and cluster.values[row.name] != row.default:
+            lines.append("%s: %s" % (row.name, render_yaml_value(row, cluster.values[row.name])))
+    lines.append("stonith_nodes:")
+    networks = [row.name for row in NETWORK_KEYS]
+    rows = sorted(NODE_KEYS, key=lambda row: row.name in networks)
+    for node in cluster.nodes:
+        lines.append("  %s:" % node.name)
+        for row in rows:
+            if node.values.get(row.name):
+                lines.append(render_key(node, row, shows_secrets))
+    return "\n".join(lines + [""])
+
+
+def render_key(node, row, shows_secrets):
+    """Return the line of a key of a node; nobody can use it before a secret is filled in."""
+    value = node.values[row.name]
+    name = row.name
+    if row.kind == OPTIONS:
+        value = {option: text if shows_secrets else hide_secret(option, text)
+                 for option, text in value.items()}
+    elif not shows_secrets and name == "password":
+        name, value = "password_script", PASSWORD_PROGRAM % node.name
+    elif not shows_secrets and row.power:
+        value = hide_secret(row.power, value)
+    return "    %s: %s" % (name, render_yaml_value(row, value))
+
+
+def hide_secret(name, value):
+    """Return a value of a device, or what stands for one that may hold a secret."""
+    is_bare_url = name.endswith("_url") and "?" not in value
+    return NOT_FILLED_IN if holds_secrets(name) and not is_bare_url else value
+
+
+def render_yaml_value(row, value):
+    if isinstance(value, dict):
+        return "{%s}" % ", ".join("%s: %s" % (render_yaml(name), render_yaml(text))
+                                  for name, text in value.items())
+    if isinstance(value, tuple):
+        return "[%s]" % ", ".join(render_yaml(text) for text in value)
+    if row.kind == BOOLEAN:
+        return {"1": "true", "0": "false"}.get(value, render_yaml(value))
+    return render_yaml(value)
+
+
+def render_yaml(text):
+    """Return a text as a YAML scalar that everybody reads as this text."""
+    is_plain = re.fullmatch("[A-Za-z0-9/][A-Za-z0-9_./-]*", text)
+    if is_plain and not is_ambiguous(text) and text not in YAML_NULLS:
+        return text
+    return "'%s'" % text.replace("'", "''")
 
 
 # PART 6: PEOPLE ===================================================================================
@@ -10834,6 +11346,11 @@ GENERATE_OPTIONS = (
                      "ansible: a playbook that installs fencetool and runs the script"}),
     (("--node",), {"default": "", "help": "the node that the firewall is for"}),
     (("-o", "--output"), {"metavar": "FILE", "help": "write there, mode 0700, not to stdout"}))
+IMPORT_OPTIONS = (
+    CIB_OPTION,
+    (("--show-secrets",), {"action": "store_true", "help": "write passwords and the like on stdout "
+                           "too, not only into a file"}),
+    (("-o", "--output"), {"metavar": "FILE", "help": "write there, mode 0600, with passwords"}))
 
 
 def cmd_check_config(options, system):
@@ -10921,6 +11438,32 @@ def parse_generate_words(options):
     return form, node, path
 
 
+def cmd_import(options, system):
+    """Write a cluster file that holds the fence devices of a cluster; what it cannot hold is told.
+
+    The exit code is 1 if somebody has to complete the file.
+    """
+    if options.output and os.path.lexists(options.output):
+        raise UsageError("%s exists: name another file, and compare" % options.output)
+    cluster, notes = import_cluster(read_fencing(options.cib, system))
+    shows_secrets = bool(options.show_secrets or options.output)
+    text = render_cluster_file(cluster, notes, shows_secrets)
+    path = options.output or "the cluster file"
+    cluster, mistakes = parse_cluster(path, text.encode("utf-8", "surrogateescape"))
+    if PASSWORD_PROGRAM.partition("%")[0] in text:
+        notes.append("the programs %s are for you to write: they print a password (or import with "
+                     "-o FILE or --show-secrets)" % PASSWORD_PROGRAM.replace("%s", "NODE"))
+    for note in notes:
+        system.tell("note: " + one_line(note))
+    for mistake in mistakes:
+        system.tell(render_mistake(mistake))
+    if options.output:
+        system.replace_file(options.output, text, 0o600)
+    else:
+        system.write(text.rstrip("\n"))
+    return EXIT_GOOD if cluster else EXIT_BAD
+
+
 def cmd_agents(options, system):
     """Print the names of the fence agents in this file: install.sh makes a link for each."""
     names = [name for name in AGENTS if (name in OTHER_NAMES) == options.others]
@@ -10931,6 +11474,7 @@ def cmd_agents(options, system):
 # Each subcommand with its options; its help is its function's docstring.
 COMMANDS = {"demo": (cmd_demo, ()), "check-config": (cmd_check_config, CHECK_OPTIONS),
             "gen-config": (cmd_gen_config, GENERATE_OPTIONS),
+            "import": (cmd_import, IMPORT_OPTIONS),
             "agents": (cmd_agents, OTHERS_OPTION)}
 
 

@@ -67,7 +67,7 @@ class Differences(unittest.TestCase):
         return found[0]
 
     def test_what_the_plan_makes_does_not_differ_from_it(self):
-        for name, cluster, configuration in all_configurations():
+        for name, _, configuration in all_configurations():
             live = fencetool.parse_fencing(fencetool.render_cib(configuration, name))
             self.assertEqual(fencetool.compare_fencing(
                 fencetool.plan_fencing(configuration), live), [], name)
