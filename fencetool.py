@@ -9868,7 +9868,8 @@ def render_output(form, cluster, node, source):
 # kind, owner, name: a device and one of its PARAMETERS; a target and the index of a LEVEL.
 Element = namedtuple("Element", "kind owner name")
 AGENT, PARAMETER, META, OPERATION = "agent", "parameter", "meta attribute", "operation"
-LOCATION, LEVEL, PROPERTY = "location", "level", "cluster option"
+LOCATION, WISH = "location", "location of others"  # WISH: with an id that is not of our making
+LEVEL, PROPERTY = "level", "cluster option"
 CLUSTER_NODE, MENTION = "node", "mention"
 
 # elements: {Element: [values]}, of more than one where it stands there twice. nodes: their names.
@@ -9885,6 +9886,8 @@ RUN_SCRIPT = "run the script of gen-config, or change the cluster file"
 # Where both are set, Pacemaker 3.0.2 takes the new name; before, it knows the old one only.
 OLD_PREFIX, NEW_PREFIX = "stonith-", "fencing-"
 FENCING_ACTIONS = (OLD_PREFIX + "action", NEW_PREFIX + "action")
+CLUSTER_UNITS = {"": 1, "s": 1, "sec": 1, "m": 60, "min": 60, "h": 3600, "hr": 3600, "ms": 0.001,
+                 "msec": 0.001, "us": 0.000001, "usec": 0.000001}
 VERIFIER = "fence_check"
 
 
@@ -9926,8 +9929,10 @@ def list_cluster_elements(tree, devices):
     """Return [(Element, value)] of what stands beside the fence devices."""
     found = []
     for place in tree.iter("rsc_location"):
-        if place.get("rsc") in devices and place.get("node"):
-            found.append((Element(LOCATION, place.get("rsc"), place.get("node")),
+        device, node = place.get("rsc"), place.get("node")
+        if device in devices and node:
+            is_ours = place.get("id") == ban_id(Ban(device, (node,), is_verifier=False), node)
+            found.append((Element(LOCATION if is_ours else WISH, device, node),
                           place.get("score", "INFINITY")))
     for level in tree.iter("fencing-level"):
         found.append((Element(LEVEL, render_level_target(level), level.get("index")),
@@ -9954,10 +9959,11 @@ def list_mentions(tree, devices):
         for item in tree.iter(tag):
             inside = [primitive.get("id") for primitive in item.iter("primitive")]
             found += [((tag, item.get("id")), name) for name in inside if name in devices]
-    for tag in ("rsc_location", "rsc_colocation", "rsc_order", "rsc_ticket"):
+    for tag in ("rsc_location", "rsc_colocation", "rsc_order", "rsc_ticket", "tag",
+                "acl_permission"):
         for item in tree.iter(tag):
-            named = set(item.attrib.values()) | {part.get("id") for part in item.iter(
-                "resource_ref")}
+            parts = list(item.iter("resource_ref")) + list(item.iter("obj_ref"))
+            named = set(item.attrib.values()) | {part.get("id") for part in parts}
             is_plain = tag == "rsc_location" and item.get("node")
             found += [((tag, item.get("id")), name) for name in named & devices if not is_plain]
     return found
@@ -10126,18 +10132,19 @@ def compare_locations(wanted, live):
     bans.update(ban_strangers(wanted, live))
     present = set(list_devices(wanted)) & set(list_devices(live))
     for element, score in bans.items():
-        found = live.elements.get(element, [])
+        found = find_scores(live, element.owner, element.name)
         if element.owner in present and score not in found:
             text = "%s has no location of score %s on %s" % (element.owner, score, element.name)
             yield build_difference(element, score, found[0] if found else None, text)
     for element, found in live.elements.items():
-        is_extra = element.kind == LOCATION and element not in bans
-        if is_extra and element.owner in present:
-            text = "%s has a location of score %s on %s" % (
-                element.owner, ", ".join(found), element.name)
-            # Another score is somebody's wish, and the plan has none: it stays.
-            yield build_difference(element, None, found[0], text, RUN_SCRIPT,
-                                   is_judged="-INFINITY" in found)
+        is_extra = element not in bans and element not in wanted.elements
+        if is_extra and element.kind in (LOCATION, WISH) and element.owner in present:
+            is_needed = is_opt_in(live) and not found[0].startswith("-")
+            text = "%s has a %s of score %s on %s" % (
+                element.owner, element.kind, ", ".join(found), element.name)
+            difference = build_difference(element, None, found[0], text, is_judged=(
+                element.kind == LOCATION))
+            yield from () if is_needed else (difference,)
     for device in sorted(present):
         if live.nodes and not any(may_run(live, device, node) for node in live.nodes):
             yield build_difference(Element(LOCATION, device, ""), None, None,
@@ -10154,25 +10161,33 @@ def ban_strangers(wanted, live):
             for device in verifiers for node in strangers}
 
 
+def find_scores(live, device, node):
+    """Return the scores of all locations of a device on a node, whoever made them."""
+    return [score for kind in (LOCATION, WISH)
+            for score in live.elements.get(Element(kind, device, node), ())]
+
+
 def may_run(live, device, node):
-    scores = live.elements.get(Element(LOCATION, device, node), [])
-    is_opt_in = is_switched_off(first_value(live, PROPERTY, "", "symmetric-cluster"))
+    scores = find_scores(live, device, node)
     is_banned = any(score.startswith("-") for score in scores)
-    return not is_banned and bool(scores or not is_opt_in)
+    return not is_banned and bool(scores or not is_opt_in(live))
 
 
-def is_switched_off(value):
-    return (value or "").lower() in ("0", "no", "n", "off", "false")
+def is_opt_in(live):
+    """Whether a device runs nowhere unless a location allows it."""
+    value = first_value(live, PROPERTY, "", "symmetric-cluster") or ""
+    return value.lower() in ("0", "no", "n", "off", "false", "f")
 
 
 def compare_properties(wanted, live):
     for element, values in wanted.elements.items():
-        if element.kind != PROPERTY:
+        twin = Element(PROPERTY, "", rename_property(element.name))
+        is_twin = twin in wanted.elements and element.name.startswith(NEW_PREFIX)
+        if element.kind != PROPERTY or is_twin:
             continue
-        names = (element.name, rename_property(element.name))
-        values_now = {name: first_value(live, PROPERTY, "", name) for name in names}
-        found = {name: value for name, value in values_now.items() if value is not None}
-        for name, value in found.items():
+        found = [(name, value) for name in (element.name, twin.name)
+                 for value in live.elements.get(Element(PROPERTY, "", name), ())]
+        for name, value in found:
             if not suffices(value, values[0]):
                 yield build_difference(Element(PROPERTY, "", name), values[0], value,
                                        "%s is %s, and should be %s" % (
@@ -10193,14 +10208,21 @@ def rename_property(name):
 
 def suffices(value, wanted):
     """Whether a cluster option does what is wanted: a time may be longer, for others' devices."""
-    try:
-        return parse_seconds(value) >= parse_seconds(wanted)
-    except UsageError:
-        pass
+    seconds = [parse_cluster_time(text) for text in (value, wanted)]
+    if None not in seconds:
+        return seconds[0] >= seconds[1]
     try:
         return parse_boolean(value) == parse_boolean(wanted)
     except UsageError:
         return value == wanted
+
+
+def parse_cluster_time(text):
+    """Return the seconds that Pacemaker takes a text for, None for no time."""
+    match = re.fullmatch(" *([0-9]+) *([a-z]*) *", text.lower())
+    if not match or match.group(2) not in CLUSTER_UNITS:
+        return None
+    return int(match.group(1)) * CLUSTER_UNITS[match.group(2)]
 
 
 def find_contrary_actions(wanted, live):

@@ -184,7 +184,14 @@ class Differences(unittest.TestCase):
         self.assertIn("fence-a has no location of score -INFINITY on a", live.texts()[0])
         live = Live()
         live.add("constraints", '<rsc_location id="x" rsc="fence-a" node="b" score="50"/>')
-        self.assert_one(live, "fence-a has a location of score 50 on b", judged=False)
+        self.assert_one(live, "fence-a has a location of others of score 50 on b", judged=False)
+        kept = '<rsc_location id="%s" rsc="fence-a" node="c" score="-INFINITY"/>'
+        for name, judged in (("x", False), (fencetool.ban_id(
+                fencetool.Ban("fence-a", ("c",), False), "c"), True)):
+            live = Live(two_nodes() + "  c: {method: none, mgmt_ip: 10.0.0.3}\n",
+                        nodes=("a", "b", "c"))
+            live.add("constraints", kept % name)
+            self.assert_one(live, "score -INFINITY on c", judged=judged)
 
     def test_a_device_that_may_run_nowhere_is_told(self):
         live = Live()
@@ -221,7 +228,8 @@ class Differences(unittest.TestCase):
         self.assertEqual(live.compare(), [])
 
     def test_a_longer_fencing_timeout_is_no_difference_and_a_shorter_one_is(self):
-        for value, count in (("900s", 0), ("15min", 0), ("80", 1), ("soon", 1)):
+        for value, count in (("900s", 0), ("15min", 0), ("1h", 0), ("80", 1), ("900ms", 1),
+                             ("soon", 1)):
             live = Live()
             live.find("nvpair[@name='stonith-timeout']").set("value", value)
             self.assertEqual(len(live.compare()), count, value)
@@ -246,6 +254,7 @@ class Differences(unittest.TestCase):
         for place, xml, judged in (
                 ("constraints", '<rsc_colocation id="x" rsc="fence-a" with-rsc="y"/>', True),
                 ("constraints", '<rsc_order id="x" first="y" then="fence-a"/>', True),
+                ("constraints", '<tag id="x"><obj_ref id="fence-a"/></tag>', True),
                 ("constraints", '<rsc_location id="x" rsc="fence-a"><rule id="r" score="1"/>'
                  '</rsc_location>', False)):
             live = Live()

@@ -154,7 +154,7 @@ class Foreign(unittest.TestCase):
                      "second (fence_apc) is not carried over: a has another one, i",
                      "kd (fence_kdump) is not carried over: it switches nothing off",
                      "level 2 of a (nobody) is not carried over",
-                     "gen-config would change it: fence-a has a location of score 10 on b",
+                     "gen-config would change it: fence-a has a location of others of score 10",
                      "stands in the rsc_order y",
                      "these stay until they are taken over or removed: i, plug-b",
                      "nothing proves that a node is dead",
