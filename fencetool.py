@@ -8586,7 +8586,7 @@ NETWORK_KEYS = tuple(cluster_key(network.key, ADDRESS) for network in OWN_NETWOR
 CLUSTER_KEYS = (
     cluster_key("stonith_nodes", NODES),
     cluster_key("stonith_fence_verify", BOOLEAN, default="1"),
-    cluster_key("stonith_verify_wait", WHOLE_SECONDS, verify="verify_wait", default="10"),
+    cluster_key("stonith_verify_wait", WHOLE_SECONDS, default="10"),
     cluster_key("stonith_quorum_device", BOOLEAN, default="0"),
     cluster_key("stonith_direct_networks", NAMES, default=()),
     cluster_key("stonith_witness_ips", NAMED_ADDRESSES, default={}))
@@ -10381,13 +10381,10 @@ def find_pairs(source):
 
 
 def build_imported_cluster(source):
-    values = {row.name: row.default for row in CLUSTER_KEYS}
-    verifiers = [verifier for _, verifier in source.pairs.values() if verifier]
-    for row in CLUSTER_KEYS:
-        given = [device.options[row.verify] for device in verifiers if row.verify in device.options]
-        values[row.name] = given[0] if given else row.default
-    values["stonith_fence_verify"] = "1" if verifiers else "0"
-    if not verifiers:
+    values = {row.name: find_common_value(source, row) or row.default for row in CLUSTER_KEYS}
+    is_proven = any(verifier for _, verifier in source.pairs.values())
+    values["stonith_fence_verify"] = "1" if is_proven else "0"
+    if not is_proven:
         source.notes.append("nothing proves that a node is dead: give the nodes mgmt_ip and the "
                             "like, and remove stonith_fence_verify")
     nodes = [build_imported_node(source, name) for name in source.pairs]
@@ -10403,6 +10400,18 @@ def build_imported_cluster(source):
     for node in nodes_with_device(cluster):
         fit_times(source, cluster, node)
     return cluster
+
+
+def find_common_value(source, row):
+    """Return what a time of the whole file is called in the devices, "" where none has it."""
+    # The keys of such times are called as what they become.
+    name = row.name[len(OLD_PREFIX):]
+    if row.kind != WHOLE_SECONDS:
+        return ""
+    found = [device.options.get(name) or first_value(
+        source.live, META, device.id, name.replace("_", "-"))
+        for pair in source.pairs.values() for device in pair if device]
+    return next((render_usual(row, value) for value in found if value), "")
 
 
 def find_pair(source, name):
