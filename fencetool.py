@@ -17,7 +17,7 @@ Parts and sections; each uses only those above it (tests/test_layout.py proves i
   3 DEVICES  KASA, KLAP, TAPO, TP-LINK, TASMOTA, ESPHOME, SHELLY, PAGES, INSTALLED AGENT
   4 FENCING  PACKETS, PROBES, FENCING, CHECKING, AGENTS
   ---------- the waterline: a fence agent's run needs nothing below it but for fence_check -n NODE
-  5 CLUSTER  YAML, CLUSTER FILE, PLAN, CLUSTER CHECKS, OUTPUTS, DRIFT, IMPORT, CLUSTER TEXT
+  5 CLUSTER  YAML, CLUSTER FILE, PLAN, CLUSTER CHECKS, OUTPUTS, DRIFT, IMPORT, WRITING
   6 PEOPLE   LOOK-UP, SIMULATOR AND DEMO, COMMANDS, ENTRY
 
 To add a parameter, go to PARAMETERS: one row; agents take it by their rows in AGENTS.
@@ -10734,7 +10734,7 @@ def render_usual(row, text):
         return text
 
 
-# SECTION: CLUSTER TEXT ----------------------------------------------------------------------------
+# SECTION: WRITING ---------------------------------------------------------------------------------
 # From a Cluster to the text of its file, which CLUSTER FILE reads as the same. Pure.
 
 NOT_FILLED_IN = "{{ not_shown }}"  # a mistake, until somebody writes the value
