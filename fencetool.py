@@ -9969,13 +9969,14 @@ def list_mentions(tree, devices):
     return found
 
 
-def plan_fencing(configuration):
-    """Return the Fencing that a cluster should hold."""
+def plan_fencing(cluster, live):
+    """Return the Fencing that the script for a Cluster would make of what a cluster holds."""
+    configuration = build_configuration(cluster)
     wanted = parse_fencing(render_cib(configuration, ""))
     return wanted._replace(nodes=configuration.nodes)
 
 
-def list_devices(fencing):
+def list_device_ids(fencing):
     return [element.owner for element in fencing.elements if element.kind == AGENT]
 
 
@@ -10015,7 +10016,7 @@ def holds_secrets(name):
 
 def compare_devices(wanted, live):
     """Devices that are missing, of another agent, left over, or not ours."""
-    for device in list_devices(wanted):
+    for device in list_device_ids(wanted):
         agent, found = [first_value(side, AGENT, device, "") for side in (wanted, live)]
         element = Element(AGENT, device, "")
         if found is None:
@@ -10023,7 +10024,7 @@ def compare_devices(wanted, live):
         elif found != agent:
             yield build_difference(element, agent, found, "%s has the agent %s instead of %s"
                                    % (device, found, agent))
-    for device in sorted(set(list_devices(live)) - set(list_devices(wanted))):
+    for device in sorted(set(list_device_ids(live)) - set(list_device_ids(wanted))):
         yield describe_stranger(device, wanted, live)
 
 
@@ -10035,7 +10036,7 @@ def describe_stranger(device, wanted, live):
         return build_difference(element, None, agent, "%s (%s) is left over: the cluster file has "
                                 "no such device" % (device, agent))
     address = find_address(live, device)
-    twins = [own for own in list_devices(wanted) if find_address(wanted, own) == address]
+    twins = [own for own in list_device_ids(wanted) if find_address(wanted, own) == address]
     same = ", at the same address as %s" % ", ".join(twins) if address and twins else ""
     return build_difference(element, None, agent, "%s (%s) is not ours%s" % (device, agent, same),
                             "if it is needed no more: pcs stonith delete %s" % device,
@@ -10049,7 +10050,7 @@ def find_address(fencing, device):
 
 def compare_parts(wanted, live):
     """Parameters, meta attributes and operations of the devices that are there."""
-    common = set(list_devices(wanted)) & set(list_devices(live))
+    common = set(list_device_ids(wanted)) & set(list_device_ids(live))
     keys = [element for element in wanted.elements if element.owner in common]
     keys += [element for element in live.elements
              if element.owner in common and element not in wanted.elements]
@@ -10092,7 +10093,7 @@ def show_value(element, value, hidden=""):
 
 def compare_levels(wanted, live):
     targets = {element.owner for element in wanted.elements if element.kind == LEVEL}
-    left_over = set(list_devices(live)) - set(list_devices(wanted))
+    left_over = set(list_device_ids(live)) - set(list_device_ids(wanted))
     left_over = {device for device in left_over if is_own(live, device)}
     for element, values in wanted.elements.items():
         found = live.elements.get(element, [])
@@ -10130,7 +10131,7 @@ def compare_locations(wanted, live):
     bans = {element: scores[0] for element, scores in wanted.elements.items()
             if element.kind == LOCATION}
     bans.update(ban_strangers(wanted, live))
-    present = set(list_devices(wanted)) & set(list_devices(live))
+    present = set(list_device_ids(wanted)) & set(list_device_ids(live))
     for element, score in bans.items():
         found = find_scores(live, element.owner, element.name)
         if element.owner in present and score not in found:
@@ -10155,7 +10156,7 @@ def compare_locations(wanted, live):
 def ban_strangers(wanted, live):
     """Return {Element: score} for nodes that the plan does not know: nobody knows what they see."""
     strangers = [node for node in live.nodes if node not in wanted.nodes]
-    verifiers = [device for device in list_devices(wanted)
+    verifiers = [device for device in list_device_ids(wanted)
                  if first_value(wanted, AGENT, device, "") == VERIFIER]
     return {Element(LOCATION, device, node): "-INFINITY"
             for device in verifiers for node in strangers}
@@ -10227,7 +10228,7 @@ def parse_cluster_time(text):
 
 def find_contrary_actions(wanted, live):
     """A cluster that only switches off leaves nodes off that should come back."""
-    returning = [device for device in list_devices(wanted)
+    returning = [device for device in list_device_ids(wanted)
                  if first_value(wanted, AGENT, device, "") != VERIFIER
                  and first_value(wanted, PARAMETER, device, "pcmk_reboot_action") != "off"]
     for name in FENCING_ACTIONS:
@@ -10256,7 +10257,7 @@ def compare_nodes(wanted, live):
 def compare_mentions(wanted, live):
     """Groups, clones, orders and the like that somebody has made of our devices."""
     for (tag, name), device in sorted(live.mentions.items()):
-        if device not in list_devices(wanted) or (tag, name) in wanted.mentions:
+        if device not in list_device_ids(wanted) or (tag, name) in wanted.mentions:
             continue
         is_place = tag == "rsc_location"
         advice = ("look at what it does, or remove it" if is_place else "remove it: a fence device "
@@ -10302,7 +10303,7 @@ def import_cluster(live):
     levels = [element.owner for element in live.elements if element.kind == LEVEL]
     source = types.SimpleNamespace(
         live=live, notes=[], names=live.nodes or tuple(dict.fromkeys(levels)), pairs={},
-        devices=[collect_device(live, device) for device in list_devices(live)])
+        devices=[collect_device(live, device) for device in list_device_ids(live)])
     find_pairs(source)
     cluster = build_imported_cluster(source)
     tell_losses(source, cluster)
@@ -10648,7 +10649,7 @@ def tell_losses(source, cluster):
         source.notes.append("gen-config makes devices of its own; these stay until they are taken "
                             "over or removed: " + ", ".join(dict.fromkeys(strangers)))
     try:
-        wanted = plan_fencing(build_configuration(cluster))
+        wanted = plan_fencing(cluster, source.live)
     except (FenceError, ValueError) as error:
         source.notes.append("no configuration follows from this: %s" % error)
         return
@@ -11396,8 +11397,8 @@ def cmd_check_config(options, system):
     lines.append("%s: %s" % (options.cluster, render_counts(
         (errors, "mistake"), (len(mistakes) - errors, "warning"))))
     if cluster and (options.live or options.cib):
-        wanted = plan_fencing(build_configuration(cluster))
-        differences = compare_fencing(wanted, read_fencing(options.cib, system))
+        live = read_fencing(options.cib, system)
+        differences = compare_fencing(plan_fencing(cluster, live), live)
         judged = sum(item.is_judged for item in differences)
         shown.update(good=not judged, differences=[show_difference(item) for item in differences])
         lines += [render_difference(item) for item in differences]

@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 
 import fencetool
 from tests import support, test_generators_pcs
-from tests.test_generators import CLUSTERS, all_configurations, configure, two_nodes
+from tests.test_generators import CLUSTERS, all_configurations, cluster_of, two_nodes
 
 MARK = '<meta_attributes id="m"><nvpair id="mm" name="managed-by" value="fencetool"/>' \
        '</meta_attributes>'
@@ -23,8 +23,13 @@ class Live:
     """A CIB as the plan has it, which a test then changes."""
 
     def __init__(self, text=None, nodes=("a", "b")):
-        self.configuration = configure(text or two_nodes())
-        self.tree = ElementTree.fromstring(fencetool.render_cib(self.configuration, ""))
+        self.cluster = cluster_of(text or two_nodes())
+        configuration = fencetool.build_configuration(self.cluster)
+        self.tree = ElementTree.fromstring(fencetool.render_cib(configuration, ""))
+        options = self.find("cluster_property_set")
+        for option in list(options):  # as a cluster has them that knows the old names only
+            if option.get("name").startswith("fencing-"):
+                options.remove(option)
         for number, name in enumerate(nodes, 1):
             self.add("nodes", '<node id="%d" uname="%s"/>' % (number, name))
 
@@ -41,9 +46,9 @@ class Live:
         return ElementTree.tostring(self.tree)
 
     def compare(self, text=None):
-        wanted = configure(text) if text else self.configuration
-        return fencetool.compare_fencing(fencetool.plan_fencing(wanted),
-                                         fencetool.parse_fencing(self.data()))
+        cluster = cluster_of(text) if text else self.cluster
+        live = fencetool.parse_fencing(self.data())
+        return fencetool.compare_fencing(fencetool.plan_fencing(cluster, live), live)
 
     def texts(self, text=None):
         return [fencetool.render_difference(item) for item in self.compare(text)]
@@ -67,10 +72,10 @@ class Differences(unittest.TestCase):
         return found[0]
 
     def test_what_the_plan_makes_does_not_differ_from_it(self):
-        for name, _, configuration in all_configurations():
+        for name, cluster, configuration in all_configurations():
             live = fencetool.parse_fencing(fencetool.render_cib(configuration, name))
-            self.assertEqual(fencetool.compare_fencing(
-                fencetool.plan_fencing(configuration), live), [], name)
+            wanted = fencetool.plan_fencing(cluster, live)
+            self.assertEqual(fencetool.compare_fencing(wanted, live), [], name)
 
     def test_each_single_thing_of_a_plan_is_missed_when_it_goes_and_seen_when_it_changes(self):
         """Whatever the plan holds: an element without a comparison would be one nobody misses."""
@@ -131,8 +136,8 @@ class Differences(unittest.TestCase):
 
     def test_a_device_of_the_same_name_that_somebody_else_has_made(self):
         live = Live()
-        live.remove("primitive[@id='fence-a']",
-                    "primitive[@id='fence-a']/meta_attributes")
+        live.remove("primitive[@id='fence-a']/meta_attributes",
+                    "primitive[@id='fence-a']/meta_attributes/nvpair[@name='managed-by']")
         self.assert_one(live, "fence-a was not made by fencetool", "--adopt")
 
     def test_a_disabled_device_differs(self):
@@ -268,6 +273,23 @@ class Differences(unittest.TestCase):
         group = ElementTree.SubElement(resources, "group", id="g")
         group.append(device)
         self.assert_one(live, "fence-a stands in the group g")
+
+
+class Readme(unittest.TestCase):
+    def test_the_transcript_of_the_readme_is_what_is_told(self):
+        with open(os.path.join(support.ROOT, "README.md"), encoding="utf-8") as handle:
+            text = handle.read()
+        example = text.partition("\n    stonith_nodes:\n")[2].partition("\n\n")[0]
+        live = Live("stonith_nodes:\n" + example.replace("\n    ", "\n")[4:],
+                    ("storage-a", "storage-b"))
+        live.find(nvpair("fence-storage-b", "ip")).set("value", "10.20.20.222")
+        live.add("primitive[@id='fence-storage-b']/meta_attributes",
+                 '<nvpair id="x" name="target-role" value="Stopped"/>')
+        live.find("nvpair[@name='stonith-enabled']").set("value", "false")
+        live.add("resources", '<primitive id="old-apc" class="stonith" type="fence_apc"/>')
+        shown = text.partition("# fencetool check-config --live\n")[2].partition("\n```")[0]
+        self.assertEqual(sorted(shown.split("\n")[1:-1]), sorted(live.texts()))
+        self.assertEqual(shown.split("\n")[-1], "the cluster: 3 differences, 1 note")
 
 
 class Command(unittest.TestCase):

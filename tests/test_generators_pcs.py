@@ -169,9 +169,8 @@ class EveryClusterFile(PcsTest):
     def check_way_back(self, name, cluster, cib):
         """check-config finds what pcs has made the same, and import makes the file of it again."""
         live = fencetool.parse_fencing(read(cib))
-        configuration = fencetool.build_configuration(cluster)
-        self.assertEqual(fencetool.compare_fencing(
-            fencetool.plan_fencing(configuration), live), [])
+        wanted = fencetool.plan_fencing(cluster, live)
+        self.assertEqual(fencetool.compare_fencing(wanted, live), [])
         text = fencetool.render_cluster_file(fencetool.import_cluster(live)[0], [], True)
         again, mistakes = fencetool.parse_cluster(name, text.encode("utf-8"))
         self.assertTrue(again, mistakes)

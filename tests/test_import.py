@@ -6,7 +6,7 @@ import tempfile
 import unittest
 
 import fencetool
-from tests import support
+from tests import support, test_generators_pcs
 from tests.test_generators import all_configurations, cluster_of
 from tests.test_generators_pcs import CIB
 
@@ -268,6 +268,38 @@ class Command(unittest.TestCase):
         cluster, _, notes = import_from(data)
         self.assertEqual(values(cluster, "a")["password_script"], "/etc/fencetool/password-a")
         self.assertIn("kept by cibsecret", notes)
+
+
+class MovingIn(test_generators_pcs.PcsTest):
+    def test_a_cluster_moves_in_as_the_readme_says(self):
+        """Under the real pcs: import, the script, the level of others away, the script again."""
+        path = self.write_cib("cib.xml", ["storage-a", "storage-b"], primitive(
+            "old-a", "fence_kasa", ip="10.20.20.201", pcmk_host_list="storage-a") + primitive(
+            "old-b", "fence_kasa", ip="10.20.20.202", pcmk_host_list="storage-b"),
+            "<fencing-topology>%s</fencing-topology>" % level("storage-a", "old-a"))
+        with open(path, "rb") as handle:
+            cluster, text, _ = import_from(handle.read())
+        script = self.script(text)
+        refused = self.run_in_lab("sh", script, "--cib", path)
+        self.assertEqual(refused.code, 1, refused)
+        self.assertIn("level 1 of storage-a was not made by fencetool", refused.err)
+        removed = self.run_in_lab("pcs", "-f", path, "stonith", "level", "remove", "1", "target",
+                                  "storage-a")
+        self.assertEqual(removed.code, 0, removed)
+        self.configure(script, path)
+        self.assertEqual(self.differences(cluster, path), [
+            "note: old-a (fence_kasa) is not ours, at the same address as fence-storage-a",
+            "note: old-b (fence_kasa) is not ours, at the same address as fence-storage-b"])
+        for device in ("old-a", "old-b"):
+            result = self.run_in_lab("pcs", "-f", path, "stonith", "delete", device)
+            self.assertEqual(result.code, 0, result)
+        self.assertEqual(self.differences(cluster, path), [])
+
+    def differences(self, cluster, path):
+        with open(path, "rb") as handle:
+            live = fencetool.parse_fencing(handle.read())
+        found = fencetool.compare_fencing(fencetool.plan_fencing(cluster, live), live)
+        return [fencetool.render_difference(item).partition(" (if")[0] for item in found]
 
 
 class Yaml(unittest.TestCase):
