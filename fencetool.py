@@ -17,7 +17,7 @@ Parts and sections; each uses only those above it (tests/test_layout.py proves i
   3 DEVICES  KASA, KLAP, TAPO, TP-LINK, TASMOTA, ESPHOME, SHELLY, PAGES, INSTALLED AGENT
   4 FENCING  PACKETS, PROBES, FENCING, CHECKING, AGENTS
   ---------- the waterline: a fence agent's run needs nothing below it but for fence_check -n NODE
-  5 CLUSTER  YAML, CLUSTER FILE, PLAN, CLUSTER CHECKS, PCS SCRIPT, OUTPUTS
+  5 CLUSTER  YAML, CLUSTER FILE, PLAN, CLUSTER CHECKS, PCS SCRIPT, OUTPUTS, DRIFT, IMPORT, WRITING
   6 PEOPLE   LOOK-UP, SIMULATOR AND DEMO, COMMANDS, ENTRY
 
 To add a parameter, go to PARAMETERS: one row; agents take it by their rows in AGENTS.
@@ -10106,6 +10106,16 @@ warn_of_stale_levels() {
     done
 }
 
+# tell_in_words: what would change, where fencetool is here and knows how to tell it.
+tell_in_words() {
+    tool=$(command -v fencetool || readlink -f "$(command -v fence_check)" 2>/dev/null) || tool=""
+    case $tool in
+    */fencetool | */fencetool.py)
+        "$tool" check-config --cib "$work/before.xml" --plan "$work/after.xml" 2>/dev/null || true
+        ;;
+    esac
+}
+
 finish() {
     warn_of_stale_levels
     for state in before after; do # sorted: what was made when does not matter
@@ -10116,6 +10126,7 @@ finish() {
         echo "Nothing to change." >&2
         return
     fi
+    tell_in_words
     diff -U 0 "$work/before" "$work/after" |
         sed -e '/name="[^"]*_script"/b' \
             -e '/name="[^"]*\(@secrets@\)[^"]*"/s/ value="[^"]*/ value="***/'
@@ -10354,6 +10365,946 @@ def render_output(form, cluster, node, source):
     return render(plan, source)
 
 
+# SECTION: DRIFT -----------------------------------------------------------------------------------
+# What a CIB holds of fencing, and how it differs from what is wanted. Pure.
+#
+# parse_fencing makes of any CIB one element for each thing that has a value. What a cluster file
+# wants is read in the same way, from the CIB that OUTPUTS makes of it: so whatever is planned anew
+# is compared without another word here. Each compare_ function yields the Differences of one kind.
+
+# kind, owner, name: a device and one of its PARAMETERS; a target and the index of a LEVEL.
+Element = namedtuple("Element", "kind owner name")
+AGENT, PARAMETER, META, OPERATION = "agent", "parameter", "meta attribute", "operation"
+LOCATION, WISH = "location", "location of others"  # WISH: with an id that is not of our making
+LEVEL, PROPERTY = "level", "cluster option"
+CLUSTER_NODE, MENTION = "node", "mention"
+
+# elements: {Element: [values]}, of more than one where it stands there twice. nodes: their names.
+# mentions: {(tag, id): device} of what somebody has made of a device: groups, orders, rules.
+Fencing = namedtuple("Fencing", "elements nodes mentions")
+
+# element: what differs; wanted, found: None where there is none, and secrets hidden. is_judged:
+# False for what is only named, as it is not ours. text: one line; advice: what to do.
+Difference = namedtuple("Difference", "element wanted found is_judged text advice")
+
+HIDDEN = "(not shown)"
+CIB_SECRET = "lrm://"  # stands for a value that cibsecret keeps on the nodes
+RUN_SCRIPT = "run the script of gen-config, or change the cluster file"
+# Where both are set, Pacemaker 3.0.2 takes the new name; before, it knows the old one only.
+OLD_PREFIX, NEW_PREFIX = "stonith-", "fencing-"
+FENCING_ACTIONS = (OLD_PREFIX + "action", NEW_PREFIX + "action")
+CLUSTER_UNITS = {"": 1, "s": 1, "sec": 1, "m": 60, "min": 60, "h": 3600, "hr": 3600, "ms": 0.001,
+                 "msec": 0.001, "us": 0.000001, "usec": 0.000001}
+VERIFIER = "fence_check"
+
+
+def parse_fencing(data):
+    """Return the Fencing of a CIB, or of its configuration; raise UsageError if it is none."""
+    from xml.etree import ElementTree
+    try:
+        tree = ElementTree.fromstring(data)
+    except ElementTree.ParseError as error:
+        raise UsageError("it is not XML: %s" % error) from None
+    if tree.tag not in ("cib", "configuration"):
+        raise UsageError("it is no CIB, but <%s>" % one_line(tree.tag))
+    found = {}
+    primitives = [item for item in tree.iter("primitive") if item.get("class") == "stonith"]
+    for primitive in primitives:
+        for element, value in list_device_elements(primitive):
+            found.setdefault(element, []).append(value)
+    devices = {primitive.get("id") for primitive in primitives}
+    for element, value in list_cluster_elements(tree, devices):
+        found.setdefault(element, []).append(value)
+    nodes = tuple(node.get("uname", "") for node in tree.iterfind(".//nodes/node"))
+    return Fencing(found, nodes, dict(list_mentions(tree, devices)))
+
+
+def list_device_elements(primitive):
+    """Return [(Element, value)] of a fence device."""
+    name = primitive.get("id")
+    found = [(Element(AGENT, name, ""), primitive.get("type", ""))]
+    for kind, path in ((PARAMETER, "instance_attributes"), (META, "meta_attributes")):
+        found += [(Element(kind, name, pair.get("name")), pair.get("value", ""))
+                  for pair in primitive.iterfind(path + "/nvpair")]
+    for operation in primitive.iter("op"):
+        found += [(Element(OPERATION, name, "%s %s" % (operation.get("name"), key)), value)
+                  for key, value in operation.attrib.items() if key not in ("id", "name")]
+    return found
+
+
+def list_cluster_elements(tree, devices):
+    """Return [(Element, value)] of what stands beside the fence devices."""
+    found = []
+    for place in tree.iter("rsc_location"):
+        device, node = place.get("rsc"), place.get("node")
+        if device in devices and node:
+            is_ours = place.get("id") == ban_id(Ban(device, (node,), is_verifier=False), node)
+            found.append((Element(LOCATION if is_ours else WISH, device, node),
+                          place.get("score", "INFINITY")))
+    for level in tree.iter("fencing-level"):
+        found.append((Element(LEVEL, render_level_target(level), level.get("index")),
+                      level.get("devices", "")))
+    for pair in tree.iterfind(".//cluster_property_set/nvpair"):
+        found.append((Element(PROPERTY, "", pair.get("name")), pair.get("value", "")))
+    return found
+
+
+def render_level_target(level):
+    """Return the node of a level, or in words the nodes that it is for; no node has blanks."""
+    pattern, attribute = level.get("target-pattern"), level.get("target-attribute")
+    if pattern:
+        return "nodes like " + pattern
+    if attribute:
+        return "nodes with %s=%s" % (attribute, level.get("target-value"))
+    return level.get("target", "")
+
+
+def list_mentions(tree, devices):
+    """Return [((tag, id), device)] of what somebody has made of fence devices."""
+    found = []
+    for tag in ("group", "clone", "master", "bundle"):
+        for item in tree.iter(tag):
+            inside = [primitive.get("id") for primitive in item.iter("primitive")]
+            found += [((tag, item.get("id")), name) for name in inside if name in devices]
+    for tag in ("rsc_location", "rsc_colocation", "rsc_order", "rsc_ticket", "tag",
+                "acl_permission"):
+        for item in tree.iter(tag):
+            parts = list(item.iter("resource_ref")) + list(item.iter("obj_ref"))
+            named = set(item.attrib.values()) | {part.get("id") for part in parts}
+            is_plain = tag == "rsc_location" and item.get("node")
+            found += [((tag, item.get("id")), name) for name in named & devices if not is_plain]
+    return found
+
+
+def plan_fencing(cluster, live):
+    """Return the Fencing that the script for a Cluster would make of what a cluster holds."""
+    configuration = build_configuration(cluster)
+    wanted = parse_fencing(render_cib(configuration, ""))
+    return wanted._replace(nodes=configuration.nodes)
+
+
+def list_device_ids(fencing):
+    return [element.owner for element in fencing.elements if element.kind == AGENT]
+
+
+def first_value(fencing, kind, owner, name):
+    """Return the value of an element, None where there is none."""
+    return fencing.elements.get(Element(kind, owner, name), [None])[0]
+
+
+def is_own(fencing, device):
+    return first_value(fencing, META, device, OWNER[0]) == OWNER[1]
+
+
+def compare_fencing(wanted, live):
+    """Return the Differences of what is wanted and what a cluster holds."""
+    return [item for compare in COMPARISONS for item in compare(wanted, live)]
+
+
+def build_difference(element, wanted, found, text, advice=RUN_SCRIPT, is_judged=True):
+    return Difference(element=element, wanted=hide_value(element, wanted),
+                      found=hide_value(element, found), is_judged=is_judged, text=text,
+                      advice=advice)
+
+
+def is_hidden(element):
+    return element.kind == PARAMETER and holds_secrets(element.name)
+
+
+def hide_value(element, value):
+    return HIDDEN if is_hidden(element) and value is not None else value
+
+
+def holds_secrets(name):
+    """Whether a value of this name, of any agent, may be a secret or hold one."""
+    is_text = name.endswith(("_url", "_body")) or name in ("headers", FENCE_OPTIONS)
+    return is_text or is_secret_name(name)
+
+
+def compare_devices(wanted, live):
+    """Devices that are missing, of another agent, left over, or not ours."""
+    for device in list_device_ids(wanted):
+        agent, found = [first_value(side, AGENT, device, "") for side in (wanted, live)]
+        element = Element(AGENT, device, "")
+        if found is None:
+            yield build_difference(element, agent, None, "%s (%s) is missing" % (device, agent))
+        elif found != agent:
+            yield build_difference(element, agent, found, "%s has the agent %s instead of %s"
+                                   % (device, found, agent))
+    for device in sorted(set(list_device_ids(live)) - set(list_device_ids(wanted))):
+        yield describe_stranger(device, wanted, live)
+
+
+def describe_stranger(device, wanted, live):
+    """Return the Difference of a device that the plan does not know."""
+    agent = first_value(live, AGENT, device, "")
+    element = Element(AGENT, device, "")
+    if is_own(live, device):
+        return build_difference(element, None, agent, "%s (%s) is left over: the cluster file has "
+                                "no such device" % (device, agent))
+    address = find_address(live, device)
+    twins = [own for own in list_device_ids(wanted) if find_address(wanted, own) == address]
+    same = ", at the same address as %s" % ", ".join(twins) if address and twins else ""
+    return build_difference(element, None, agent, "%s (%s) is not ours%s" % (device, agent, same),
+                            "if it is needed no more: pcs stonith delete %s" % device,
+                            is_judged=False)
+
+
+def find_address(fencing, device):
+    return (first_value(fencing, PARAMETER, device, "ip")
+            or first_value(fencing, PARAMETER, device, "ipaddr"))
+
+
+def compare_parts(wanted, live):
+    """Parameters, meta attributes and operations of the devices that are there."""
+    common = set(list_device_ids(wanted)) & set(list_device_ids(live))
+    keys = [element for element in wanted.elements if element.owner in common]
+    keys += [element for element in live.elements
+             if element.owner in common and element not in wanted.elements]
+    for element in keys:
+        if element.kind in (PARAMETER, META, OPERATION):
+            values, found = [side.elements.get(element, []) for side in (wanted, live)]
+            if values != found:
+                yield describe_part(element, values, found)
+
+
+def describe_part(element, values, found):
+    """Return the Difference of a part of a device, of which wanted and found are lists."""
+    what = "%s: %s %s" % (element.owner, element.kind, element.name)
+    wanted, value = [side[0] if side else None for side in (values, found)]
+    advice = RUN_SCRIPT
+    if (element.kind, element.name) == (META, OWNER[0]):
+        text = "%s was not made by fencetool: it has no mark %s=%s" % ((element.owner,) + OWNER)
+        advice = "run the script with --adopt, or rename the device"
+    elif len(found) > 1:
+        text = "%s stands there %d times" % (what, len(found))
+    elif value is None:
+        text = "%s is missing, and should be %s" % (what, show_value(element, wanted))
+    elif wanted is None:
+        text = "%s is %s, and should not be there" % (what, show_value(element, value))
+    elif value.startswith(CIB_SECRET):
+        text = "%s is kept by cibsecret, and cannot be compared" % what
+        advice = "use password_script, or put up with the script bringing the password back"
+    else:
+        text = "%s is %s, and should be %s" % (what, show_value(element, value),
+                                               show_value(element, wanted, "another one"))
+    return build_difference(element, wanted, value, text, advice)
+
+
+def show_value(element, value, hidden=""):
+    """Return a value as a message shows it; hidden: words for a secret, where one says more."""
+    if is_hidden(element):
+        return hidden or HIDDEN
+    return quote(value, MAX_VALUE_CHARACTERS)
+
+
+def compare_levels(wanted, live):
+    targets = {element.owner for element in wanted.elements if element.kind == LEVEL}
+    left_over = set(list_device_ids(live)) - set(list_device_ids(wanted))
+    left_over = {device for device in left_over if is_own(live, device)}
+    for element, values in wanted.elements.items():
+        found = live.elements.get(element, [])
+        if element.kind == LEVEL and found != values:
+            yield describe_level(element, values, found)
+    for element, found in live.elements.items():
+        if element.kind != LEVEL or element in wanted.elements:
+            continue
+        what = "level %s of %s (%s)" % (element.name, element.owner, "; ".join(found))
+        if left_over & set(",".join(found).split(",")):
+            yield build_difference(element, None, found[0], what + " is left over")
+            continue
+        meaning = "what succeeds there is believed" if element.owner in targets else "it stays"
+        yield build_difference(element, None, found[0], "%s is not ours: %s" % (what, meaning),
+                               "see to it that a verifier stands last in it, or remove it",
+                               is_judged=False)
+
+
+def describe_level(element, values, found):
+    what = "level %s of %s" % (element.name, element.owner)
+    advice = RUN_SCRIPT
+    if not found:
+        text = "%s is missing, and should be %s" % (what, values[0])
+    elif len(found) > 1:
+        text = "%s stands there %d times, which Pacemaker puts together: %s" % (
+            what, len(found), ",".join(found))
+        advice = "remove one of them (pcs stonith level remove)"
+    else:
+        text = "%s is %s, and should be %s" % (what, found[0], values[0])
+    return build_difference(element, values[0], found[0] if found else None, text, advice)
+
+
+def compare_locations(wanted, live):
+    """Where devices must not run, and where somebody else wants them to run or not."""
+    bans = {element: scores[0] for element, scores in wanted.elements.items()
+            if element.kind == LOCATION}
+    bans.update(ban_strangers(wanted, live))
+    present = set(list_device_ids(wanted)) & set(list_device_ids(live))
+    for element, score in bans.items():
+        found = find_scores(live, element.owner, element.name)
+        if element.owner in present and score not in found:
+            text = "%s has no location of score %s on %s" % (element.owner, score, element.name)
+            yield build_difference(element, score, found[0] if found else None, text)
+    for element, found in live.elements.items():
+        is_extra = element not in bans and element not in wanted.elements
+        if is_extra and element.kind in (LOCATION, WISH) and element.owner in present:
+            is_needed = is_opt_in(live) and not found[0].startswith("-")
+            text = "%s has a %s of score %s on %s" % (
+                element.owner, element.kind, ", ".join(found), element.name)
+            difference = build_difference(element, None, found[0], text, is_judged=(
+                element.kind == LOCATION))
+            yield from () if is_needed else (difference,)
+    for device in sorted(present):
+        if live.nodes and not any(may_run(live, device, node) for node in live.nodes):
+            yield build_difference(Element(LOCATION, device, ""), None, None,
+                                   "%s may run on no node: it fences nobody" % device,
+                                   "look at its location constraints, and at symmetric-cluster")
+
+
+def ban_strangers(wanted, live):
+    """Return {Element: score} for nodes that the plan does not know: nobody knows what they see."""
+    strangers = [node for node in live.nodes if node not in wanted.nodes]
+    verifiers = [device for device in list_device_ids(wanted)
+                 if first_value(wanted, AGENT, device, "") == VERIFIER]
+    return {Element(LOCATION, device, node): "-INFINITY"
+            for device in verifiers for node in strangers}
+
+
+def find_scores(live, device, node):
+    """Return the scores of all locations of a device on a node, whoever made them."""
+    return [score for kind in (LOCATION, WISH)
+            for score in live.elements.get(Element(kind, device, node), ())]
+
+
+def may_run(live, device, node):
+    scores = find_scores(live, device, node)
+    is_banned = any(score.startswith("-") for score in scores)
+    return not is_banned and bool(scores or not is_opt_in(live))
+
+
+def is_opt_in(live):
+    """Whether a device runs nowhere unless a location allows it."""
+    value = first_value(live, PROPERTY, "", "symmetric-cluster") or ""
+    return value.lower() in ("0", "no", "n", "off", "false", "f")
+
+
+def compare_properties(wanted, live):
+    for element, values in wanted.elements.items():
+        twin = Element(PROPERTY, "", rename_property(element.name))
+        is_twin = twin in wanted.elements and element.name.startswith(NEW_PREFIX)
+        if element.kind != PROPERTY or is_twin:
+            continue
+        found = [(name, value) for name in (element.name, twin.name)
+                 for value in live.elements.get(Element(PROPERTY, "", name), ())]
+        for name, value in found:
+            if not suffices(value, values[0]):
+                yield build_difference(Element(PROPERTY, "", name), values[0], value,
+                                       "%s is %s, and should be %s" % (
+                                           name, quote(value), quote(values[0])))
+        if not found:
+            yield build_difference(element, values[0], None, "%s is not set, and should be %s"
+                                   % (element.name, quote(values[0])))
+    yield from find_contrary_actions(wanted, live)
+
+
+def rename_property(name):
+    """Return the name that Pacemaker 3.0.2 has given to a cluster option, or had before."""
+    for old, new in ((OLD_PREFIX, NEW_PREFIX), (NEW_PREFIX, OLD_PREFIX)):
+        if name.startswith(old):
+            return new + name[len(old):]
+    return name
+
+
+def suffices(value, wanted):
+    """Whether a cluster option does what is wanted: a time may be longer, for others' devices."""
+    seconds = [parse_cluster_time(text) for text in (value, wanted)]
+    if None not in seconds:
+        return seconds[0] >= seconds[1]
+    try:
+        return parse_boolean(value) == parse_boolean(wanted)
+    except UsageError:
+        return value == wanted
+
+
+def parse_cluster_time(text):
+    """Return the seconds that Pacemaker takes a text for, None for no time."""
+    match = re.fullmatch(" *([0-9]+) *([a-z]*) *", text.lower())
+    if not match or match.group(2) not in CLUSTER_UNITS:
+        return None
+    return int(match.group(1)) * CLUSTER_UNITS[match.group(2)]
+
+
+def find_contrary_actions(wanted, live):
+    """A cluster that only switches off leaves nodes off that should come back."""
+    returning = [device for device in list_device_ids(wanted)
+                 if first_value(wanted, AGENT, device, "") != VERIFIER
+                 and first_value(wanted, PARAMETER, device, "pcmk_reboot_action") != "off"]
+    for name in FENCING_ACTIONS:
+        value = first_value(live, PROPERTY, "", name)
+        if returning and value in ("off", "poweroff"):
+            yield build_difference(Element(PROPERTY, "", name), None, value,
+                                   "%s is %s: no node comes back after a fence, and %s should"
+                                   % (name, quote(value), ", ".join(returning)),
+                                   "pcs property unset %s, or power_on: false" % name)
+
+
+def compare_nodes(wanted, live):
+    targets = {element.owner for element in wanted.elements if element.kind == LEVEL}
+    for name in wanted.nodes:
+        if live.nodes and name not in live.nodes:
+            yield build_difference(Element(CLUSTER_NODE, name, ""), name, None,
+                                   "node %s is not in the cluster" % name, "rename or remove it in "
+                                   "the cluster file", is_judged=name in targets)
+    for name in live.nodes:
+        if name not in wanted.nodes:
+            yield build_difference(Element(CLUSTER_NODE, name, ""), None, name, "node %s is not in "
+                                   "the cluster file: it gets no fence device" % name, "add it "
+                                   "(method: none, if it has no device)")
+
+
+def compare_mentions(wanted, live):
+    """Groups, clones, orders and the like that somebody has made of our devices."""
+    for (tag, name), device in sorted(live.mentions.items()):
+        if device not in list_device_ids(wanted) or (tag, name) in wanted.mentions:
+            continue
+        is_place = tag == "rsc_location"
+        advice = ("look at what it does, or remove it" if is_place else "remove it: a fence device "
+                  "needs none, and keeps the script from changing it")
+        text = "%s stands in the %s %s, which is not ours" % (device, tag, name)
+        yield build_difference(Element(MENTION, device, name), None, tag, text, advice,
+                               is_judged=not is_place)
+
+
+COMPARISONS = (compare_devices, compare_parts, compare_levels, compare_locations,
+               compare_properties, compare_nodes, compare_mentions)
+
+
+def render_difference(difference):
+    """Return one line: what it is, and what to do."""
+    mark = "" if difference.is_judged else "note: "
+    return "%s%s (%s)" % (mark, difference.text, difference.advice)
+
+
+# SECTION: IMPORT ----------------------------------------------------------------------------------
+# The way back of PLAN: from what a CIB holds to a Cluster. Pure.
+#
+# A node gets the power device and the verifier of its first level, or without a level those whose
+# host list names it. Each key takes back the parameter that it becomes, by its row. What is left
+# is planned anew and compared with the CIB: whatever differs then could not be carried over, and
+# is told, so that nothing gets lost in silence.
+
+# options: {name: value} under the names of today. hosts: {node: outlet, "" where none is named}.
+FoundDevice = namedtuple("FoundDevice", "id agent options hosts")
+LIBRARY_PARAMS = tuple(PARAMS_BY_NAME[name] for name in (  # in all agents of fence-agents
+    "ip", "ipport", "username", "password", "password_script", "plug", "action"))
+# Agents that switch nothing off, and stand in a level for another reason.
+IDLE_AGENTS = ("fence_kdump", "fence_heuristics_ping", "fence_watchdog", "fence_sbd")
+HOST_PARAMETERS = ("pcmk_host_list", "pcmk_host_map", "pcmk_host_check", "pcmk_host_argument")
+ACTION_TIMEOUTS = ("pcmk_off_timeout", "pcmk_on_timeout", "pcmk_reboot_timeout")
+PASSWORD_PROGRAM = "/etc/fencetool/password-%s"  # that somebody has to write
+
+
+def import_cluster(live):
+    """Return (Cluster, [note]) of the Fencing of a CIB; raise FenceError without fence devices."""
+    # notes: what could not be carried over. names: of all nodes. pairs: {node: (power device, its
+    # verifier or None)}.
+    levels = [element.owner for element in live.elements if element.kind == LEVEL]
+    source = types.SimpleNamespace(
+        live=live, notes=[], names=live.nodes or tuple(dict.fromkeys(levels)), pairs={},
+        devices=[collect_device(live, device) for device in list_device_ids(live)])
+    find_pairs(source)
+    cluster = build_imported_cluster(source)
+    tell_losses(source, cluster)
+    return cluster, source.notes
+
+
+def collect_device(live, device):
+    """Return the FoundDevice of this id."""
+    agent = first_value(live, AGENT, device, "")
+    params = AGENTS[agent].params if agent in AGENTS else LIBRARY_PARAMS
+    names = canonical_names(params)
+    options = {}
+    for element, values in live.elements.items():
+        if (element.kind, element.owner) == (PARAMETER, device) and values[0]:
+            options.setdefault(names.get(element.name, element.name), values[0])
+    return FoundDevice(device, agent, options, read_hosts(options))
+
+
+def canonical_names(params):
+    return {spelling: row.name for row in params for spelling in (row.name,) + row.aliases}
+
+
+def read_hosts(options):
+    hosts = dict.fromkeys(re.findall("[^,; \t]+", options.get("pcmk_host_list", "")), "")
+    hosts.update(re.findall("([^:; \t]+):([^; \t]*)", options.get("pcmk_host_map", "")))
+    return hosts
+
+
+def is_set(value):
+    """Whether a boolean of an agent is on."""
+    try:
+        return parse_boolean(value or "0")
+    except UsageError:
+        return False
+
+
+def has_same_meaning(value, wanted):
+    """Whether a value is what gen-config writes, or another word for it."""
+    return value == wanted or (wanted == "1" and is_set(value))
+
+
+def find_dialect(power, verifier):
+    """Return the row of DIALECTS that a power device belongs to, as its verifier names it."""
+    method = verifier.options.get("fence_method", "") if verifier else ""
+    rows = [row for row in DIALECTS.values()
+            if row.agent == power.agent and has_fixed(row, power.options)]
+    if power.agent not in AGENTS and re.fullmatch(FOREIGN_AGENT, method):
+        rows = []
+    elif power.agent not in AGENTS:
+        rows = [row for row in rows if not find_missing_keys(row, power.options)]
+    return max(rows, key=lambda row: len(row.fixed), default=DIALECTS[NAMED_AGENT])
+
+
+def has_fixed(dialect, options):
+    return all(has_same_meaning(options.get(name), value)
+               for name, value in dialect.fixed.items())
+
+
+def find_missing_keys(dialect, options):
+    """Return the keys that a dialect needs and nothing stands for in a device's options."""
+    parameters = {row.name: row.power for row in NODE_KEYS}
+    return [key for key in dialect.required if parameters[key] not in options
+            and parameters.get(STAND_INS.get(key)) not in options]
+
+
+def find_pairs(source):
+    """Find the devices of each node, and tell of those that are nobody's."""
+    found = {name: find_pair(source, name) for name in source.names}
+    # The script makes devices in the order of the file.
+    order = {device.id: number for number, device in enumerate(source.devices)}
+    pairs = [(name, pair) for name, pair in found.items() if pair]
+    source.pairs = dict(sorted(pairs, key=lambda item: order[item[1][0].id]))
+    if not source.pairs:
+        raise FenceError("nothing to import: the CIB has no fence device for any of its nodes")
+    tell_unused(source)
+
+
+def build_imported_cluster(source):
+    values = {row.name: find_common_value(source, row) or row.default for row in CLUSTER_KEYS}
+    is_proven = any(verifier for _, verifier in source.pairs.values())
+    values["stonith_fence_verify"] = "1" if is_proven else "0"
+    if not is_proven:
+        source.notes.append("nothing proves that a node is dead: give the nodes mgmt_ip and the "
+                            "like, and remove stonith_fence_verify")
+    nodes = [build_imported_node(source, name) for name in source.pairs]
+    nodes += [ClusterNode(name=name, dialect=None, place=None, places={}, networks={},
+                          values={"method": NO_DEVICE, "options": {}})
+              for name in source.names if name not in source.pairs]
+    cluster = Cluster(tuple(nodes), values, {}, {})
+    import_networks(source, cluster)
+    import_witnesses(source, cluster)
+    for node in nodes:
+        cluster.networks.update((network_key(name), name) for name in node.networks)
+    settle_race(source, cluster)
+    for node in nodes_with_device(cluster):
+        fit_times(source, cluster, node)
+    return cluster
+
+
+def find_common_value(source, row):
+    """Return what a time of the whole file is called in the devices, "" where none has it."""
+    # The keys of such times are called as what they become.
+    name = row.name[len(OLD_PREFIX):]
+    if row.kind != WHOLE_SECONDS:
+        return ""
+    found = [device.options.get(name) or first_value(
+        source.live, META, device.id, name.replace("_", "-"))
+        for pair in source.pairs.values() for device in pair if device]
+    return next((render_usual(row, value) for value in found if value), "")
+
+
+def find_pair(source, name):
+    """Return (power device, verifier) of a node; None without a power device."""
+    levels = {element.name: ",".join(values).split(",")
+              for element, values in source.live.elements.items()
+              if (element.kind, element.owner) == (LEVEL, name)}
+    first = min(levels, default="")
+    for index in sorted(set(levels) - {first}):
+        source.notes.append("level %s of %s (%s) is not carried over: a node gets one level"
+                            % (index, name, ",".join(levels[index])))
+    if levels:
+        known = {device.id: device for device in source.devices}
+        devices = [known[device] for device in levels[first] if device in known]
+    else:
+        devices = [device for device in source.devices if name in device.hosts]
+    verifiers = [device for device in devices if device.agent == VERIFIER]
+    powers = [device for device in devices if device.agent not in (VERIFIER,) + IDLE_AGENTS]
+    for device in powers[1:] + verifiers[1:]:
+        first = verifiers[0] if device.agent == VERIFIER else powers[0]
+        source.notes.append("%s (%s) is not carried over: %s has another one, %s"
+                            % (device.id, device.agent, name, first.id))
+    if not powers:
+        return None
+    return powers[0], verifiers[0] if verifiers else None
+
+
+def find_verifier_options(source, node):
+    """Return the parameters of the verifier of a node; nothing where it has none."""
+    verifier = source.pairs[node.name][1] if node.name in source.pairs else None
+    return verifier.options if verifier else {}
+
+
+def tell_unused(source):
+    used = {device.id for pair in source.pairs.values() for device in pair if device}
+    told = " ".join(source.notes)
+    for device in source.devices:
+        if device.id in used or device.id + " (" in told:
+            continue
+        why = "no level and no host list names a node for it"
+        if device.agent in IDLE_AGENTS:
+            why = "it switches nothing off"
+        elif device.hosts:
+            why = "nothing that it could stand for is known of %s" % ", ".join(device.hosts)
+        source.notes.append("%s (%s) is not carried over: %s" % (device.id, device.agent, why))
+
+
+def build_imported_node(source, name):
+    power, verifier = source.pairs[name]
+    dialect = find_dialect(power, verifier)
+    options = {key: value for key, value in power.options.items()
+               if key not in HOST_PARAMETERS + ACTION_TIMEOUTS + tuple(dialect.fixed)}
+    take_host(source, name, power, options)
+    values = {"options": {}}
+    values.update({"agent": power.agent} if dialect.name == NAMED_AGENT
+                  else {"method": dialect.method})
+    if power.agent in OTHER_NAMES:
+        source.notes.append(suggest_method(power, OTHER_NAMES[power.agent]))
+    take_secret(source, name, options, values)
+    take_habits(dialect, options, values)
+    for row in NODE_KEYS:
+        is_taken = row.name in dialect.keys or row.name not in SPECIAL_KEYS
+        if is_taken and row.power in options:
+            values[row.name] = render_usual(row, options.pop(row.power))
+    node = ClusterNode(name=name, dialect=dialect, values=values, place=("", 0),
+                       places={"options": ("", 0)}, networks={})
+    take_options(source, power, node, options)
+    return node
+
+
+def suggest_method(power, row):
+    """Return a note on an agent that others have made too."""
+    counts = "" if row.first_outlet else " (outlets then count from 1)"
+    return "%s: method: %s instead of agent: %s gives it the limits and the proof of %s%s" % (
+        power.id, DIALECTS[row.dialect].method, power.agent, DIALECTS[row.dialect].agent, counts)
+
+
+def take_host(source, name, power, options):
+    """Put the outlet of a node into plug, wherever it stands."""
+    outlet = power.hosts.get(name, "")
+    if is_set(options.pop("port_as_ip", "")):
+        options["ip"] = outlet or options.get("ip", "")
+    elif options.get("plug", "dynamic") == "dynamic":
+        options["plug"] = outlet
+    if options.get("plug") in ("", name):
+        del options["plug"]  # the label, which Pacemaker passes anyway
+    if len(power.hosts) > 1:
+        source.notes.append("%s stands for %s: each node gets a device of its own"
+                            % (power.id, ", ".join(power.hosts)))
+
+
+def take_secret(source, name, options, values):
+    if options.get("password", "").startswith(CIB_SECRET):
+        del options["password"]
+        values["password_script"] = PASSWORD_PROGRAM % name
+        source.notes.append("the password of %s is kept by cibsecret: write %s, which prints it"
+                            % (name, values["password_script"]))
+
+
+def take_habits(dialect, options, values):
+    """Whether the node comes back, and how long fencing it waits."""
+    comes_back = options.get("pcmk_reboot_action", "reboot") != "off"
+    options.pop("pcmk_reboot_action", None)
+    is_able = "power_on_url" in options or "power_on_url" not in dialect.keys
+    if comes_back != dialect.comes_back and (is_able or not comes_back):
+        values["power_on"] = "1" if comes_back else "0"
+    for name in ("pcmk_delay_base", "delay"):
+        try:
+            delay = parse_whole_seconds(options.get(name, "0"))
+        except UsageError:
+            continue  # a map of nodes: the comparison tells it
+        options.pop(name, None)
+        if delay != "0":
+            values.setdefault("delay", delay)
+    if options.get("method") == "onoff":
+        del options["method"]
+
+
+def take_options(source, power, node, options):
+    """Carry over as options what can be one; the checks of a cluster file decide."""
+    for name, value in options.items():
+        report = Report()
+        check_options(None, node._replace(values={"options": {name: value}}), report)
+        if report.has_errors():
+            source.notes.append("%s: parameter %s is not carried over: %s" % (
+                power.id, name, min(report.mistakes).text))
+        else:
+            node.values["options"][name] = value
+
+
+def import_networks(source, cluster):
+    for node in nodes_with_device(cluster):
+        for network, address in read_targets(find_verifier_options(source, node)).items():
+            add_network(node, network, address)
+
+
+def import_witnesses(source, cluster):
+    """Tell the witnesses of the file from the addresses of nodes that have no verifier."""
+    lists, known, direct = {}, set(), {}
+    for node in nodes_with_device(cluster):
+        known.update(node.networks.values(), [node.values.get("ip", "")])
+        options = find_verifier_options(source, node)
+        direct.update(dict.fromkeys(split_list(options.get("direct_networks", ""))))
+        for network, addresses in read_witnesses(options).items():
+            lists.setdefault(network, []).append(addresses)
+    cluster.values["stonith_direct_networks"] = tuple(direct)
+    cluster.values["stonith_witness_ips"] = {}
+    for network, found in lists.items():
+        unknown = list(dict.fromkeys(address for addresses in found for address in addresses
+                                     if address not in known))
+        leads = all(addresses[0] in unknown[:1] for addresses in found)
+        if unknown:
+            place_addresses(source, cluster, network, unknown, leads)
+
+
+def place_addresses(source, cluster, network, unknown, leads):
+    """Give addresses in a network to the file's witness, and to nodes without a verifier."""
+    # leads: the first stands first in all lists, as what the file names does.
+    blind = [node for node in cluster.nodes if not find_verifier_options(source, node)]
+    needed = [node for node in blind if must_see(source, node.name, network, cluster)]
+    if leads and len(unknown) > len(needed):
+        witness = unknown.pop(0)
+        cluster.values["stonith_witness_ips"][network] = witness
+        perhaps = [node.name for node in blind[len(unknown):]]
+        if perhaps:
+            source.notes.append("%s in the network %s is taken for a witness: if it is the address "
+                                "of %s, write it there" % (witness, network, " or ".join(perhaps)))
+    takers = needed + [node for node in blind if node not in needed]
+    for node, address in zip(takers, unknown):
+        add_network(node, network, address)
+        if len(takers) > 1:
+            source.notes.append("%s in the network %s is taken for the address of %s, which "
+                                "is a guess" % (address, network, node.name))
+    for address in unknown[len(takers):]:
+        source.notes.append("the witness %s=%s is not carried over: the file has one of a network"
+                            % (network, address))
+    for node in needed[len(unknown):]:
+        source.notes.append("the address of %s in the network %s is not in the CIB: without it, "
+                            "%s will verify nobody there" % (node.name, network, node.name))
+
+
+def must_see(source, name, network, cluster):
+    """Whether a node may verify a node in this network, and so has an address there."""
+    verifiers = [source.pairs[node.name][1] for node in nodes_with_device(cluster)
+                 if node.name != name and network in node.networks]
+    return any(may_run(source.live, verifier.id, name) for verifier in verifiers)
+
+
+def settle_race(source, cluster):
+    """Two nodes of which neither waits: the file that gen-config took had a quorum device."""
+    powers = [power for power, _ in source.pairs.values()]
+    is_ours = all(is_own(source.live, power.id) for power in powers)
+    if could_race(cluster) and is_ours and not has_delay(cluster):
+        cluster.values["stonith_quorum_device"] = "1"
+
+
+def fit_times(source, cluster, node):
+    """Find the off_timeout and power_timeout from which the times of the CIB follow."""
+    power = source.pairs[node.name][0]
+    given = power.options.get("pcmk_off_timeout", "")
+    limit = node.values["options"].pop("power_timeout", "")
+    choices = [("", ""), (given, ""), ("", limit), (given, limit)]  # the shortest first
+    best = min(choices, key=lambda choice: find_misfits(source, cluster, node, choice, limit))
+    set_times(node, *best)
+
+
+def set_times(node, off_timeout, power_timeout):
+    for values, name, value in ((node.values, "off_timeout", off_timeout),
+                                (node.values["options"], "power_timeout", power_timeout)):
+        values.pop(name, None)
+        if value:
+            values[name] = value
+
+
+def find_misfits(source, cluster, node, choice, limit):
+    """Return of each time, the weightiest first, whether it differs from that of the CIB."""
+    power, verifier = source.pairs[node.name]
+    set_times(node, *choice)
+    try:
+        times = plan_times(cluster, node)
+    except (UsageError, ValueError):  # what is no time in the CIB either
+        return [True]
+    given = find_verifier_options(source, node).get("pcmk_off_timeout")
+    return [str(times.power_given) != power.options.get("pcmk_off_timeout"),
+            bool(verifier) and str(times.verify_given) != given,
+            times.power_limits.get("power_timeout", choice[1]) != limit]
+
+
+def tell_losses(source, cluster):
+    """Note what gen-config would make otherwise than the CIB has it, and what it leaves alone."""
+    strangers = [device.id for pair in source.pairs.values() for device in pair
+                 if device and not is_own(source.live, device.id)]
+    if strangers:
+        source.notes.append("gen-config makes devices of its own; these stay until they are taken "
+                            "over or removed: " + ", ".join(dict.fromkeys(strangers)))
+    try:
+        wanted = plan_fencing(cluster, source.live)
+    except (FenceError, ValueError) as error:
+        source.notes.append("no configuration follows from this: %s" % error)
+        return
+    added = []
+    powers = [DEVICE_PREFIX + node for node in source.pairs]
+    for item in compare_fencing(wanted, rename_devices(source)):
+        element = item.element
+        # What the plan does not have of a power device, the importer has told or understood.
+        is_done = item.wanted is None and element.owner in powers and element.kind == PARAMETER
+        if is_done or element.name in HOST_PARAMETERS + OWNER[:1]:
+            continue
+        if item.found is None:
+            added.append("%s %s" % (element.kind, element.name))
+        elif not has_same_meaning(item.found, item.wanted):
+            source.notes.append("gen-config would change it: " + item.text)
+    if added:
+        source.notes.append("gen-config would add what is not there: "
+                            + ", ".join(dict.fromkeys(added)))
+
+
+def rename_devices(source):
+    """Return the Fencing of the CIB with the names that gen-config gives to the devices."""
+    names, elements = {}, {}
+    for node, pair in source.pairs.items():
+        pair = [(device.id, prefix + node) for device, prefix
+                in zip(pair, (DEVICE_PREFIX, VERIFIER_PREFIX)) if device]
+        for device, name in pair:
+            names.setdefault(device, []).append(name)
+        elements[Element(LEVEL, node, "1")] = [",".join(name for _, name in pair)]
+    for element, values in source.live.elements.items():
+        for name in names.get(element.owner, ()):
+            elements[element._replace(owner=name, name=find_name(element))] = values
+        if element.kind == PROPERTY:
+            elements[element] = values
+    mentions = {key: names[device][0] for key, device in source.live.mentions.items()
+                if device in names}
+    return Fencing(elements, source.live.nodes, mentions)
+
+
+def find_name(element):
+    """Return the name of today of a parameter."""
+    if element.kind != PARAMETER:
+        return element.name
+    return canonical_names(LIBRARY_PARAMS).get(element.name, element.name)
+
+
+def read_targets(options):
+    """Return {network: address} of the target_ parameters of fence_check."""
+    targets = {own.name: options[own.parameter] for own in OWN_NETWORKS
+               if own.parameter in options}
+    for number, address in enumerate(split_list(options.get(CLIENT_NETWORKS.parameter, "")), 1):
+        targets["%s-%d" % (CLIENT_NETWORKS.name, number)] = address
+    for number, item in enumerate(split_list(options.get("target_ips", "")), 1):
+        name, equals, address = item.partition("=")
+        targets[name if equals else "network-%d" % number] = address if equals else name
+    return targets
+
+
+def read_witnesses(options):
+    """Return {network: [address]} of witness_ips of fence_check."""
+    found = {}
+    for item in split_list(options.get("witness_ips", "")):
+        network, _, address = item.partition("=")
+        found.setdefault(network, []).append(address)
+    return found
+
+
+def add_network(node, network, address):
+    """Give a node an address in a network, among its values too."""
+    node.networks[network] = address
+    own = {row.name: row.key for row in OWN_NETWORKS}
+    if network in own:
+        node.values[own[network]] = address
+    else:
+        node.values.setdefault(CLIENT_NETWORKS.key, {})[network] = address
+
+
+def render_usual(row, text):
+    """Return a value in its usual form, or as it is where it has none: reading the file tells."""
+    try:
+        return KEY_PARSERS[row.kind](text) if row.kind in KEY_PARSERS else text
+    except UsageError:
+        return text
+
+
+# SECTION: WRITING ---------------------------------------------------------------------------------
+# From a Cluster to the text of its file, which CLUSTER FILE reads as the same. Pure.
+
+NOT_FILLED_IN = "{{ not_shown }}"  # a mistake, until somebody writes the value
+
+
+def render_cluster_file(cluster, notes, shows_secrets):
+    """Return the text of a cluster file; without secrets, with what stands for them."""
+    lines = ["# Made by fencetool %s import, from the fence devices of a cluster." % __version__]
+    lines += ["# " + one_line(note) for note in notes]
+    for row in CLUSTER_KEYS:
+        if row.kind != NODES and cluster.values[row.name] != row.default:
+            lines.append("%s: %s" % (row.name, render_yaml_value(row, cluster.values[row.name])))
+    lines.append("stonith_nodes:")
+    networks = [row.name for row in NETWORK_KEYS]
+    rows = sorted(NODE_KEYS, key=lambda row: row.name in networks)
+    for node in cluster.nodes:
+        lines.append("  %s:" % node.name)
+        for row in rows:
+            if node.values.get(row.name):
+                lines.append(render_key(node, row, shows_secrets))
+    return "\n".join(lines + [""])
+
+
+def render_key(node, row, shows_secrets):
+    """Return the line of a key of a node; nobody can use it before a secret is filled in."""
+    value = node.values[row.name]
+    name = row.name
+    if row.kind == OPTIONS:
+        value = {option: text if shows_secrets else hide_secret(option, text)
+                 for option, text in value.items()}
+    elif not shows_secrets and name == "password":
+        name, value = "password_script", PASSWORD_PROGRAM % node.name
+    elif not shows_secrets and row.power:
+        value = hide_secret(row.power, value)
+    return "    %s: %s" % (name, render_yaml_value(row, value))
+
+
+def hide_secret(name, value):
+    """Return a value of a device, or what stands for one that may hold a secret."""
+    is_bare_url = name.endswith("_url") and "?" not in value
+    return NOT_FILLED_IN if holds_secrets(name) and not is_bare_url else value
+
+
+def render_yaml_value(row, value):
+    if isinstance(value, dict):
+        return "{%s}" % ", ".join("%s: %s" % (render_yaml(name), render_yaml(text))
+                                  for name, text in value.items())
+    if isinstance(value, tuple):
+        return "[%s]" % ", ".join(render_yaml(text) for text in value)
+    if row.kind == BOOLEAN:
+        return {"1": "true", "0": "false"}.get(value, render_yaml(value))
+    return render_yaml(value)
+
+
+def render_yaml(text):
+    """Return a text as a YAML scalar that everybody reads as this text."""
+    is_plain = re.fullmatch("[A-Za-z0-9/][A-Za-z0-9_./-]*", text)
+    if is_plain and not is_ambiguous(text) and text not in YAML_NULLS:
+        return text
+    return "'%s'" % text.replace("'", "''")
+
+
 # PART 6: PEOPLE ===================================================================================
 
 # SECTION: LOOK-UP ---------------------------------------------------------------------------------
@@ -10443,6 +11394,38 @@ def parse_check_parameters(text, node):
         raise UsageError("the CIB has %d fence_check devices for %s, and one is needed"
                          % (len(found), quote(node)))
     return found[0]
+
+
+CIB_SECONDS = 30
+NOT_RUNNING = 102  # cibadmin's exit code: it cannot connect to the cluster
+
+
+def read_fencing(path, system):
+    """Return the Fencing of a saved CIB; without a path, of the cluster that runs here."""
+    if path:
+        data, source = system.read_file(path), path
+    else:
+        data, source = query_cib(system), "cibadmin"
+    try:
+        return parse_fencing(data)
+    except UsageError as error:
+        raise UsageError("%s: %s" % (source, error)) from None
+
+
+def query_cib(system):
+    """Return the configuration of the cluster that runs here, as bytes."""
+    command = ["cibadmin", "--query", "--local", "--scope", "configuration"]
+    try:
+        code, out, err = system.run(command, "", system.deadline(CIB_SECONDS))
+    except FenceError as error:
+        raise UsageError("cannot ask the cluster for its CIB: %s" % error) from error
+    if code == NOT_RUNNING:
+        raise UsageError("the cluster is not running here: start it (pcs cluster start), ask on a "
+                         "node where it runs, or name a saved CIB with --cib FILE")
+    if code != 0:
+        raise UsageError("cannot ask the cluster for its CIB, which root may: cibadmin: %s"
+                         % quote(err.strip()))
+    return out.encode("utf-8", "surrogateescape")
 
 
 # SECTION: SIMULATOR AND DEMO ----------------------------------------------------------------------
@@ -10945,9 +11928,16 @@ def run_demo_step(number, step, device, system):
 HOST_VARS_OPTION = (("--host-vars",), {
     "metavar": "DIR", "help": "directory of NODE.yml files with %s (Ansible's host_vars)"
     % ", ".join(row.name for row in NETWORK_KEYS)})
+CIB_OPTION = (("--cib",), {"metavar": "FILE", "help": "a saved CIB (pcs cluster cib FILE), "
+                           "instead of the cluster that runs here"})
 CHECK_OPTIONS = (
     (("cluster",), {"nargs": "?", "default": CLUSTER_FILE, "help": "cluster file (%(default)s)"}),
-    HOST_VARS_OPTION, (("--json",), {"action": "store_true", "help": "for machines"}))
+    HOST_VARS_OPTION, (("--json",), {"action": "store_true", "help": "for machines"}),
+    (("--live",), {"action": "store_true", "help": "compare the cluster that runs here with the "
+                   "file, too"}),
+    CIB_OPTION,
+    (("--plan",), {"metavar": "FILE", "help": "tell what would change a saved CIB (--cib) into "
+                   "this one, instead"}))
 OTHERS_OPTION = (
     (("--others",), {"action": "store_true", "help": "those that others have made too, instead"}),)
 GENERATE_OPTIONS = (
@@ -10958,21 +11948,60 @@ GENERATE_OPTIONS = (
                      "ansible: a playbook that installs fencetool and runs the script"}),
     (("--node",), {"default": "", "help": "the node that the firewall is for"}),
     (("-o", "--output"), {"metavar": "FILE", "help": "write there, mode 0700, not to stdout"}))
+IMPORT_OPTIONS = (
+    CIB_OPTION,
+    (("--show-secrets",), {"action": "store_true", "help": "write passwords and the like on stdout "
+                           "too, not only into a file"}),
+    (("-o", "--output"), {"metavar": "FILE", "help": "write there, mode 0600, with passwords"}))
 
 
 def cmd_check_config(options, system):
-    """Report every mistake in a cluster file, with its line; exit code 1 if there is one."""
+    """Report every mistake in a cluster file, with its line, and with --live where the cluster
+    differs from it; exit code 1 if there is one."""
+    if options.plan:
+        return compare_plan(options, system)
     cluster, mistakes = load_cluster(options.cluster, options.host_vars, system)
+    shown = {"good": bool(cluster), "mistakes": [mistake._asdict() for mistake in mistakes]}
+    lines = [render_mistake(mistake) for mistake in mistakes]
     errors = sum(not mistake.is_warning for mistake in mistakes)
+    lines.append("%s: %s" % (options.cluster, render_counts(
+        (errors, "mistake"), (len(mistakes) - errors, "warning"))))
+    if cluster and (options.live or options.cib):
+        live = read_fencing(options.cib, system)
+        differences = compare_fencing(plan_fencing(cluster, live), live)
+        judged = sum(item.is_judged for item in differences)
+        shown.update(good=not judged, differences=[show_difference(item) for item in differences])
+        lines += [render_difference(item) for item in differences]
+        lines.append("%s: %s" % (options.cib or "the cluster", render_counts(
+            (judged, "difference"), (len(differences) - judged, "note"))))
+    elif options.live or options.cib:
+        lines.append("the cluster was not compared: correct the mistakes first")
+    system.write(json.dumps(shown, indent=2) if options.json else "\n".join(lines))
+    return EXIT_GOOD if shown["good"] else EXIT_BAD
+
+
+def compare_plan(options, system):
+    """Tell in words what a change of one CIB into another would do, as the script asks for it."""
+    if not options.cib:
+        raise UsageError("--plan is compared with --cib FILE: name both")
+    differences = compare_fencing(read_fencing(options.plan, system),
+                                  read_fencing(options.cib, system))
     if options.json:
-        shown = {"good": bool(cluster), "mistakes": [mistake._asdict() for mistake in mistakes]}
-        system.write(json.dumps(shown, indent=2))
-    else:
-        counts = ", ".join("%d %s%s" % (count, word, "" if count == 1 else "s") for count, word in (
-            (errors, "mistake"), (len(mistakes) - errors, "warning")))
-        system.write("\n".join([render_mistake(mistake) for mistake in mistakes]
-                               + ["%s: %s" % (options.cluster, counts)]))
-    return EXIT_GOOD if cluster else EXIT_BAD
+        system.write(json.dumps([show_difference(item) for item in differences], indent=2))
+    elif differences:
+        system.write("\n".join(item.text for item in differences))
+    return EXIT_BAD if differences else EXIT_GOOD
+
+
+def show_difference(difference):
+    """Return a Difference for JSON."""
+    return dict(difference._asdict(), element=difference.element._asdict())
+
+
+def render_counts(*counts):
+    """Return 1 mistake, 2 warnings of (1, "mistake"), (2, "warning")."""
+    return ", ".join("%d %s%s" % (count, word, "" if count == 1 else "s")
+                     for count, word in counts)
 
 
 def cmd_gen_config(options, system):
@@ -11011,6 +12040,32 @@ def parse_generate_words(options):
     return form, node, path
 
 
+def cmd_import(options, system):
+    """Write a cluster file that holds the fence devices of a cluster; what it cannot hold is told.
+
+    The exit code is 1 if somebody has to complete the file.
+    """
+    if options.output and os.path.lexists(options.output):
+        raise UsageError("%s exists: name another file, and compare" % options.output)
+    cluster, notes = import_cluster(read_fencing(options.cib, system))
+    shows_secrets = bool(options.show_secrets or options.output)
+    text = render_cluster_file(cluster, notes, shows_secrets)
+    path = options.output or "the cluster file"
+    cluster, mistakes = parse_cluster(path, text.encode("utf-8", "surrogateescape"))
+    if PASSWORD_PROGRAM.partition("%")[0] in text:
+        notes.append("the programs %s are for you to write: they print a password (or import with "
+                     "-o FILE or --show-secrets)" % PASSWORD_PROGRAM.replace("%s", "NODE"))
+    for note in notes:
+        system.tell("note: " + one_line(note))
+    for mistake in mistakes:
+        system.tell(render_mistake(mistake))
+    if options.output:
+        system.replace_file(options.output, text, 0o600)
+    else:
+        system.write(text.rstrip("\n"))
+    return EXIT_GOOD if cluster else EXIT_BAD
+
+
 def cmd_agents(options, system):
     """Print the names of the fence agents in this file: install.sh makes a link for each."""
     names = [name for name in AGENTS if (name in OTHER_NAMES) == options.others]
@@ -11021,6 +12076,7 @@ def cmd_agents(options, system):
 # Each subcommand with its options; its help is its function's docstring.
 COMMANDS = {"demo": (cmd_demo, ()), "check-config": (cmd_check_config, CHECK_OPTIONS),
             "gen-config": (cmd_gen_config, GENERATE_OPTIONS),
+            "import": (cmd_import, IMPORT_OPTIONS),
             "agents": (cmd_agents, OTHERS_OPTION)}
 
 

@@ -154,6 +154,7 @@ class EveryClusterFile(PcsTest):
             cib = self.write_cib(name + ".xml", nodes)
             self.configure(script, cib)
             self.check_fencing(name, cib, nodes)
+            self.check_way_back(name, cluster, cib)
             if name in HARD_FILES:
                 once = read(cib)
                 self.assertIn("Nothing to change.", self.configure(script, cib).err)
@@ -164,6 +165,16 @@ class EveryClusterFile(PcsTest):
         support.require_program("shellcheck")
         support.require_program("crm")
         self.each(check)
+
+    def check_way_back(self, name, cluster, cib):
+        """check-config finds what pcs has made the same, and import makes the file of it again."""
+        live = fencetool.parse_fencing(read(cib))
+        wanted = fencetool.plan_fencing(cluster, live)
+        self.assertEqual(fencetool.compare_fencing(wanted, live), [])
+        text = fencetool.render_cluster_file(fencetool.import_cluster(live)[0], [], True)
+        again, mistakes = fencetool.parse_cluster(name, text.encode("utf-8"))
+        self.assertTrue(again, mistakes)
+        self.assertEqual(render("cib", again, name), render("cib", cluster, name))
 
     def check_fencing(self, name, cib, nodes):
         """crm_verify finds nothing, and a node that fails is fenced."""

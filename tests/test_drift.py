@@ -1,0 +1,404 @@
+"""check-config --live: where a cluster differs from its file, in words and for machines."""
+import json
+import os
+import tempfile
+import unittest
+from xml.etree import ElementTree
+
+import fencetool
+from tests import support, test_generators_pcs
+from tests.test_generators import CLUSTERS, all_configurations, cluster_of, two_nodes
+
+MARK = '<meta_attributes id="m"><nvpair id="mm" name="managed-by" value="fencetool"/>' \
+       '</meta_attributes>'
+SECRET_NODES = """
+stonith_nodes:
+  a: {method: ipmi, ip: 10.0.0.11, user: u, password: geheim-1, mgmt_ip: 10.0.0.1, delay: 1}
+  b: {method: http, ip: 10.0.0.12, mgmt_ip: 10.0.0.2, power_off_url: "/off?geheim-2",
+      status_url: "/s?geheim-3", status_on_regex: "on", status_off_regex: "off"}
+"""
+
+
+class Live:
+    """A CIB as the plan has it, which a test then changes."""
+
+    def __init__(self, text=None, nodes=("a", "b")):
+        self.cluster = cluster_of(text or two_nodes())
+        configuration = fencetool.build_configuration(self.cluster)
+        self.tree = ElementTree.fromstring(fencetool.render_cib(configuration, ""))
+        options = self.find("cluster_property_set")
+        for option in list(options):  # as a cluster has them that knows the old names only
+            if option.get("name").startswith("fencing-"):
+                options.remove(option)
+        for number, name in enumerate(nodes, 1):
+            self.add("nodes", '<node id="%d" uname="%s"/>' % (number, name))
+
+    def find(self, path):
+        return self.tree.find(".//" + path)
+
+    def add(self, path, xml):
+        self.find(path).append(ElementTree.fromstring(xml))
+
+    def remove(self, parent, child):
+        self.find(parent).remove(self.find(child))
+
+    def data(self):
+        return ElementTree.tostring(self.tree)
+
+    def compare(self, text=None):
+        cluster = cluster_of(text) if text else self.cluster
+        live = fencetool.parse_fencing(self.data())
+        return fencetool.compare_fencing(fencetool.plan_fencing(cluster, live), live)
+
+    def texts(self, text=None):
+        return [fencetool.render_difference(item) for item in self.compare(text)]
+
+
+def nvpair(device, name):
+    return "primitive[@id='%s']/instance_attributes/nvpair[@name='%s']" % (device, name)
+
+
+class Differences(unittest.TestCase):
+    def assert_one(self, live, *words, judged=True):
+        """Exactly one difference, which says these words and what to do."""
+        found = live.compare()
+        self.assertEqual(len(found), 1, found)
+        self.assertEqual(found[0].is_judged, judged)
+        line = fencetool.render_difference(found[0])
+        self.assertNotIn("\n", line)
+        self.assertTrue(found[0].advice)
+        for word in words:
+            self.assertIn(word, line)
+        return found[0]
+
+    def test_what_the_plan_makes_does_not_differ_from_it(self):
+        for name, cluster, configuration in all_configurations():
+            live = fencetool.parse_fencing(fencetool.render_cib(configuration, name))
+            wanted = fencetool.plan_fencing(cluster, live)
+            self.assertEqual(fencetool.compare_fencing(wanted, live), [], name)
+
+    def test_each_single_thing_of_a_plan_is_missed_when_it_goes_and_seen_when_it_changes(self):
+        """Whatever the plan holds: an element without a comparison would be one nobody misses."""
+        for tag, key in (("nvpair", "value"), ("op", "timeout"), ("op", "interval"),
+                         ("rsc_location", "score"), ("fencing-level", "devices"),
+                         ("primitive", "type")):
+            for number in range(len(list(Live().tree.iter(tag)))):
+                changed, gone = Live(), Live()
+                item = list(changed.tree.iter(tag))[number]
+                # A time that is longer is no difference in a cluster option.
+                item.set(key, "0" if item.get(key)[0] in "-123456789t" else "other")
+                parents = {child: parent for parent in gone.tree.iter() for child in parent}
+                item = list(gone.tree.iter(tag))[number]
+                parents[item].remove(item)
+                for live in (changed, gone):
+                    judged = [found for found in live.compare() if found.is_judged]
+                    self.assertTrue(judged, ElementTree.tostring(item))
+
+    def test_a_parameter_is_named_with_both_values(self):
+        live = Live()
+        live.find(nvpair("fence-a", "ip")).set("value", "10.9.9.9")
+        self.assert_one(live, "fence-a: parameter ip is '10.9.9.9', and should be '10.0.0.11'",
+                        "run the script")
+
+    def test_a_parameter_that_somebody_has_added_and_one_that_stands_there_twice(self):
+        live = Live()
+        path = "primitive[@id='fence-a']/instance_attributes"
+        live.add(path, '<nvpair id="x" name="quiet" value="1"/>')
+        self.assert_one(live, "fence-a: parameter quiet is '1', and should not be there")
+        live.find(nvpair("fence-a", "quiet")).set("name", "ip")
+        self.assert_one(live, "fence-a: parameter ip stands there 2 times")
+
+    def test_secrets_are_compared_and_never_shown(self):
+        live = Live(SECRET_NODES)
+        for device, name in (("fence-a", "password"), ("fence-verify-a", "password"),
+                             ("fence-b", "power_off_url"), ("fence-b", "status_url")):
+            live.find(nvpair(device, name)).set("value", "other-geheim")
+        live.add("primitive[@id='fence-b']/instance_attributes",
+                 '<nvpair id="x" name="headers" value="Authorization: geheim"/>')
+        found = live.compare()
+        self.assertEqual(len(found), 5)
+        self.assertIn("fence-a: parameter password is (not shown), and should be another one",
+                      found[0].text)
+        self.assertNotIn("geheim", repr(found))
+
+    def test_a_secret_of_cibsecret_is_told(self):
+        live = Live(SECRET_NODES)
+        live.find(nvpair("fence-a", "password")).set("value", "lrm://")
+        self.assert_one(live, "fence-a: parameter password is kept by cibsecret", "password_script")
+
+    def test_a_device_that_is_missing_is_one_difference_and_its_level_another(self):
+        live = Live()
+        live.remove("resources", "primitive[@id='fence-b']")
+        live.remove("fencing-topology", "fencing-level[@target='b']")
+        self.assertEqual([item.text for item in live.compare()], [
+            "fence-b (fence_ipmilan) is missing",
+            "level 1 of b is missing, and should be fence-b,fence-verify-b"])
+
+    def test_a_device_of_the_same_name_that_somebody_else_has_made(self):
+        live = Live()
+        live.remove("primitive[@id='fence-a']/meta_attributes",
+                    "primitive[@id='fence-a']/meta_attributes/nvpair[@name='managed-by']")
+        self.assert_one(live, "fence-a was not made by fencetool", "--adopt")
+
+    def test_a_disabled_device_differs(self):
+        live = Live()
+        live.add("primitive[@id='fence-a']/meta_attributes",
+                 '<nvpair id="x" name="target-role" value="Stopped"/>')
+        self.assert_one(live, "fence-a: meta attribute target-role is 'Stopped'")
+
+    def test_a_device_of_others_is_named_and_not_judged(self):
+        live = Live()
+        live.add("resources", '<primitive id="x" class="stonith" type="fence_apc">'
+                 '<instance_attributes id="i"><nvpair id="ip" name="ipaddr" value="10.0.0.11"/>'
+                 '</instance_attributes></primitive>')
+        live.add("resources", '<primitive id="y" class="ocf" type="Dummy"/>')
+        self.assert_one(live, "note: x (fence_apc) is not ours, at the same address as fence-a",
+                        judged=False)
+
+    def test_what_the_file_no_longer_has_is_left_over(self):
+        live = Live(two_nodes() + "  c: {method: kasa, ip: 10.0.0.13, mgmt_ip: 10.0.0.3}\n",
+                    ("a", "b", "c"))
+        texts = " ".join(live.texts(two_nodes() + "  c: {method: none, mgmt_ip: 10.0.0.3}\n"))
+        self.assertIn("fence-c (fence_kasa) is left over", texts)
+        self.assertIn("level 1 of c (fence-c,fence-verify-c) is left over", texts)
+
+    def test_levels_that_differ_merge_or_are_not_ours(self):
+        live = Live()
+        live.find("fencing-level[@target='a']").set("devices", "fence-verify-a,fence-a")
+        self.assert_one(live, "level 1 of a is fence-verify-a,fence-a, and should be "
+                        "fence-a,fence-verify-a")
+        live = Live()
+        live.add("fencing-topology",
+                 '<fencing-level id="x" index="1" target="a" devices="fence-a"/>')
+        self.assert_one(live, "level 1 of a stands there 2 times, which Pacemaker puts together")
+        live = Live()
+        live.add("fencing-topology",
+                 '<fencing-level id="x" index="2" target="a" devices="fence-a"/>')
+        self.assert_one(live, "level 2 of a (fence-a) is not ours", judged=False)
+        live = Live()
+        live.add("fencing-topology", '<fencing-level id="x" index="1" target-pattern="n.*" '
+                 'devices="fence-a"/>')
+        self.assert_one(live, "level 1 of nodes like n.* (fence-a) is not ours", judged=False)
+
+    def test_a_ban_that_is_gone_and_wishes_of_others(self):
+        live = Live()
+        live.remove("constraints", "rsc_location[@rsc='fence-a']")
+        self.assert_one(live, "fence-a has no location of score -INFINITY on a")
+        live = Live(nodes=("a", "b", "c"))
+        live.find("rsc_location[@rsc='fence-a']").set("score", "-100")
+        self.assertIn("fence-a has no location of score -INFINITY on a", live.texts()[0])
+        live = Live()
+        live.add("constraints", '<rsc_location id="x" rsc="fence-a" node="b" score="50"/>')
+        self.assert_one(live, "fence-a has a location of others of score 50 on b", judged=False)
+        kept = '<rsc_location id="%s" rsc="fence-a" node="c" score="-INFINITY"/>'
+        for name, judged in (("x", False), (fencetool.ban_id(
+                fencetool.Ban("fence-a", ("c",), False), "c"), True)):
+            live = Live(two_nodes() + "  c: {method: none, mgmt_ip: 10.0.0.3}\n",
+                        nodes=("a", "b", "c"))
+            live.add("constraints", kept % name)
+            self.assert_one(live, "score -INFINITY on c", judged=judged)
+
+    def test_a_device_that_may_run_nowhere_is_told(self):
+        live = Live()
+        live.add("constraints", '<rsc_location id="x" rsc="fence-a" node="b" score="-INFINITY"/>')
+        self.assertIn("fence-a may run on no node: it fences nobody", " ".join(live.texts()))
+        live = Live()
+        live.add("cluster_property_set",
+                 '<nvpair id="x" name="symmetric-cluster" value="false"/>')
+        texts = " ".join(live.texts())
+        for device in ("fence-a", "fence-b", "fence-verify-a", "fence-verify-b"):
+            self.assertIn(device + " may run on no node", texts)
+        for number, (device, node) in enumerate((
+                ("fence-a", "b"), ("fence-b", "a"), ("fence-verify-a", "b"))):
+            live.add("constraints", '<rsc_location id="x%d" rsc="%s" node="%s" score="0"/>'
+                     % (number, device, node))
+        self.assertEqual([text for text in live.texts() if "no node" in text], [
+            "fence-verify-b may run on no node: it fences nobody (look at its location "
+            "constraints, and at symmetric-cluster)"])
+
+    def test_fencing_that_is_switched_off_is_told_under_both_names(self):
+        for name in ("stonith-enabled", "fencing-enabled"):
+            for value in ("false", "no", "0"):
+                live = Live()
+                live.remove("cluster_property_set", "nvpair[@name='stonith-enabled']")
+                live.add("cluster_property_set",
+                         '<nvpair id="x" name="%s" value="%s"/>' % (name, value))
+                self.assert_one(live, "%s is '%s', and should be 'true'" % (name, value))
+        live = Live()
+        live.add("cluster_property_set", '<nvpair id="x" name="fencing-enabled" value="false"/>')
+        self.assert_one(live, "fencing-enabled is 'false'")
+        live.find("nvpair[@name='fencing-enabled']").set("value", "true")
+        self.assertEqual(live.compare(), [])
+        live.remove("cluster_property_set", "nvpair[@name='stonith-enabled']")
+        self.assertEqual(live.compare(), [])
+
+    def test_a_longer_fencing_timeout_is_no_difference_and_a_shorter_one_is(self):
+        for value, count in (("900s", 0), ("15min", 0), ("1h", 0), ("80", 1), ("900ms", 1),
+                             ("soon", 1)):
+            live = Live()
+            live.find("nvpair[@name='stonith-timeout']").set("value", value)
+            self.assertEqual(len(live.compare()), count, value)
+
+    def test_an_action_that_leaves_nodes_off_contradicts_one_that_should_come_back(self):
+        for name in ("stonith-action", "fencing-action"):
+            live = Live()
+            live.add("cluster_property_set", '<nvpair id="x" name="%s" value="off"/>' % name)
+            self.assert_one(live, "%s is 'off'" % name, "fence-b should", "power_on: false")
+
+    def test_nodes_that_only_one_side_knows(self):
+        live = Live(nodes=("a", "b", "c"))
+        texts = [item.text for item in live.compare()]
+        self.assertEqual(texts, [
+            "fence-verify-a has no location of score -INFINITY on c",
+            "fence-verify-b has no location of score -INFINITY on c",
+            "node c is not in the cluster file: it gets no fence device"])
+        live = Live(nodes=("a",))
+        self.assertIn("node b is not in the cluster", [item.text for item in live.compare()])
+
+    def test_what_somebody_has_made_of_our_devices_is_named(self):
+        for place, xml, judged in (
+                ("constraints", '<rsc_colocation id="x" rsc="fence-a" with-rsc="y"/>', True),
+                ("constraints", '<rsc_order id="x" first="y" then="fence-a"/>', True),
+                ("constraints", '<tag id="x"><obj_ref id="fence-a"/></tag>', True),
+                ("constraints", '<rsc_location id="x" rsc="fence-a"><rule id="r" score="1"/>'
+                 '</rsc_location>', False)):
+            live = Live()
+            live.add(place, xml)
+            tag = xml[1:].split(" ")[0]
+            self.assert_one(live, "fence-a stands in the %s x, which is not ours" % tag,
+                            judged=judged)
+        live = Live()
+        resources, device = live.find("resources"), live.find("primitive[@id='fence-a']")
+        resources.remove(device)
+        group = ElementTree.SubElement(resources, "group", id="g")
+        group.append(device)
+        self.assert_one(live, "fence-a stands in the group g")
+
+
+class Readme(unittest.TestCase):
+    def test_the_transcript_of_the_readme_is_what_is_told(self):
+        with open(os.path.join(support.ROOT, "README.md"), encoding="utf-8") as handle:
+            text = handle.read()
+        example = text.partition("\n    stonith_nodes:\n")[2].partition("\n\n")[0]
+        live = Live("stonith_nodes:\n" + example.replace("\n    ", "\n")[4:],
+                    ("storage-a", "storage-b"))
+        live.find(nvpair("fence-storage-b", "ip")).set("value", "10.20.20.222")
+        live.add("primitive[@id='fence-storage-b']/meta_attributes",
+                 '<nvpair id="x" name="target-role" value="Stopped"/>')
+        live.find("nvpair[@name='stonith-enabled']").set("value", "false")
+        live.add("resources", '<primitive id="old-apc" class="stonith" type="fence_apc"/>')
+        shown = text.partition("# fencetool check-config --live\n")[2].partition("\n```")[0]
+        self.assertEqual(sorted(shown.split("\n")[1:-1]), sorted(live.texts()))
+        self.assertEqual(shown.split("\n")[-1], "the cluster: 3 differences, 1 note")
+
+
+class Command(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.place = tempfile.TemporaryDirectory()
+        cls.file = os.path.join(CLUSTERS, "mixed.yml")
+        cls.cib = os.path.join(cls.place.name, "cib.xml")
+        cluster = fencetool.load_cluster(cls.file, None, fencetool.System("test"))[0]
+        cls.xml = fencetool.render_cib(fencetool.build_configuration(cluster), "")
+        cls.write(cls.cib, cls.xml)
+
+    @classmethod
+    def tearDownClass(cls):
+        cls.place.cleanup()
+
+    @staticmethod
+    def write(path, text):
+        with open(path, "w", encoding="utf-8") as handle:
+            handle.write(text)
+        return path
+
+    def changed(self, old, new):
+        self.assertIn(old, self.xml)
+        return self.write(os.path.join(self.place.name, "changed.xml"), self.xml.replace(old, new))
+
+    def run_command(self, *arguments, **options):
+        return support.fencetool("check-config", *arguments, **options)
+
+    def test_the_same_is_0_a_difference_1_and_no_cib_2(self):
+        result = self.run_command(self.file, "--cib", self.cib)
+        self.assertEqual((result.code, result.err), (0, ""))
+        self.assertIn("cib.xml: 0 differences, 0 notes\n", result.out)
+        changed = self.changed("10.20.20.202", "10.20.20.222")
+        result = self.run_command(self.file, "--cib", changed)
+        self.assertEqual((result.code, result.err), (1, ""))
+        self.assertIn("fence-storage-b: parameter ip is '10.20.20.222', and should be "
+                      "'10.20.20.202' (run the script", result.out)
+        for path, told in ((self.file, "it is not XML"), ("/nowhere.xml", "cannot read"),
+                           (self.write(self.cib + ".other", "<other/>"), "it is no CIB")):
+            result = self.run_command(self.file, "--cib", path)
+            self.assertEqual((result.code, result.out), (2, ""), result)
+            self.assertIn(told, result.err)
+
+    def test_json_tells_each_difference_and_no_secret(self):
+        changed = self.changed('value="CHANGEME"', 'value="geheim-it-is"')
+        result = self.run_command(self.file, "--cib", changed, "--json")
+        self.assertEqual((result.code, result.err), (1, ""))
+        self.assertNotIn("geheim", result.out)
+        shown = json.loads(result.out)
+        self.assertIs(shown["good"], False)
+        self.assertEqual({item["element"]["owner"] for item in shown["differences"]},
+                         {"fence-storage-a", "fence-verify-storage-a"})
+        first = shown["differences"][0]
+        self.assertEqual((first["element"]["kind"], first["element"]["name"], first["wanted"],
+                          first["found"], first["is_judged"]),
+                         ("parameter", "password", "(not shown)", "(not shown)", True))
+
+    def test_without_a_cluster_that_runs_it_says_what_to_do(self):
+        support.require_program("cibadmin")
+        result = self.run_command(self.file, "--live")
+        self.assertEqual((result.code, result.out), (2, ""))
+        self.assertIn("the cluster is not running here", result.err)
+        self.assertIn("--cib FILE", result.err)
+
+    def test_a_file_with_mistakes_is_compared_with_nothing(self):
+        wrong = self.write(os.path.join(self.place.name, "wrong.yml"), "stonith_nodes: 1\n")
+        result = self.run_command(wrong, "--live")
+        self.assertEqual((result.code, result.err), (1, ""))
+        self.assertIn("the cluster was not compared: correct the mistakes first", result.out)
+
+    def test_two_cibs_are_compared_in_words(self):
+        changed = self.changed("10.20.20.202", "10.20.20.222")
+        result = self.run_command("--plan", changed, "--cib", self.cib)
+        self.assertEqual((result.code, result.err), (1, ""))
+        self.assertIn("fence-storage-b: parameter ip is '10.20.20.202', and should be "
+                      "'10.20.20.222'\n", result.out)
+        result = self.run_command("--plan", self.cib, "--cib", self.cib)
+        self.assertEqual((result.code, result.out, result.err), (0, "", ""))
+        result = self.run_command("--plan", self.cib)
+        self.assertEqual((result.code, result.out), (2, ""))
+
+
+class ScriptInWords(test_generators_pcs.ConfiguredTest):
+    """The generated script says what it will change as check-config does, where that is there."""
+
+    def run_script(self, cib, text, *arguments):
+        script = self.script(text, "words")
+        place = tempfile.mkdtemp(dir=self.place)
+        tool = os.path.join(place, "fencetool")
+        with open(tool, "w") as handle:
+            handle.write('#!/bin/sh\nexec "%s" -IS "%s" "$@"\n' % (
+                support.sys.executable, support.compiled_script()))
+        os.chmod(tool, 0o755)
+        command, own = self.lab.command(["sh", script, "--cib", cib] + list(arguments))
+        return support.run(command, environment={"PATH": place + ":" + own["PATH"]})
+
+    def test_the_script_tells_what_changes_in_the_words_of_check_config(self):
+        cib = self.configured()
+        edited = test_generators_pcs.TWO_NODES.replace("202", "222")
+        told = self.run_script(cib, edited, "--dry-run")
+        self.assertEqual(told.code, 0, told.err)
+        self.assertIn("fence-storage-b: parameter ip is '10.20.20.202', and should be "
+                      "'10.20.20.222'\n", told.out.partition("\n---")[0])
+        self.assertIn("fence-verify-storage-b: parameter fence_ip is", told.out)
+        again = self.run_script(cib, test_generators_pcs.TWO_NODES)
+        self.assertIn("Nothing to change.", again.err)
+        self.assertEqual(again.out, "")
+
+
+if __name__ == "__main__":
+    unittest.main()
