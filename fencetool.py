@@ -5389,7 +5389,7 @@ class KasaDevice(Device):
         """
         if self.choice.detour:
             error.args = ("%s; before that %s" % (error, self.choice.detour),)
-        self.transport = self.payload = None
+        self.transport = self.payload = self.answers_once = None
 
     def accept(self, found):
         """Return a KasaInfo; raise Refused unless it is of the device that is meant."""
