@@ -6261,6 +6261,14 @@ def parse_shelly_switch_meter(status, channel):
     return MeterReading(parse_shelly_watts(switch, "apower"), "")
 
 
+def has_shelly_meter(status, channel, ways):
+    """Return whether the status tells of a meter; one that cannot be read is one."""
+    try:
+        return ways.parse_meter(status, channel) != NO_METER
+    except ProtocolError:
+        return True
+
+
 def parse_shelly_watts(members, name):
     watts = members.get(name)
     if not is_number(watts):
@@ -6368,7 +6376,7 @@ class ShellyDevice(HttpDevice):
             doubt = self.doubt_about_off(outlet.state, channels[self.find_channel(outlet)])
             is_called_by_name = len(outlets) > 1 and outlet.alias == name
             names = find_shelly_names(settings, self.ways) if is_called_by_name else None
-            return ShellyChannel(self, outlet, doubt, set(channels), names)
+            return ShellyChannel(self, outlet, doubt, status, names)
         return self.open_named(open_one)
 
     def check_identity(self, deadline):
@@ -6436,10 +6444,11 @@ class ShellyDevice(HttpDevice):
 class ShellyChannel(HttpOutlet):
     """One channel of a Shelly."""
 
-    def __init__(self, device, outlet, doubt, channels, names):
+    def __init__(self, device, outlet, doubt, status, names):
         super().__init__(device, outlet.state, outlet.number, doubt)
         self.channel = device.find_channel(outlet)
-        self.channels = channels  # all that the device has
+        self.channels = set(device.ways.find_channels(status))  # all that the device has
+        self.has_meter = has_shelly_meter(status, self.channel, device.ways)
         self.names = names        # of them all, where this one was asked for by its own
         # Who has commanded before that, nobody knows.
         self.quiet_since = device.system.clock()
@@ -6484,7 +6493,12 @@ class ShellyChannel(HttpOutlet):
         status = self.device.read_status(deadline)
         self._find(status)
         ways = self.device.ways
-        return rest_reading(ways.parse_meter(status, self.channel), ways.meter_rest,
+        reading = ways.parse_meter(status, self.channel)
+        # SAFETY: a meter that was there does not go away by itself.
+        # Test: test_a_meter_that_goes_away_in_the_middle_of_an_action_is_a_doubt
+        if self.has_meter and reading == NO_METER:
+            raise ProtocolError("the meter that the channel had before is not told of any more")
+        return rest_reading(reading, ways.meter_rest,
                             self.device.system.clock() - self.quiet_since)
 
     def _find(self, status):
