@@ -1618,6 +1618,38 @@ def tell_dialect_by_url(path):
     return DIALECTS_BY_METHOD[BY_URL].name
 
 
+def parse_page(path):
+    """Return (path, set of its query's parts) of a URL as the most lenient web server takes it."""
+    page, _, query = decode_fully(path.partition("#")[0]).partition("?")
+    steps = []
+    for step in page.partition("#")[0].split("/"):
+        if step == "..":
+            del steps[-1:]
+        elif step not in ("", "."):
+            steps.append(step)
+    return steps, set(re.split("[&;]", query.partition("#")[0])) - {""}
+
+
+def check_pages(paths, bodies, status_method):
+    """Raise UsageError unless what reads, what switches on and what switches off are different.
+
+    paths: {URL parameter: path}; bodies: {URL parameter: body} of those that have one.
+    """
+    # SAFETY: a web server that knows no parameters of a page ignores them: reading a switching page
+    # with more of them would switch. Test: test_no_spelling_of_a_switching_url_is_read
+    status_path, status_parts = parse_page(paths["status_url"])
+    switching = [parse_page(path) + (bodies.get(name, ""),)
+                 for name, path in paths.items() if path and name != "status_url"]
+    for path, parts, body in switching:
+        # What has to have a body is not done by a question that can have none.
+        needs_body = body and status_method == "GET"
+        is_read = not needs_body and path == status_path and parts <= status_parts
+        if is_read or switching.count((path, parts, body)) > 1:
+            raise UsageError("power_on_url, power_off_url and status_url must differ, or the "
+                             "bodies of the first two: a URL that toggles, or switches when it is "
+                             "read, proves nothing")
+
+
 # SECTION: PARAMETERS ------------------------------------------------------------------------------
 # Every parameter is one row: stdin names, options, defaults, metadata and help follow. All settings
 # have one shape: every parameter of every agent, typed, with its default where it was not given.
@@ -1952,8 +1984,13 @@ def parse_device_url(url, settings):
 
 def collect_url_paths(settings):
     """Return {URL parameter: path} of those that are given, without looking at their hosts."""
-    return {name: re.sub("^https?://[^/]*", "", getattr(settings, name)) for name in URL_PARAMS
+    return {name: strip_host(getattr(settings, name)) for name in URL_PARAMS
             if getattr(settings, name)}
+
+
+def strip_host(url):
+    """Return the path of a URL, or of a path."""
+    return re.sub("^https?://[^/]*", "", url)
 
 
 def take_networks(settings):
@@ -6554,38 +6591,6 @@ def parse_watts(text, path):
     return limit_watts(value)
 
 
-def parse_page(path):
-    """Return (path, set of its query's parts) of a URL as the most lenient web server takes it."""
-    page, _, query = decode_fully(path.partition("#")[0]).partition("?")
-    steps = []
-    for step in page.partition("#")[0].split("/"):
-        if step == "..":
-            del steps[-1:]
-        elif step not in ("", "."):
-            steps.append(step)
-    return steps, set(re.split("[&;]", query.partition("#")[0])) - {""}
-
-
-def check_pages(paths, bodies, status_method):
-    """Raise UsageError unless what reads, what switches on and what switches off are different.
-
-    paths: {URL parameter: path}; bodies: {URL parameter: body} of those that have one.
-    """
-    # SAFETY: a web server that knows no parameters of a page ignores them: reading a switching page
-    # with more of them would switch. Test: test_no_spelling_of_a_switching_url_is_read
-    status_path, status_parts = parse_page(paths["status_url"])
-    switching = [parse_page(path) + (bodies.get(name, ""),)
-                 for name, path in paths.items() if path and name != "status_url"]
-    for path, parts, body in switching:
-        # What has to have a body is not done by a question that can have none.
-        needs_body = body and status_method == "GET"
-        is_read = not needs_body and path == status_path and parts <= status_parts
-        if is_read or switching.count((path, parts, body)) > 1:
-            raise UsageError("power_on_url, power_off_url and status_url must differ, or the "
-                             "bodies of the first two: a URL that toggles, or switches when it is "
-                             "read, proves nothing")
-
-
 def check_status_way(settings):
     """Raise UsageError unless exactly one of STATUS_WAYS is given, and all of it."""
     ways = [way for way in STATUS_WAYS if any(getattr(settings, name) for name in way)]
@@ -9449,6 +9454,18 @@ def check_status_keys(cluster, node, report):
                          "of them" % (key, given[0]))
 
 
+def check_urls(cluster, node, report):
+    """A URL that reads and switches is refused by the power agent, and a verifier would ask it."""
+    paths = {name: strip_host(node.values.get(name, "")) for name in URL_PARAMS}
+    if not (paths["status_url"] and paths["power_off_url"]):
+        return
+    bodies = {name: node.values.get(name.replace("_url", "_body"), "") for name in URL_PARAMS}
+    try:
+        check_pages(paths, bodies, node.values.get("status_method") or "GET")
+    except UsageError as error:
+        report.error(node.places["status_url"], str(error))
+
+
 def check_options(cluster, node, report):
     """Options that cannot be passed to an agent, or that follow from other keys."""
     own, agent, taken = has_own_agent(node), node.dialect.agent, find_taken_parameters(node)
@@ -9528,8 +9545,9 @@ def check_verifiers(cluster, node, report):
 
 
 DEVICE_CHECKS = (
-    check_required_keys, check_agent, check_one_outlet, check_status_keys, check_options,
-    check_mangled_values, check_password, check_time_limits, check_off_timeout, check_verifiers)
+    check_required_keys, check_agent, check_one_outlet, check_status_keys, check_urls,
+    check_options, check_mangled_values, check_password, check_time_limits, check_off_timeout,
+    check_verifiers)
 
 
 def check_size(cluster, report):
