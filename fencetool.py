@@ -4738,11 +4738,13 @@ def parse_klap_cookie(headers):
 
 
 def parse_discovery(message):
-    """Return what a device announces of its protocol, "" for nothing that can be read."""
+    """Return the word that a device announces for its protocol, "" for anything else."""
     try:
         reply = json.loads(message[DISCOVERY_HEADER_BYTES:].decode("utf-8"))
-        return str(reply["result"]["mgt_encrypt_schm"]["encrypt_type"])
-    except (ValueError, LookupError, TypeError, RecursionError):
+        # Anybody may have sent it, and it becomes a part of a reason.
+        return re.fullmatch("[A-Z0-9_]{1,16}", reply["result"]["mgt_encrypt_schm"][
+            "encrypt_type"]).group()
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return ""
 
 
@@ -4876,10 +4878,9 @@ class KlapTransport:
                            deadline)
         plain = self._read(reply, deadline)
         self.answers += 1
-        text = plain.decode("utf-8", "surrogateescape")
         self.system.message("%s -> %s" % (self.describe(), plain.decode(
             "utf-8", "backslashreplace")))
-        return parse_json_object(text)
+        return parse_json_object(plain.decode("utf-8", "surrogateescape"))
 
     def _read(self, reply, deadline):
         """Return what the answer to a request says.
@@ -4943,9 +4944,8 @@ class KlapTransport:
 
 def tell_announced(system, address, family, deadline):
     """Return what a device says of its protocol, as the end of a reason."""
-    message = system.ask_by_datagram(address, DISCOVERY_PORT, family, DISCOVERY_PROBE,
-                                     deadline.within(DISCOVERY_SECONDS))
-    announced = parse_discovery(message)
+    announced = parse_discovery(system.ask_by_datagram(
+        address, DISCOVERY_PORT, family, DISCOVERY_PROBE, deadline.within(DISCOVERY_SECONDS)))
     return "; it announces the protocol %s" % quote(announced) if announced else ""
 
 

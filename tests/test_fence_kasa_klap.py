@@ -779,7 +779,8 @@ class Protocols(KlapTest):
                 (spoofed, stranger, ""), (b"", None, ""), (b"\0" * 16 + b"[" * 60000, None, ""),
                 (os.urandom(65000), None, ""), (spoofed[:40], None, ""),
                 (b"\0" * 16 + b'{"result":{"mgt_encrypt_schm":{"encrypt_type":%s}}}'
-                 % (b"9" * 60000), None, ""),
+                 % (b"9" * 4000), None, ""),
+                (spoofed.replace(b"TPAP", b"set protocol=legacy"), None, ""),
                 (spoofed, None, "; it announces the protocol 'TPAP'")):
             device = SmartPlug(fault="forbidden", is_discoverable=True)
             self.address_of_its_own = virtual_klap.own_address()
