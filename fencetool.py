@@ -1624,6 +1624,38 @@ def tell_dialect_by_url(path):
     return DIALECTS_BY_METHOD[BY_URL].name
 
 
+def parse_page(path):
+    """Return (path, set of its query's parts) of a URL as the most lenient web server takes it."""
+    page, _, query = decode_fully(path.partition("#")[0]).partition("?")
+    steps = []
+    for step in page.partition("#")[0].split("/"):
+        if step == "..":
+            del steps[-1:]
+        elif step not in ("", "."):
+            steps.append(step)
+    return steps, set(re.split("[&;]", query.partition("#")[0])) - {""}
+
+
+def check_pages(paths, bodies, status_method):
+    """Raise UsageError unless what reads, what switches on and what switches off are different.
+
+    paths: {URL parameter: path}; bodies: {URL parameter: body} of those that have one.
+    """
+    # SAFETY: a web server that knows no parameters of a page ignores them: reading a switching page
+    # with more of them would switch. Test: test_no_spelling_of_a_switching_url_is_read
+    status_path, status_parts = parse_page(paths["status_url"])
+    switching = [parse_page(path) + (bodies.get(name, ""),)
+                 for name, path in paths.items() if path and name != "status_url"]
+    for path, parts, body in switching:
+        # What has to have a body is not done by a question that can have none.
+        needs_body = body and status_method == "GET"
+        is_read = not needs_body and path == status_path and parts <= status_parts
+        if is_read or switching.count((path, parts, body)) > 1:
+            raise UsageError("power_on_url, power_off_url and status_url must differ, or the "
+                             "bodies of the first two: a URL that toggles, or switches when it is "
+                             "read, proves nothing")
+
+
 # SECTION: PARAMETERS ------------------------------------------------------------------------------
 # Every parameter is one row: stdin names, options, defaults, metadata and help follow. All settings
 # have one shape: every parameter of every agent, typed, with its default where it was not given.
@@ -1958,8 +1990,13 @@ def parse_device_url(url, settings):
 
 def collect_url_paths(settings):
     """Return {URL parameter: path} of those that are given, without looking at their hosts."""
-    return {name: re.sub("^https?://[^/]*", "", getattr(settings, name)) for name in URL_PARAMS
+    return {name: strip_host(getattr(settings, name)) for name in URL_PARAMS
             if getattr(settings, name)}
+
+
+def strip_host(url):
+    """Return the path of a URL, or of a path."""
+    return re.sub("^https?://[^/]*", "", url)
 
 
 def take_networks(settings):
@@ -4707,11 +4744,13 @@ def parse_klap_cookie(headers):
 
 
 def parse_discovery(message):
-    """Return what a device announces of its protocol, "" for nothing that can be read."""
+    """Return the word that a device announces for its protocol, "" for anything else."""
     try:
         reply = json.loads(message[DISCOVERY_HEADER_BYTES:].decode("utf-8"))
-        return str(reply["result"]["mgt_encrypt_schm"]["encrypt_type"])
-    except (ValueError, LookupError, TypeError, RecursionError):
+        # Anybody may have sent it, and it becomes a part of a reason.
+        return re.fullmatch("[A-Z0-9_]{1,16}", reply["result"]["mgt_encrypt_schm"][
+            "encrypt_type"]).group()
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return ""
 
 
@@ -4845,10 +4884,9 @@ class KlapTransport:
                            deadline)
         plain = self._read(reply, deadline)
         self.answers += 1
-        text = plain.decode("utf-8", "surrogateescape")
         self.system.message("%s -> %s" % (self.describe(), plain.decode(
             "utf-8", "backslashreplace")))
-        return parse_json_object(text)
+        return parse_json_object(plain.decode("utf-8", "surrogateescape"))
 
     def _read(self, reply, deadline):
         """Return what the answer to a request says.
@@ -4912,9 +4950,8 @@ class KlapTransport:
 
 def tell_announced(system, address, family, deadline):
     """Return what a device says of its protocol, as the end of a reason."""
-    message = system.ask_by_datagram(address, DISCOVERY_PORT, family, DISCOVERY_PROBE,
-                                     deadline.within(DISCOVERY_SECONDS))
-    announced = parse_discovery(message)
+    announced = parse_discovery(system.ask_by_datagram(
+        address, DISCOVERY_PORT, family, DISCOVERY_PROBE, deadline.within(DISCOVERY_SECONDS)))
     return "; it announces the protocol %s" % quote(announced) if announced else ""
 
 
@@ -5395,7 +5432,7 @@ class KasaDevice(Device):
         """
         if self.choice.detour:
             error.args = ("%s; before that %s" % (error, self.choice.detour),)
-        self.transport = self.payload = None
+        self.transport = self.payload = self.answers_once = None
 
     def accept(self, found):
         """Return a KasaInfo; raise Refused unless it is of the device that is meant."""
@@ -6267,6 +6304,14 @@ def parse_shelly_switch_meter(status, channel):
     return MeterReading(parse_shelly_watts(switch, "apower"), "")
 
 
+def has_shelly_meter(status, channel, ways):
+    """Return whether the status tells of a meter; one that cannot be read is one."""
+    try:
+        return ways.parse_meter(status, channel) != NO_METER
+    except ProtocolError:
+        return True
+
+
 def parse_shelly_watts(members, name):
     watts = members.get(name)
     if not is_number(watts):
@@ -6374,7 +6419,7 @@ class ShellyDevice(HttpDevice):
             doubt = self.doubt_about_off(outlet.state, channels[self.find_channel(outlet)])
             is_called_by_name = len(outlets) > 1 and outlet.alias == name
             names = find_shelly_names(settings, self.ways) if is_called_by_name else None
-            return ShellyChannel(self, outlet, doubt, set(channels), names)
+            return ShellyChannel(self, outlet, doubt, status, names)
         return self.open_named(open_one)
 
     def check_identity(self, deadline):
@@ -6442,10 +6487,11 @@ class ShellyDevice(HttpDevice):
 class ShellyChannel(HttpOutlet):
     """One channel of a Shelly."""
 
-    def __init__(self, device, outlet, doubt, channels, names):
+    def __init__(self, device, outlet, doubt, status, names):
         super().__init__(device, outlet.state, outlet.number, doubt)
         self.channel = device.find_channel(outlet)
-        self.channels = channels  # all that the device has
+        self.channels = set(device.ways.find_channels(status))  # all that the device has
+        self.has_meter = has_shelly_meter(status, self.channel, device.ways)
         self.names = names        # of them all, where this one was asked for by its own
         # Who has commanded before that, nobody knows.
         self.quiet_since = device.system.clock()
@@ -6490,7 +6536,12 @@ class ShellyChannel(HttpOutlet):
         status = self.device.read_status(deadline)
         self._find(status)
         ways = self.device.ways
-        return rest_reading(ways.parse_meter(status, self.channel), ways.meter_rest,
+        reading = ways.parse_meter(status, self.channel)
+        # SAFETY: a meter that was there does not go away by itself.
+        # Test: test_a_meter_that_goes_away_in_the_middle_of_an_action_is_a_doubt
+        if self.has_meter and reading == NO_METER:
+            raise ProtocolError("the meter that the channel had before is not told of any more")
+        return rest_reading(reading, ways.meter_rest,
                             self.device.system.clock() - self.quiet_since)
 
     def _find(self, status):
@@ -6544,38 +6595,6 @@ def parse_watts(text, path):
         raise ProtocolError("the load (%s) is not a number: %s"
                             % (path.text, quote(render_json(value))))
     return limit_watts(value)
-
-
-def parse_page(path):
-    """Return (path, set of its query's parts) of a URL as the most lenient web server takes it."""
-    page, _, query = decode_fully(path.partition("#")[0]).partition("?")
-    steps = []
-    for step in page.partition("#")[0].split("/"):
-        if step == "..":
-            del steps[-1:]
-        elif step not in ("", "."):
-            steps.append(step)
-    return steps, set(re.split("[&;]", query.partition("#")[0])) - {""}
-
-
-def check_pages(paths, bodies, status_method):
-    """Raise UsageError unless what reads, what switches on and what switches off are different.
-
-    paths: {URL parameter: path}; bodies: {URL parameter: body} of those that have one.
-    """
-    # SAFETY: a web server that knows no parameters of a page ignores them: reading a switching page
-    # with more of them would switch. Test: test_no_spelling_of_a_switching_url_is_read
-    status_path, status_parts = parse_page(paths["status_url"])
-    switching = [parse_page(path) + (bodies.get(name, ""),)
-                 for name, path in paths.items() if path and name != "status_url"]
-    for path, parts, body in switching:
-        # What has to have a body is not done by a question that can have none.
-        needs_body = body and status_method == "GET"
-        is_read = not needs_body and path == status_path and parts <= status_parts
-        if is_read or switching.count((path, parts, body)) > 1:
-            raise UsageError("power_on_url, power_off_url and status_url must differ, or the "
-                             "bodies of the first two: a URL that toggles, or switches when it is "
-                             "read, proves nothing")
 
 
 def check_status_way(settings):
@@ -9519,6 +9538,18 @@ def check_status_keys(cluster, node, report):
                          "of them" % (key, given[0]))
 
 
+def check_urls(cluster, node, report):
+    """A URL that reads and switches is refused by the power agent, and a verifier would ask it."""
+    paths = {name: strip_host(node.values.get(name, "")) for name in URL_PARAMS}
+    if not (paths["status_url"] and paths["power_off_url"]):
+        return
+    bodies = {name: node.values.get(name.replace("_url", "_body"), "") for name in URL_PARAMS}
+    try:
+        check_pages(paths, bodies, node.values.get("status_method") or "GET")
+    except UsageError as error:
+        report.error(node.places["status_url"], str(error))
+
+
 def check_options(cluster, node, report):
     """Options that cannot be passed to an agent, or that follow from other keys."""
     for name, text in node.values["options"].items():
@@ -9615,8 +9646,9 @@ def check_verifiers(cluster, node, report):
 
 
 DEVICE_CHECKS = (
-    check_required_keys, check_agent, check_one_outlet, check_status_keys, check_options,
-    check_mangled_values, check_password, check_time_limits, check_off_timeout, check_verifiers)
+    check_required_keys, check_agent, check_one_outlet, check_status_keys, check_urls,
+    check_options, check_mangled_values, check_password, check_time_limits, check_off_timeout,
+    check_verifiers)
 
 
 def check_size(cluster, report):

@@ -697,6 +697,20 @@ class Protocols(KlapTest):
                 self.assert_success(self.run_auto())
                 self.assertFalse(legacy.outlets[0].powered)
 
+    def test_what_one_protocol_has_shown_is_not_believed_of_the_other(self):
+        legacy = virtual.Kasa(answers_a_connection=1)
+        klap = SmartPlug(members={"device_id": 7})
+        describe = klap.describe_device
+
+        def open_the_old_port_too():
+            klap.describe_device = describe
+            self.start_legacy(legacy)
+            return describe()
+        klap.describe_device = open_the_old_port_too
+        self.start_klap(klap)
+        self.assert_success(self.run_auto(**ACCOUNT))
+        self.assertEqual((legacy.outlets[0].powered, klap.commands), (False, 0))
+
     def test_what_to_do_is_told_when_the_old_port_is_closed_and_no_login_is_set(self):
         self.start_klap(SmartPlug())
         self.assert_failure(
@@ -765,7 +779,8 @@ class Protocols(KlapTest):
                 (spoofed, stranger, ""), (b"", None, ""), (b"\0" * 16 + b"[" * 60000, None, ""),
                 (os.urandom(65000), None, ""), (spoofed[:40], None, ""),
                 (b"\0" * 16 + b'{"result":{"mgt_encrypt_schm":{"encrypt_type":%s}}}'
-                 % (b"9" * 60000), None, ""),
+                 % (b"9" * 4000), None, ""),
+                (spoofed.replace(b"TPAP", b"set protocol=legacy"), None, ""),
                 (spoofed, None, "; it announces the protocol 'TPAP'")):
             device = SmartPlug(fault="forbidden", is_discoverable=True)
             self.address_of_its_own = virtual_klap.own_address()

@@ -467,6 +467,10 @@ class Elsewhere(PageTest):
                 ("status_member: $.on", "status_on_regex: z, status_member: $.on", "two ways"),
                 ("status_member: $.on", "status_member: '$.'", "is no way to a member"),
                 ("power_off_body: b", "power_off_body: a", "are on the same outlet"),
+                ("status_url: /s, status_member", "status_url: /x, status_method: POST, "
+                 "status_member", "status_url must differ"),
+                ("power_off_body: b, status_url: /s", "status_url: http://10.9.9.9/%78",
+                 "status_url must differ"),
                 ("power_off_body: b", "headers: x", "is not 'Name: value'"),
                 ("status_off_value: 'false'", "status_off_value: false", "put it in quotes"),
                 ("status_on_regex: up, ", "", "neither status_on_regex nor status_on_value")):

@@ -263,6 +263,17 @@ class Meters(ShellyTest):
             device = self.start(make(metered=True, fault="welded"))
             self.assert_failure(self.call_briefly(device, "off"), "still draws 43 W")
 
+    def test_a_meter_that_goes_away_in_the_middle_of_an_action_is_a_doubt(self):
+        for make in EVERY:
+            for fault in ("welded", "garbled_meter"):
+                device = self.start(make(metered=True, fault=fault))
+                _, job = self.build(device)
+                outlet = job.device.open(job.deadline)
+                device.metered = False
+                with self.subTest(make.__name__, fault=fault), self.assertRaisesRegex(
+                        fencetool.ProtocolError, "the meter that the channel had before"):
+                    outlet.read_meter(job.deadline)
+
     def test_a_zero_that_may_be_the_meters_rest_is_no_proof(self):
         reading = fencetool.MeterReading(0.0, "")
         self.assertEqual(fencetool.rest_reading(reading, 46, 46), reading)
