@@ -307,7 +307,10 @@ class FencedCluster(harness.Cluster):
                 and coordinator.get("with_quorum") == "false")
 
     def unblock(self, name):
-        """Let a node go on that waits for all, as pcs does when a person says so."""
+        """Let a node go on that waits for all; it has to fence the others then.
+
+        pcs quorum unblock would also tell the cluster that the others are dead.
+        """
         self[name].run(["corosync-cmapctl", "-s", "quorum.cancel_wait_for_all", "u8", "1"])
 
     def writes(self):

@@ -55,6 +55,8 @@ class OfTwo:
 
     def test_of_nodes_that_lost_each_other_one_survives_and_the_other_is_proven_dead_first(self):
         self.move_writer_to("storage-b")
+        # Were it the first answer that decides, the other one would win.
+        self.cluster.plugs["kasa"].stall(seconds=1.5, answers=1)
         split_s = time.monotonic()
         self.cluster.partition([["storage-a"], ["storage-b"]])
         proven_s = self.wait_for_proof("storage-b")
