@@ -10479,7 +10479,7 @@ def build_imported_node(source, name):
             values[row.name] = render_usual(row, options.pop(row.power))
     node = ClusterNode(name=name, dialect=dialect, values=values, place=("", 0),
                        places={"options": ("", 0)}, networks={})
-    take_options(source, power, node, options)
+    take_options(source, power, node, sort_options(options, verifier))
     return node
 
 
@@ -10529,6 +10529,14 @@ def take_habits(dialect, options, values):
             values.setdefault("delay", delay)
     if options.get("method") == "onoff":
         del options["method"]
+
+
+def sort_options(options, verifier):
+    """Return options as a verifier hands them on, in this order: pcs sorts those of a device."""
+    handed_on = verifier.options.get(FENCE_OPTIONS, "") if verifier else ""
+    names = [item.partition("=")[0] for item in split_list(handed_on)]
+    return dict(sorted(options.items(), key=lambda item: (
+        names.index(item[0]) if item[0] in names else len(names))))
 
 
 def take_options(source, power, node, options):
