@@ -10413,7 +10413,8 @@ CLUSTER_NODE, MENTION = "node", "mention"
 
 # elements: {Element: [values]}, of more than one where it stands there twice. nodes: their names.
 # mentions: {(tag, id): device} of what somebody has made of a device: groups, orders, rules.
-Fencing = namedtuple("Fencing", "elements nodes mentions")
+# remotes: names of the nodes that are remote or guest nodes.
+Fencing = namedtuple("Fencing", "elements nodes remotes mentions")
 
 # element: what differs; wanted, found: None where there is none, and secrets hidden. is_judged:
 # False for what is only named, as it is not ours. text: one line; advice: what to do.
@@ -10447,8 +10448,20 @@ def parse_fencing(data):
     devices = {primitive.get("id") for primitive in primitives}
     for element, value in list_cluster_elements(tree, devices):
         found.setdefault(element, []).append(value)
-    nodes = tuple(node.get("uname", "") for node in tree.iterfind(".//nodes/node"))
-    return Fencing(found, nodes, dict(list_mentions(tree, devices)))
+    remotes = list_remotes(tree)
+    nodes = [node.get("uname", "") for node in tree.iterfind(".//nodes/node")]
+    names = tuple(dict.fromkeys(nodes + remotes)) if nodes else ()
+    return Fencing(found, names, tuple(remotes), dict(list_mentions(tree, devices)))
+
+
+def list_remotes(tree):
+    """Return the names of remote and guest nodes, as each of them may be told."""
+    found = [node.get("uname", "") for node in tree.iterfind(".//nodes/node")
+             if node.get("type") == "remote"]
+    found += [item.get("id") for item in tree.iter("primitive")
+              if (item.get("provider"), item.get("type")) == ("pacemaker", "remote")]
+    return found + [pair.get("value") for pair in tree.iterfind(".//meta_attributes/nvpair")
+                    if pair.get("name") == "remote-node"]
 
 
 def list_device_elements(primitive):
@@ -10927,6 +10940,9 @@ def build_imported_cluster(source):
     if not is_proven:
         source.notes.append("nothing proves that a node is dead: give the nodes mgmt_ip and the "
                             "like, and remove stonith_fence_verify")
+    for name in source.live.remotes:
+        source.notes.append("%s is a remote or guest node, which fences and verifies nobody: the "
+                            "file takes it for a member" % name)
     nodes = [build_imported_node(source, name) for name in source.pairs]
     nodes += [ClusterNode(name=name, dialect=None, place=None, places={}, networks={},
                           values={"method": NO_DEVICE, "options": {}})
@@ -11018,7 +11034,7 @@ def build_imported_node(source, name):
             values[row.name] = render_usual(row, options.pop(row.power))
     node = ClusterNode(name=name, dialect=dialect, values=values, place=("", 0),
                        places={"options": ("", 0)}, networks={})
-    take_options(source, power, node, options)
+    take_options(source, power, node, sort_options(options, verifier))
     return node
 
 
@@ -11068,6 +11084,14 @@ def take_habits(dialect, options, values):
             values.setdefault("delay", delay)
     if options.get("method") == "onoff":
         del options["method"]
+
+
+def sort_options(options, verifier):
+    """Return options as a verifier hands them on, in this order: pcs sorts those of a device."""
+    handed_on = verifier.options.get(FENCE_OPTIONS, "") if verifier else ""
+    names = [item.partition("=")[0] for item in split_list(handed_on)]
+    return dict(sorted(options.items(), key=lambda item: (
+        names.index(item[0]) if item[0] in names else len(names))))
 
 
 def take_options(source, power, node, options):
@@ -11225,7 +11249,7 @@ def rename_devices(source):
             elements[element] = values
     mentions = {key: names[device][0] for key, device in source.live.mentions.items()
                 if device in names}
-    return Fencing(elements, source.live.nodes, mentions)
+    return source.live._replace(elements=elements, mentions=mentions)
 
 
 def find_name(element):

@@ -173,6 +173,17 @@ class Foreign(unittest.TestCase):
         self.assertEqual(values(cluster, "q"), {"method": "none"})
         self.assertIn("\n  q:\n    method: none\n", text)
 
+    def test_remote_and_guest_nodes_are_told(self):
+        data = cib([KASA_B, '<primitive id="far" class="ocf" provider="pacemaker" type="remote"/>',
+                    '<primitive id="vm" class="ocf" provider="heartbeat" type="VirtualDomain">'
+                    '<meta_attributes id="m"><nvpair id="n" name="remote-node" value="guest"/>'
+                    '</meta_attributes></primitive>'])
+        data = data.replace(b'id="1" uname="a"', b'id="1" type="remote" uname="a"')
+        cluster, _, notes = import_from(data)
+        for name in ("a", "far", "guest"):
+            self.assertIn(name + " is a remote or guest node", notes)
+            self.assertEqual(values(cluster, name)["method"], "none")
+
     def test_a_verifier_of_the_playbook_gives_the_networks(self):
         verifier = primitive("v", "fence_check", fence_method="kasa", fence_ip="10.0.0.12",
                              target_mgmt_ip="10.0.0.2", target_storage_ip="10.1.0.2",
