@@ -10336,11 +10336,12 @@ def render_nvpairs(set_id, pairs):
 
 def render_nftables(firewall, source):
     """Return a table for one node: it reaches the fence devices of the others and not its own."""
+    # COMPAT: for nft 0.9 (Debian 11), to which a chain's name "out" is a word of its own.
     lines = [render_banner(source, "Firewall of %s, for: nft -f FILE" % firewall.node),
              "# It closes the node's own fence device, unless that switches other nodes too. What",
              "# another table drops stays dropped.",
              "table inet fence_guard", "delete table inet fence_guard",
-             "table inet fence_guard {", "    chain out {",
+             "table inet fence_guard {", "    chain output {",
              "        type filter hook output priority -10; policy accept;"]
     for verdict, addresses in (("reject", firewall.closed), ("accept", firewall.opened)):
         for address in addresses:

@@ -86,7 +86,7 @@ def write_quick_schemas(folder):
             text, marker, end = schema.read().rpartition("</grammar>")
         for file in set(re.findall('<externalRef href="([^"]+)" */>', text)):
             # Not the name of another file's definition, beside which an include may put it.
-            own = "%s-in-%s" % (file, name)
+            own = "%s-in-%s" % (file.replace("/", "-"), name)
             text = re.sub('<externalRef href="%s" */>' % re.escape(file),
                           '<ref name="%s"/>' % own, text)
             text += '<define name="%s"><externalRef href="%s"/></define>' % (own, file)
@@ -165,6 +165,8 @@ def answer(caller, place, app):
         code = 0
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except Exception:
+        sys.excepthook(*sys.exc_info())  # here, because what follows ends this process
     finally:
         sys.stdout.flush()
         sys.stderr.flush()

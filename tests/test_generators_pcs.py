@@ -10,13 +10,12 @@ from unittest import mock
 from xml.etree import ElementTree
 
 import fencetool
-from tests import pcs_lab, support
+from tests import pcs_lab, support, versions
 
 CLUSTERS = os.path.join(support.ROOT, "tests", "fixtures", "clusters")
 # Those on which more is tried: crmsh and a second run take their time.
 HARD_FILES = ("mixed.yml", "http.yml", "strip.yml", "three_nodes.yml", "quotes.yml")
-CIB = """<cib crm_feature_set="3.16.1" validate-with="pacemaker-3.9" epoch="1" num_updates="0"
-admin_epoch="0"><configuration><crm_config/><nodes>%s</nodes><resources>%s</resources>
+CIB = """<cib %s><configuration><crm_config/><nodes>%s</nodes><resources>%s</resources>
 <constraints/>%s</configuration><status/></cib>
 """
 FOREIGN = """
@@ -106,7 +105,8 @@ class PcsTest(unittest.TestCase):
 
     def write_cib(self, name, nodes, resources="", topology=""):
         entries = "".join('<node id="%d" uname="%s"/>' % item for item in enumerate(nodes, 1))
-        return self.write(name, CIB % (entries, resources, topology))
+        return self.write(name, CIB % (versions.empty_cib_attributes(), entries, resources,
+                                       topology))
 
     def script(self, text, name="script"):
         """Return the path of the script for a cluster file."""

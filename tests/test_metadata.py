@@ -6,7 +6,7 @@ import unittest
 import xml.etree.ElementTree as ElementTree
 
 import fencetool
-from tests import support
+from tests import support, versions
 
 # The rules of fence-agents' lib/metadata.rng, as data: element, attributes (name: values or None
 # for any, with ? when optional), children in their order (with + * ?).
@@ -164,13 +164,17 @@ class ClusterPrograms(unittest.TestCase):
             "pcs -f cib.xml property set stonith-enabled=true && "
             "pcs -f cib.xml stonith create fence-b fence_kasa ip=10.20.20.202 "
             "device_mac=CC:32:E5:00:00:01 plug=2 pcmk_host_list=storage-b "
-            "pcmk_off_timeout=60 op monitor interval=60s timeout=30s --agent-validation && "
-            "crm_verify -V -x cib.xml")
+            "pcmk_off_timeout=60 op monitor interval=60s timeout=30s %s && "
+            "crm_verify -V -x cib.xml" % " ".join(versions.pcs_change().asks_agent))
         self.assertEqual((result.code, result.err), (0, ""), result)
 
-    def test_pcs_refuses_what_validate_all_refuses(self):
-        result = self.run_program(
-            "cibadmin --empty > bad.xml && pcs -f bad.xml stonith create fence-b fence_kasa "
-            "ip=10.20.20.202 power_timeout=never --agent-validation")
-        self.assertNotEqual(result.code, 0)
-        self.assertIn("'never' is not a time", result.err + result.out)
+    def test_pacemaker_and_a_pcs_that_asks_refuse_what_validate_all_refuses(self):
+        commands = ["stonith_admin --validate --agent fence_kasa --option ip=10.20.20.202 "
+                    "--option power_timeout=never"]
+        commands += ["cibadmin --empty > bad.xml && pcs -f bad.xml stonith create fence-b fence_kasa "
+                     "ip=10.20.20.202 power_timeout=never " + option
+                     for option in versions.pcs_change().asks_agent]
+        for command in commands:
+            result = self.run_program(command)
+            self.assertNotEqual(result.code, 0, command)
+            self.assertIn("'never' is not a time", result.err + result.out)

@@ -5,6 +5,7 @@ import threading
 import time
 import unittest
 
+from tests import versions
 from tests.cluster import fenced, harness
 
 OTHER = {"storage-a": "storage-b", "storage-b": "storage-a"}
@@ -106,8 +107,8 @@ class AsInTheGuide(Scenario):
         shown = self.cluster["quorum"].run(["pcs", "stonith", "status"]).stdout
         for node in harness.NODES:
             self.assertRegex(shown, r"fence-%s\s.*Started" % node)
-            self.assertIn("Target: %s\n   Level 1 - fence-%s,fence-verify-%s" % (
-                node, node, node), shown)
+            self.assertIn(versions.render_level(1, node, "fence-" + node, "fence-verify-" + node),
+                          shown)
 
     def test_a_node_that_moves_to_another_make_of_plug_is_fenced_there(self):
         self.cluster.configure(self.cluster["storage-a"], fenced.REPLUGGED)

@@ -1,0 +1,48 @@
+"""What differs between the versions of the cluster's programs: known here, and asked by the tests.
+
+Seen: pcs 0.10.8, 0.11.5, 0.12.0; Pacemaker 2.0.5, 2.1.5, 3.0.0 (Debian 11, 12, 13).
+"""
+import collections
+import functools
+import os
+import re
+
+from tests import support
+
+# One row for each change: what holds from that version of pcs on.
+PcsChange = collections.namedtuple("PcsChange", "since asks_agent level")
+PCS_CHANGES = (
+    # asks_agent: options that make pcs ask the agent whether its parameters are valid.
+    # level: how pcs stonith status shows a level of two devices.
+    PcsChange((0, 10), (), "Target: {node}\n   Level {index} - {devices[0]},{devices[1]}"),
+    PcsChange((0, 11), ("--agent-validation",),
+              "Target: {node}\n   Level {index} - {devices[0]},{devices[1]}"),
+    PcsChange((0, 12), ("--agent-validation",),
+              "Target (node): {node}\n    Level {index}: {devices[0]} {devices[1]}"),
+)
+
+
+@functools.lru_cache(maxsize=None)
+def ask(*argv):
+    """Return what a program says of itself: it says the same in all of a run."""
+    result = support.run([support.require_program(argv[0])] + list(argv[1:]),
+                         environment={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"})
+    if result.code != 0:
+        raise AssertionError("%s: %s" % (" ".join(argv), result.err))
+    return result.out
+
+
+def pcs_change():
+    """Return the row of PCS_CHANGES that holds for the pcs of this machine."""
+    version = tuple(int(number) for number in ask("pcs", "--version").strip().split("."))
+    return [row for row in PCS_CHANGES if row.since <= version][-1]
+
+
+def render_level(index, node, *devices):
+    """Return the text with which pcs stonith status shows a level of two devices."""
+    return pcs_change().level.format(index=index, node=node, devices=devices)
+
+
+def empty_cib_attributes():
+    """Return the attributes of an empty CIB of this Pacemaker: its schema and its feature set."""
+    return re.search("<cib ([^>]*)>", ask("cibadmin", "--empty")).group(1)
