@@ -1499,17 +1499,19 @@ def render_blockers(verdict):
 # those that every method takes; required: of all keys (password_script serves as a password).
 # fixed: parameters that its agent gets each time. comes_back: whether a node is powered on again
 # after it was fenced, unless power_on tells. meter_rest: the seconds after a command in which a
-# meter of its may show 0 W, whatever flows; most have none.
+# meter of its may show 0 W, whatever flows; most have none. is_inside: the device is a part of the
+# node, and has no power when that has none.
 Dialect = namedtuple(
     "Dialect",
-    "name title method agent port urls url_form keys required fixed comes_back meter_rest")
-Dialect.__new__.__defaults__ = (0,)
+    "name title method agent port urls url_form keys required fixed comes_back meter_rest "
+    "is_inside")
+Dialect.__new__.__defaults__ = (0, False)
 
 DIALECTS = {row.name: row for row in (
     Dialect(
         name="ipmi", title="IPMI", method="ipmi", agent="fence_ipmilan", port=0,
         urls="", url_form="", keys=(), required=("ip", "user", "password"),
-        fixed={"lanplus": "1"}, comes_back=True),
+        fixed={"lanplus": "1"}, comes_back=True, is_inside=True),
     Dialect(
         name="kasa", title="TP-Link Kasa and Tapo plugs and strips", method="kasa",
         agent="fence_kasa", port=9999, urls="", url_form="",
@@ -8600,7 +8602,9 @@ def require_json(text):
 NODES, DEVICES, LEVELS = NESTED = "nodes", "devices", "levels"  # maps with keys of their own
 ADDRESS, PORT, WHOLE_SECONDS = "address", "port", "whole seconds"
 NAMES, NAMED_ADDRESSES, OPTIONS, OUTLETS = "names", "named addresses", "options", "outlets"
-COLLECTIONS = {NAMES: (LIST, "a list [a, b]"), NAMED_ADDRESSES: (MAP, "a map {name: address}"),
+ID, IDS = "id", "ids"
+COLLECTIONS = {NAMES: (LIST, "a list [a, b]"), IDS: (LIST, "a list [a, b]"),
+               NAMED_ADDRESSES: (MAP, "a map {name: address}"),
                OPTIONS: (MAP, "a map {name: value}")}
 
 # power: the parameter of the power agent; verify: that of fence_check, or FENCE_OPTIONS, through
@@ -8631,7 +8635,7 @@ OWN_KEYS = NETWORK_KEYS + (
     cluster_key("verify", BOOLEAN),
     cluster_key("power_on", BOOLEAN),
     cluster_key("delay", WHOLE_SECONDS),
-    cluster_key("before", NAMES),
+    cluster_key("before", IDS),
     cluster_key("devices", DEVICES),
     cluster_key("levels", LEVELS))
 DEVICE_KEYS = (
@@ -8795,7 +8799,9 @@ class KeyReader:
                        % (row.name, written, describe_yaml(node)))
             return ()
         if node.kind == LIST:
-            return tuple(self.parse_single(cluster_key(row.name), entry) for entry in node.value)
+            kind = ID if row.kind == IDS else STRING
+            return tuple(self.parse_single(cluster_key(row.name, kind), entry)
+                         for entry in node.value)
         kind = ADDRESS if row.kind == NAMED_ADDRESSES else STRING
         values = {}
         for name, entry in node.value.items():
@@ -9048,8 +9054,14 @@ def parse_usual_mac(text):
     return render_mac(parse_mac(text))
 
 
+def parse_device_id(text):
+    if not re.fullmatch("[A-Za-z_][A-Za-z0-9._-]*", text):
+        raise UsageError("%s is not the id of a fence device" % quote(text))
+    return text
+
+
 KEY_PARSERS = {ADDRESS: parse_machine_address, PORT: parse_port, BOOLEAN: parse_switch,
-               WHOLE_SECONDS: parse_whole_seconds, MAC: parse_usual_mac}
+               WHOLE_SECONDS: parse_whole_seconds, MAC: parse_usual_mac, ID: parse_device_id}
 
 
 # SECTION: PLAN ------------------------------------------------------------------------------------
@@ -9059,37 +9071,6 @@ KEY_PARSERS = {ADDRESS: parse_machine_address, PORT: parse_port, BOOLEAN: parse_
 # them must not run. A level has its power devices, and behind all of them their verifiers: only
 # together do these tell that the node has no power. How long each may take is decided first, for a
 # device at a time (plan_times), because each limit follows from another one.
-
-OFF_TIMEOUT_SECONDS = 60   # that Pacemaker gives a power device, unless off_timeout says another
-VERIFY_SPARE_SECONDS = 45  # that Pacemaker gives a verifier beyond the agent's own limit
-LOOK_SECONDS = 20          # that fence_check may need after verify_wait
-SPARE_SECONDS = 5          # between the limit of one of our agents and what Pacemaker gives
-RACE_DELAY_SECONDS = 10    # head start in a fence race: slow plugs take seconds to obey
-LIBRARY_SECONDS = "20"     # power_timeout of installed agents, by default of fence-agents' library
-MONITOR_TIMEOUT_SECONDS = 40  # or more, see monitor_timeout
-POWER_MONITOR_SECONDS, VERIFIER_MONITOR_SECONDS = 60, 300  # from one monitor to the next
-EXCHANGE_LIMITS = ("login_timeout", "shell_timeout")  # of TIME_LIMITS: as slow as the device
-MAX_NODE_WITNESSES = 3  # in a network: each of them is asked at every look
-
-# A fence device: options {name: value}, and its monitor's interval in seconds.
-Primitive = namedtuple("Primitive", "id agent options interval")
-
-# devices: ids of the primitives of a level of a node, in the order of their execution; those that
-# others have made come first.
-Level = namedtuple("Level", "node index devices")
-
-# nodes: names of the nodes that must not run a device.
-Ban = namedtuple("Ban", "device nodes is_verifier")
-
-# nodes: names; remotes: those of them that are remote or guest nodes.
-Configuration = namedtuple("Configuration", "nodes remotes primitives levels bans properties")
-
-# Marks in the CIB what this tool made: a meta attribute, which pcs, crmsh and Pacemaker keep and no
-# agent sees. Names alone would not do: a person may call a device like we do.
-OWNER = ("managed-by", "fencetool")
-DEVICE_PREFIX, VERIFIER_PREFIX = "fence-", "fence-verify-"  # of ids, before a node's name
-LEVEL_SUFFIX = "-level[2-9](-device[0-9]+)?$"  # of the ids of another level than the first
-
 
 # What this and the other sections ask about a Cluster.
 
@@ -9144,6 +9125,37 @@ def is_verified(cluster, node):
 def has_own_agent(node):
     """Whether one of the agents in this file switches the device: its time limits are known."""
     return node.dialect.agent in AGENTS
+
+
+OFF_TIMEOUT_SECONDS = 60   # that Pacemaker gives a power device, unless off_timeout says another
+VERIFY_SPARE_SECONDS = 45  # that Pacemaker gives a verifier beyond the agent's own limit
+LOOK_SECONDS = 20          # that fence_check may need after verify_wait
+SPARE_SECONDS = 5          # between the limit of one of our agents and what Pacemaker gives
+RACE_DELAY_SECONDS = 10    # head start in a fence race: slow plugs take seconds to obey
+LIBRARY_SECONDS = "20"     # power_timeout of installed agents, by default of fence-agents' library
+MONITOR_TIMEOUT_SECONDS = 40  # or more, see monitor_timeout
+POWER_MONITOR_SECONDS, VERIFIER_MONITOR_SECONDS = 60, 300  # from one monitor to the next
+EXCHANGE_LIMITS = ("login_timeout", "shell_timeout")  # of TIME_LIMITS: as slow as the device
+MAX_NODE_WITNESSES = 3  # in a network: each of them is asked at every look
+
+# A fence device: options {name: value}, and its monitor's interval in seconds.
+Primitive = namedtuple("Primitive", "id agent options interval")
+
+# devices: ids of the primitives of a level of a node, in the order of their execution; those that
+# others have made come first.
+Level = namedtuple("Level", "node index devices")
+
+# nodes: names of the nodes that must not run a device.
+Ban = namedtuple("Ban", "device nodes is_verifier")
+
+# nodes: names; remotes: those of them that are remote or guest nodes.
+Configuration = namedtuple("Configuration", "nodes remotes primitives levels bans properties")
+
+# Marks in the CIB what this tool made: a meta attribute, which pcs, crmsh and Pacemaker keep and no
+# agent sees. Names alone would not do: a person may call a device like we do.
+OWNER = ("managed-by", "fencetool")
+DEVICE_PREFIX, VERIFIER_PREFIX = "fence-", "fence-verify-"  # of ids, before a node's name
+LEVEL_SUFFIX = "-level[2-9](-device[0-9]+)?$"  # of the ids of another level than the first
 
 
 def build_configuration(cluster):
@@ -9419,7 +9431,6 @@ RESERVED_OPTION = ("action|option|method|nodename|plug|port|port_as_ip|missing_a
                    "|pcmk_(off|on|reboot)_timeout")
 
 MOST_LEVELS = 9  # higher ones are ignored, or refused from Pacemaker 3.0 on
-REMOTE_NOTE = "; a remote node verifies nobody"
 
 # Fence agents cut blanks at the end of a value and a pair of quotes around it.
 MANGLED_VALUE = '".*"|.* '
@@ -9601,13 +9612,10 @@ def check_levels(cluster, report):
         if node.levels and not list_devices(node):
             report.error(node.place, "%s has no fence device of its own: what others have made "
                          "needs none of fencetool" % node.name)
-        for name in {name for level in node.levels for name in level.before if name}:
-            if not re.fullmatch("[A-Za-z_][A-Za-z0-9._-]*", name):
-                report.error(place_of(node, "before"), "before: %s is not the id of a device"
-                             % quote(name))
-            if name in own:
-                report.error(place_of(node, "before"), "before: %s is made by fencetool itself: "
-                             "give its keys as one of the devices instead" % name)
+        named = {name for level in node.levels for name in level.before}
+        for name in named & own:
+            report.error(place_of(node, "before"), "before: %s is made by fencetool itself: give "
+                         "its keys as one of the devices instead" % name)
 
 
 def check_level_devices(cluster, report):
@@ -9618,11 +9626,11 @@ def check_level_devices(cluster, report):
             if not level.devices:
                 report.warn(place, "%s: level %d is of %s alone: what succeeds there is believed, "
                             "and nobody verifies it" % (node.name, number, ", ".join(level.before)))
-            kinds = {device.dialect.comes_back for device in level.devices}
-            if len(kinds) > 1:
-                report.warn(level.devices[0].place, "%s: a BMC beside plugs in one level loses its "
-                            "own power with them, and its verifier then reads nothing: give it a "
-                            "level of its own (levels: [{...}, {...}])" % node.name)
+            inside = [device for device in level.devices if device.dialect.is_inside]
+            if inside and len(level.devices) > 1:
+                report.warn(inside[0].place, "%s: a BMC that shares a level loses its own power "
+                            "with the node's, and its verifier then reads nothing: give it a level "
+                            "of its own (levels: [{...}, {...}])" % node.name)
 
 
 def check_verification(cluster, report):
@@ -9636,15 +9644,14 @@ def check_verification(cluster, report):
 
 
 def check_verifiers(cluster, node, report):
+    note = "; a remote node verifies nobody" if any(map(is_remote, cluster.nodes)) else ""
     if not node.networks:
         keys = ", ".join(row.name for row in NETWORK_KEYS)
         report.error(node.place, "nobody could verify that %s is dead: it has none of %s (add "
                      "them, or use --host-vars)" % (node.name, keys))
     elif not find_verifiers(cluster, node):
         report.error(node.place, "nobody could verify that %s is dead: no other node is in all its "
-                     "networks (%s)%s" % (node.name, ", ".join(node.networks),
-                                          REMOTE_NOTE if len(find_members(cluster)) < len(
-                                              cluster.nodes) else ""))
+                     "networks (%s)%s" % (node.name, ", ".join(node.networks), note))
 
 
 def check_nodes_without_device(cluster, report):
@@ -10218,10 +10225,11 @@ ANSIBLE_PLAY = """
 
 
 def render_ansible(configuration, source):
-    """Return a playbook that installs this tool on all nodes and runs the script on the first."""
+    """Return a playbook that installs this tool on all members and runs the script on the first."""
     lines = [render_banner(source, "Playbook"), "# Beside it: fencetool.py, install.sh, and "
              "configure-stonith.sh (gen-config -o configure-stonith.sh)."]
-    return "\n".join(lines) + ANSIBLE_PLAY % json.dumps(",".join(configuration.nodes))
+    members = [node for node in configuration.nodes if node not in configuration.remotes]
+    return "\n".join(lines) + ANSIBLE_PLAY % json.dumps(",".join(members))
 
 
 # The formats of gen-config: (build, render). What is for one node is built for its name too.

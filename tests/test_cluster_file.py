@@ -402,7 +402,9 @@ stonith_nodes:
                     "{method: kasa, ip: 10.0.1.%d}" % n for n in range(1, 11)),), "9 at most"),
                 (3, ("levels: [{before: [k]}]",), "b has no fence device of its own"),
                 (5, ("before: [fence-verify-a]", "devices: [%s]" % one), "is made by fencetool"),
-                (5, ("before: ['a b']", "devices: [%s]" % one), "not the id of a device"),
+                (5, ("before: ['a b']", "devices: [%s]" % one), "not the id of a fence device"),
+                (7, ("levels:", "- " + one, "- {before: ['2x'], method: kasa, ip: 10.0.0.13}"),
+                 "before: '2x' is not the id of"),
                 (5, ("before: fence-x", "devices: [%s]" % one), "must be a list [a, b]"),
                 (5, ("before: [x]", "method: none"), "no meaning for method none"),
                 (5, ("levels: [{}]",), "b has no method")):
@@ -422,7 +424,7 @@ stonith_nodes:
         one, two, _ = self.PLUGS
         bmc = "{method: ipmi, ip: 10.0.0.20, user: u, password_script: /p}"
         for lines, words in (
-                (("devices: [%s, %s]" % (bmc, one),), "a BMC beside plugs in one level"),
+                (("devices: [%s, %s]" % (bmc, one),), "a BMC that shares a level loses"),
                 (("levels: [{before: [k]}, %s]" % one,), "level 1 is of k alone: what succeeds "
                  "there is believed, and nobody verifies it")):
             self.assertIn(words, " ".join(messages(self.node(*lines), warnings=True)))

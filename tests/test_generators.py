@@ -448,6 +448,8 @@ class Commands(unittest.TestCase):
         path = os.path.join(CLUSTERS, "mixed.yml")
         shown = self.run_command("--format", "nftables", "--node", "storage-a", path).out
         self.assertIn("table inet fence_guard", shown)
+        shown = fencetool.render_output("ansible", load("levels.yml"), "", "c.yml")
+        self.assertIn("hosts: \"storage-a,storage-b,cloud\"", shown)  # and no remote node
         shown = self.run_command("--format", "ansible", path).out
         self.assertIn("hosts: \"storage-a,storage-b\"", shown)
         self.assertIn("diff: false", shown)  # the script may hold passwords

@@ -430,8 +430,9 @@ class Levels(PcsTest):
         self.assertIn("a remote node verifies nobody", str(mistakes))
         able = text.replace("10.20.20.2,", "10.20.20.2, storage_ip: 10.10.10.2,").replace(
             "far: {", "far: {remote: true, ")
-        self.configure(self.script(able, "able"), cib)
-        self.assertIn(("far", "1", "fence-far,fence-verify-far"), describe_cib(cib))
+        for place in (cib, self.write_cib("guest.xml", self.NODES, guest)):
+            self.configure(self.script(able, "able"), place)
+            self.assertIn(("far", "1", "fence-far,fence-verify-far"), describe_cib(place))
 
 
 class Caution(ConfiguredTest):
