@@ -7912,7 +7912,7 @@ def combine_codes(action, levels, system):
     count = sum(map(len, levels))
     if action == "status" and count > 1:
         words = {known: word for word, known in STATUS_ANSWERS.values()}
-        system.write("Status by all %d fence devices: %s" % (count, words[code]))
+        system.write("Status by its %d fence devices: %s" % (count, words[code]))
     return code
 
 
@@ -9870,7 +9870,7 @@ remove_own() {
             query --delete-all --force --xpath "//$part"
         done
     done
-    for level in $levels_of_others; do
+    for level in $placed_alone; do
         remove_level "${level%:*}" "[@devices='${level##*:}']"
     done
     if [ -n "$adopted" ]; then
@@ -9918,7 +9918,7 @@ refuse_mixed_level() {
         find_index "$id"
         if is_among "$id" $own; then
             [ "$index" != "$number" ] || is_ours=yes
-        elif ! is_among "$id" $others; then
+        elif ! is_among "$id" $placed_before; then
             stranger=$id
         fi
     done
@@ -9930,14 +9930,14 @@ refuse_mixed_level() {
 
 # Devices of others that the file puts into levels: what they are, the file cannot tell.
 check_others() {
-    [ -n "$others" ] || return 0
+    [ -n "$placed_before" ] || return 0
     find_values "//primitive[@class='stonith' or @template]" primitive id
-    for id in $others; do
+    for id in $placed_before; do
         is_among "$id" $found ||
             fail "there is no fence device $id, named in the cluster file (before): make it first"
     done
     find_agents fence_heuristics
-    for level in $levels_of_others; do
+    for level in $placed_alone; do
         for id in $(echo "${level##*:}" | tr , ' '); do
             is_among "$id" $found || continue 2
         done
@@ -9946,7 +9946,7 @@ check_others() {
     done
     find_agents fence_kdump
     for id in $found; do
-        if is_among "$id" $others_with_ours; then
+        if is_among "$id" $placed_with_ours; then
             echo "warning: $id waits for a crash dump: its level fails when the node has died in" \
                 "another way, and the power device ends the dump; give it a level of its own" >&2
         fi
@@ -10081,7 +10081,10 @@ def render_pcs(configuration, source):
 
 
 def build_lists(configuration):
-    """Return [(variable of the script, its words)]."""
+    """Return [(variable of the script, its words)].
+
+    placed_*: of devices that others have made, and that the file puts into levels.
+    """
     own = [device.id for device in configuration.primitives]
     split = [(level, [name for name in level.devices if name not in own])
              for level in configuration.levels]
@@ -10091,8 +10094,9 @@ def build_lists(configuration):
     lists = (("mark", ["=".join(OWNER)]), ("verifier_prefix", [VERIFIER_PREFIX]),
              ("known_nodes", configuration.nodes), ("remotes", configuration.remotes),
              ("levels", ["%s:%d" % level[:2] for level in configuration.levels]),
-             ("devices", own), ("others", sorted({name for _, names in split for name in names})),
-             ("levels_of_others", alone), ("others_with_ours", sorted(mixed)))
+             ("devices", own),
+             ("placed_before", sorted({name for _, names in split for name in names})),
+             ("placed_alone", alone), ("placed_with_ours", sorted(mixed)))
     return [(name, " ".join(words)) for name, words in lists]
 
 

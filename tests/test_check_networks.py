@@ -762,7 +762,7 @@ class PowerTest(LabTest):
                 count = text.count("method")
                 self.assertEqual(result.code, code, result)
                 self.assertEqual(result.out.splitlines()[-1],
-                                 "Status by all %d fence devices: %s" % (count, word))
+                                 "Status by its %d fence devices: %s" % (count, word))
 
     def test_an_agent_that_knows_its_device_without_an_address_needs_none(self):
         method = self.script("fence_cloud", "grep -q ^ip= && exit 1\necho Status: OFF; exit 2\n")
