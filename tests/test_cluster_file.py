@@ -371,6 +371,17 @@ stonith_nodes:
                 node = fencetool.find_node(self.assert_good(self.node(*lines)), "b")
                 self.assertEqual([level.before for level in node.levels], before)
 
+    def test_each_device_knows_the_addresses_of_its_node_in_another_file(self):
+        text = self.node("devices: [%s, %s]" % tuple(self.PLUGS[:2]))
+        hosts = [("b", "host_vars/b.yml", b"mgmt_ip: 10.0.0.2\nstorage_ip: 10.1.0.2\n"),
+                 ("a", "host_vars/a.yml", b"storage_ip: 10.1.0.1\n")]
+        cluster, mistakes = read(text.replace("    mgmt_ip: 10.0.0.2\n", ""), hosts)
+        self.assertEqual(mistakes, [])
+        checks = [row.options for row in fencetool.build_configuration(cluster).primitives
+                  if row.id.startswith("fence-verify-b")]
+        self.assertEqual([(row["target_mgmt_ip"], row["target_storage_ip"]) for row in checks],
+                         [("10.0.0.2", "10.1.0.2")] * 2)
+
     def test_mistakes_tell_their_way_out(self):
         one, two, _ = self.PLUGS
         for line, lines, words in (
