@@ -1519,17 +1519,19 @@ def render_blockers(verdict):
 # fixed: parameters that its agent gets each time. comes_back: whether a node is powered on again
 # after it was fenced, unless power_on tells. meter_rest: the seconds after a command in which a
 # meter of its may show 0 W, whatever flows; most have none. longest_password: in bytes, 0 for any.
+# is_inside: the device is a part of the node, and has no power when that has none.
 Dialect = namedtuple(
     "Dialect",
     "name title method agent port urls url_form keys required fixed comes_back meter_rest "
-    "longest_password")
-Dialect.__new__.__defaults__ = (0, 0)
+    "longest_password is_inside")
+Dialect.__new__.__defaults__ = (0, 0, False)
 
 DIALECTS = {row.name: row for row in (
     Dialect(
         name="ipmi", title="IPMI", method="ipmi", agent="fence_ipmilan", port=0,
         urls="", url_form="", keys=(), required=("ip", "user", "password"),
-        fixed={"lanplus": "1"}, comes_back=True, longest_password=20),  # IPMI 2.0, 22.30
+        fixed={"lanplus": "1"}, comes_back=True,
+        longest_password=20, is_inside=True),  # IPMI 2.0, 22.30
     Dialect(
         name="kasa", title="TP-Link Kasa and Tapo plugs and strips", method="kasa",
         agent="fence_kasa", port=9999, urls="", url_form="",
@@ -6747,7 +6749,7 @@ class InstalledAgent(Device):
     """A fence agent that is run as Pacemaker runs it; fence_method is its name or its dialect's."""
 
     def describe(self):
-        return "%s %s" % (self.settings.fence_method, self.settings.ip)
+        return ("%s %s" % (self.settings.fence_method, self.settings.ip)).rstrip()
 
     def prove_usable(self, deadline):
         """Raise unless it tells the outlet's state, or its monitor succeeds where none is named."""
@@ -7700,7 +7702,8 @@ def collect_evidence(job):
 
 def observe_power(job):
     """Return what the fence device says about the outlet, as Evidence, whatever goes wrong."""
-    subject = "STONITH device (%s @ %s)" % (job.settings.fence_method, job.settings.ip)
+    address = " @ " + job.settings.ip if job.settings.ip else ""
+    subject = "STONITH device (%s%s)" % (job.settings.fence_method, address)
     try:
         states = job.retry(job.read_power, READ_ATTEMPTS)
         judged = job.outlet.ask_each(lambda name, one: judge_outlet(job, one, states[name]))
@@ -7954,7 +7957,7 @@ AGENTS = {agent.name: agent for agent in (
           "on only when the node is proven dead: the fence device says OFF, at least one of its "
           "networks is silent over a path known to work, and nothing at all shows life or is in "
           "doubt.", params=KASA_PARAMS + STATUS_PARAMS + CHECK_PARAMS + COMMON_PARAMS,
-          defaults={"action": "status"}, required=("fence_method", "fence_ip"),
+          defaults={"action": "status"}, required=("fence_method",),
           actions=CHECK_ACTIONS, settings=build_check_settings, job=CheckJob))}
 AGENTS.update((row.name, other_agent(row)) for row in OTHER_NAMES.values())
 
@@ -8024,7 +8027,7 @@ def run_agent(agent, pairs, system, find_parameters=None):
     """Run one call of a fence agent; return its exit code.
 
     find_parameters(node, values, system): returns what the cluster knows about a node that the call
-    only names; None where that is not offered.
+    only names, [[{name: value} of a fence device] of a level]; None where that is not offered.
     """
     values, unknown = collect_values(pairs, agent.params)
     action = values.get("action", agent.defaults.get("action", "")).lower()
@@ -8033,8 +8036,16 @@ def run_agent(agent, pairs, system, find_parameters=None):
     if text:
         system.write(text)
         return EXIT_GOOD
+    levels = [[(values, unknown)]]
     if find_parameters:
-        values, unknown = add_known_values(agent, values, unknown, find_parameters, system)
+        levels = add_known_values(agent, values, unknown, find_parameters, system)
+    codes = [[run_call(agent, action, call, system) for call in calls] for calls in levels]
+    return combine_codes(action, codes, system)
+
+
+def run_call(agent, action, call, system):
+    """Run an action with (values, unknown names); return its exit code."""
+    values, unknown = call
     system.secrets.update(find_secrets(values))
     set_up_log(system, values)
     report_unknown(unknown, system)
@@ -8045,6 +8056,22 @@ def run_agent(agent, pairs, system, find_parameters=None):
         make_device(agent, settings, system)
         return EXIT_GOOD
     return run_action(agent, action, settings, system)
+
+
+def combine_codes(action, levels, system):
+    """Return one exit code for [[code of a fence device] of a level]; with several, tell it too.
+
+    SAFETY: dead is who is so by all devices of one level.
+    Test: test_a_node_with_two_plugs_is_dead_only_when_both_are_off
+    """
+    # Of a status: 0 alive, 1 not known, 2 dead; of all else 0 is what is hoped for.
+    worse, better = (min, max) if action == "status" else (max, min)
+    code = better(worse(codes) for codes in levels)
+    count = sum(map(len, levels))
+    if action == "status" and count > 1:
+        words = {known: word for word, known in STATUS_ANSWERS.values()}
+        system.write("Status by its %d fence devices: %s" % (count, words[code]))
+    return code
 
 
 def read_settings(agent, values, system):
@@ -8058,12 +8085,16 @@ def read_settings(agent, values, system):
 
 
 def add_known_values(agent, values, unknown, find_parameters, system):
-    """Return values and unknown names with what the cluster knows of a node that is only named."""
+    """Return [[(values, unknown names)]] with what the cluster knows of a node that is only named.
+    """
     node = values.get("nodename") or values.get("plug")
-    if not node or any(name in values for name in agent.required):
-        return values, unknown
-    found, strange = collect_values(find_parameters(node, values, system).items(), agent.params)
-    return dict(found, **values), unknown + strange
+    if not node or {"fence_method", "fence_ip"} & set(values):
+        return [[(values, unknown)]]
+    levels = []
+    for devices in find_parameters(node, values, system):
+        known = [collect_values(found.items(), agent.params) for found in devices]
+        levels.append([(dict(found, **values), unknown + strange) for found, strange in known])
+    return levels
 
 
 def set_up_log(system, values):
@@ -8139,7 +8170,10 @@ def check_call(agent, action, values):
     if action not in agent.actions:
         raise UsageError("unsupported action %s (one of: %s)"
                          % (quote(action), ", ".join(agent.actions)))
-    for name in agent.required:
+    needed = agent.required
+    if values.get("fence_method") in list_methods():
+        needed += ("fence_ip",)  # other agents may know their device without an address
+    for name in needed:
         if name not in values:
             row = PARAMS_BY_NAME[name]
             raise UsageError("no %s given (use %s, or %s= on stdin): %s"
@@ -8713,17 +8747,22 @@ def require_json(text):
 # From the YAML of a cluster file, and of the host_vars beside it, to a Cluster. Pure: it is given
 # texts.
 #
-# A key of the file is one row: what it holds, and the parameters that it becomes. ClusterReader
-# parses each value by its row, as text that an agent takes; what is wrong goes with its line into
-# the Report, and reading goes on, so that one run tells all. Which keys a method takes and needs is
-# told by its row of DIALECTS, the networks by those of NETWORKS: nothing here, nor in the sections
-# below, names a family of plugs.
+# A key of the file is one row: what it holds, and the parameters that it becomes. KeyReader parses
+# each value by its row, as text that an agent takes, and ClusterReader finds the nodes with their
+# levels and devices; what is wrong goes with its line into the Report, and reading goes on, so that
+# one run tells all. A node that has the keys of its device itself has one level of one device: what
+# looks at devices finds them in the levels. Which keys a method takes and needs is told by its row
+# of DIALECTS, the networks by those of NETWORKS: nothing here, nor in the sections below, names a
+# family of plugs.
 
 # What a key of the cluster file holds, beside the kinds of PARAMETERS. Some hold many values: of
 # which kind of YamlNode those are, and how a message tells it.
-NODES, ADDRESS, PORT, WHOLE_SECONDS = "nodes", "address", "port", "whole seconds"
+NODES, DEVICES, LEVELS = NESTED = "nodes", "devices", "levels"  # maps with keys of their own
+ADDRESS, PORT, WHOLE_SECONDS = "address", "port", "whole seconds"
 NAMES, NAMED_ADDRESSES, OPTIONS, OUTLETS = "names", "named addresses", "options", "outlets"
-COLLECTIONS = {NAMES: (LIST, "a list [a, b]"), NAMED_ADDRESSES: (MAP, "a map {name: address}"),
+ID, IDS = "id", "ids"
+COLLECTIONS = {NAMES: (LIST, "a list [a, b]"), IDS: (LIST, "a list [a, b]"),
+               NAMED_ADDRESSES: (MAP, "a map {name: address}"),
                OPTIONS: (MAP, "a map {name: value}")}
 
 # power: the parameter of the power agent; verify: that of fence_check, or FENCE_OPTIONS, through
@@ -8753,7 +8792,16 @@ CLUSTER_KEYS = (
     cluster_key("stonith_quorum_device", BOOLEAN, default="0"),
     cluster_key("stonith_direct_networks", NAMES, default=()),
     cluster_key("stonith_witness_ips", NAMED_ADDRESSES, default={}))
-NODE_KEYS = NETWORK_KEYS + (
+# Of a node itself; the others are of its fence device, and where it has several, of each of them.
+OWN_KEYS = NETWORK_KEYS + (
+    cluster_key("remote", BOOLEAN),
+    cluster_key("verify", BOOLEAN),
+    cluster_key("power_on", BOOLEAN),
+    cluster_key("delay", WHOLE_SECONDS),
+    cluster_key("before", IDS),
+    cluster_key("devices", DEVICES),
+    cluster_key("levels", LEVELS))
+DEVICE_KEYS = (
     cluster_key("method"),
     cluster_key("agent"),
     cluster_key("ip", ADDRESS, power="ip", verify="fence_ip"),
@@ -8785,10 +8833,9 @@ NODE_KEYS = NETWORK_KEYS + (
     cluster_key("headers", power="headers", verify="headers"),
     cluster_key("power_meter", power="power_meter", verify="power_meter"),
     cluster_key("protocol", power="protocol", verify="protocol"),
-    cluster_key("power_on", BOOLEAN),
-    cluster_key("delay", WHOLE_SECONDS),
     cluster_key("off_timeout", WHOLE_SECONDS),
     cluster_key("options", OPTIONS))
+NODE_KEYS = OWN_KEYS + DEVICE_KEYS
 # Keys that some methods take and others do not.
 SPECIAL_KEYS = {key for dialect in DIALECTS.values() for key in dialect.keys}
 # What tells the outlets of a device apart.
@@ -8808,9 +8855,18 @@ DAMAGED_VALUE = "[^\x00-\x7f].*[&<>\"']"
 # (file, line)}.
 Cluster = namedtuple("Cluster", "nodes values places networks")
 
-# dialect: a row of DIALECTS, None for a node without a fence device. values, places: of the node's
-# keys that are given; place: of the node itself. networks: {name: own address}.
-ClusterNode = namedtuple("ClusterNode", "name dialect values place places networks")
+# values, places: of the node's keys that are given; place: of the node itself. networks: {name: own
+# address}. levels: its FenceLevels, none of a node without a fence device.
+ClusterNode = namedtuple("ClusterNode", "name values place places networks levels")
+
+# before: ids of devices that others have made, which come first. devices: FenceDevices; none where
+# the level is of those others alone.
+FenceLevel = namedtuple("FenceLevel", "before devices")
+
+# A node with one of its fence devices: what looks at a device looks at it as at its node. suffix:
+# of the device's id, behind the node's name. dialect: a row of DIALECTS. values, places: of the
+# node's keys and the device's; place: of the device. name, networks: those of the node.
+FenceDevice = namedtuple("FenceDevice", "name suffix dialect values place places networks")
 Mistake = namedtuple("Mistake", "file line is_warning text")
 
 
@@ -8858,8 +8914,8 @@ def parse_members(file, data, report):
     return members
 
 
-class ClusterReader:
-    """Turns the members of one file after the other into values, by the rows of their keys."""
+class KeyReader:
+    """Turns the members of one map after the other into values, by the rows of their keys."""
     # file: the name of the file whose members are being parsed.
 
     def __init__(self, report):
@@ -8869,74 +8925,20 @@ class ClusterReader:
     def error(self, node, text):
         self.report.error((self.file, node.line), text)
 
-    def build_cluster(self, file, members, hosts):
-        """Return the Cluster of a file's members; None without nodes."""
-        self.file = file
-        entries = members.get("stonith_nodes")
-        if not entries:
-            self.report.error((file, 1), "stonith_nodes is missing: it must be a map of the nodes "
-                              "and their fence devices")
-            return None
-        if entries.kind != MAP or entries.foreign:
-            self.error(entries, "stonith_nodes must be a map of the nodes and their fence devices, "
-                       "not %s" % describe_yaml(entries))
-            return None
-        own = {key: node for key, node in members.items() if key.startswith("stonith_")}
-        values = {row.name: row.default for row in CLUSTER_KEYS}
-        values.update(self.parse_keys(own, CLUSTER_KEYS))
-        places = {key: (file, node.line) for key, node in own.items()}
-        nodes = {name: self.parse_node(name, entry) for name, entry in entries.value.items()}
-        for name, host_file, host_members in hosts:
-            self.file = host_file
-            self.add_host(nodes, name, host_members)
-        for node in nodes.values():
-            node.networks.update(collect_networks(node.values))
-        networks = {network_key(name): name for node in nodes.values() for name in node.networks}
-        return Cluster(tuple(nodes.values()), values, places, networks)
-
-    def parse_node(self, name, entry):
-        place = (self.file, entry.line)
-        if not re.fullmatch(NAME, name) or name in YAML_NULLS or is_ambiguous(name):
-            self.error(entry, "%s cannot be the name of a node: use letters, digits, '.', '_' and "
-                       "'-', and no word that YAML takes for something else" % quote_own(name))
-        if entry.kind != MAP or entry.foreign:
-            self.error(entry, "node %s must be a map of keys (method: ...), not %s"
-                       % (quote_own(name), describe_yaml(entry)))
-            return ClusterNode(name=name, dialect=None, values={"options": {}}, place=place,
-                               places={}, networks={})
-        values = {"options": {}, **self.parse_keys(entry.value, NODE_KEYS)}
-        places = {key: (self.file, node.line) for key, node in entry.value.items()}
-        method = values.get("method", NAMED_AGENT if "agent" in values else "")
-        wrong = find_wrong_method(method, values)
-        if wrong:
-            self.report.error(places.get("method", place), "%s %s" % (name, wrong))
-        return ClusterNode(name=name, dialect=DIALECTS_BY_METHOD.get(method), values=values,
-                           place=place, places=places, networks={})
-
-    def add_host(self, nodes, name, members):
-        """Add the networks of a host_vars file; a host that has some is a node of the cluster."""
-        networks = {row.name: members[row.name] for row in NETWORK_KEYS if row.name in members}
-        if networks and name not in nodes:
-            without_device = {"method": YamlNode(TEXT, NO_DEVICE, 1, "")}
-            nodes[name] = self.parse_node(name, YamlNode(MAP, without_device, 1, ""))
-        for key, value in self.parse_keys(networks, NETWORK_KEYS).items():
-            node, place = nodes[name], (self.file, networks[key].line)
-            node.places.setdefault(key, place)
-            if node.values.setdefault(key, value) != value:
-                self.report.error(place, "%s of %s differs from the one at %s:%d (remove the wrong "
-                                  "one)" % ((key, name) + node.places[key]))
+    def collect_places(self, members):
+        return {key: (self.file, node.line) for key, node in members.items()}
 
     def parse_keys(self, members, rows):
         """Return {key: value} of what the members hold; an empty value counts as not given."""
         values, known = {}, {row.name: row for row in rows}
         for key, node in members.items():
             if key not in known:
-                self.error(node, "unknown key %s%s" % (quote_own(key), suggest(key, known)))
+                self.error(node, explain_unknown_key(key, known))
             elif known[key].kind in COLLECTIONS:
                 values[key] = self.parse_collection(known[key], node)
             elif known[key].kind == OUTLETS:
                 values[key] = self.parse_outlets(known[key], node)
-            elif known[key].kind != NODES:
+            elif known[key].kind not in NESTED:
                 values[key] = self.parse_single(known[key], node)
         return {key: value for key, value in values.items() if value}
 
@@ -8969,7 +8971,9 @@ class ClusterReader:
                        % (row.name, written, describe_yaml(node)))
             return ()
         if node.kind == LIST:
-            return tuple(self.parse_single(cluster_key(row.name), entry) for entry in node.value)
+            kind = ID if row.kind == IDS else STRING
+            return tuple(self.parse_single(cluster_key(row.name, kind), entry)
+                         for entry in node.value)
         kind = ADDRESS if row.kind == NAMED_ADDRESSES else STRING
         values = {}
         for name, entry in node.value.items():
@@ -8989,11 +8993,147 @@ class ClusterReader:
             self.error(entry, "%s: give the address in the network %s as %s"
                        % (row.name, quote_own(name), owner))
 
+    def parse_maps(self, key, node):
+        """Return the maps that a list must hold, as YamlNodes."""
+        if node.kind != LIST or node.foreign or not node.value:
+            found = "an empty one" if node.kind == LIST else describe_yaml(node)
+            self.error(node, "%s: this must be a list of maps [{method: ...}, {method: ...}], not "
+                       "%s" % (key, found))
+            return []
+        maps = [entry for entry in node.value if entry.kind == MAP and not entry.foreign]
+        for entry in node.value:
+            if entry not in maps:
+                self.error(entry, "%s: each of the list must be a map {method: ...}, not %s"
+                           % (key, describe_yaml(entry)))
+        return maps
+
+
+class ClusterReader(KeyReader):
+    """Finds the nodes of a cluster in its files, and the levels and fence devices of each."""
+
+    def build_cluster(self, file, members, hosts):
+        """Return the Cluster of a file's members; None without nodes."""
+        self.file = file
+        entries = members.get("stonith_nodes")
+        if not entries:
+            self.report.error((file, 1), "stonith_nodes is missing: it must be a map of the nodes "
+                              "and their fence devices")
+            return None
+        if entries.kind != MAP or entries.foreign:
+            self.error(entries, "stonith_nodes must be a map of the nodes and their fence devices, "
+                       "not %s" % describe_yaml(entries))
+            return None
+        own = {key: node for key, node in members.items() if key.startswith("stonith_")}
+        values = {row.name: row.default for row in CLUSTER_KEYS}
+        values.update(self.parse_keys(own, CLUSTER_KEYS))
+        places = self.collect_places(own)
+        nodes = {name: self.parse_node(name, entry) for name, entry in entries.value.items()}
+        for name, host_file, host_members in hosts:
+            self.file = host_file
+            self.add_host(nodes, name, host_members)
+        for node in nodes.values():
+            node.networks.update(collect_networks(node.values))
+        networks = {network_key(name): name for node in nodes.values() for name in node.networks}
+        return Cluster(tuple(nodes.values()), values, places, networks)
+
+    def parse_node(self, name, entry):
+        place = (self.file, entry.line)
+        if not re.fullmatch(NAME, name) or name in YAML_NULLS or is_ambiguous(name):
+            self.error(entry, "%s cannot be the name of a node: use letters, digits, '.', '_' and "
+                       "'-', and no word that YAML takes for something else" % quote_own(name))
+        node = ClusterNode(name=name, values={"options": {}}, place=place, places={}, networks={},
+                           levels=())
+        if entry.kind != MAP or entry.foreign:
+            self.error(entry, "node %s must be a map of keys (method: ...), not %s"
+                       % (quote_own(name), describe_yaml(entry)))
+            return node
+        node.values.update(self.parse_keys(entry.value, NODE_KEYS))
+        node.places.update(self.collect_places(entry.value))
+        return node._replace(levels=self.parse_levels(node, entry.value))
+
+    def parse_levels(self, node, members):
+        """Return the FenceLevels of a node; none where nothing can fence it."""
+        before = node.values.get("before", ())
+        if LEVELS in members:
+            self.check_strays(LEVELS, members, DEVICE_KEYS + (cluster_key(DEVICES),))
+            entries = self.parse_maps(LEVELS, members[LEVELS])
+        elif DEVICES in members:
+            self.check_strays(DEVICES, members, DEVICE_KEYS)
+            entries = [YamlNode(MAP, {DEVICES: members[DEVICES]}, members[DEVICES].line, "")]
+        else:
+            device = self.build_device(node, "", node.values, node.places, node.place)
+            return (FenceLevel(before, (device,)),) if device.dialect else ()
+        found = [self.parse_level(node, number, entry) for number, entry in enumerate(entries, 1)]
+        return tuple(level._replace(before=before + level.before) for level in found)
+
+    def parse_level(self, node, number, entry):
+        """Return the FenceLevel of the keys of one device, or of a list of devices."""
+        members = dict(entry.value)
+        own = {key: members.pop(key) for key in ("before",) if key in members}
+        before = self.parse_keys(own, OWN_KEYS).get("before", ())
+        maps = [YamlNode(MAP, members, entry.line, "")] if members or not before else []
+        if DEVICES in members:
+            self.check_strays(DEVICES, members, DEVICE_KEYS)
+            maps = self.parse_maps(DEVICES, members[DEVICES])
+        devices = [self.parse_device(node, device_suffix(number, place), one)
+                   for place, one in enumerate(maps, 1)]
+        return FenceLevel(before, tuple(device for device in devices if device.dialect))
+
+    def parse_device(self, node, suffix, entry):
+        """Return one of several devices of a node; its values are the node's too."""
+        own = self.parse_keys(entry.value, DEVICE_KEYS)
+        if own.get("method") == NO_DEVICE:
+            self.error(entry.value["method"], "%s: a device has a method (leave one that is not "
+                       "there out)" % node.name)
+        values = {**node.values, **own}
+        places = {**node.places, **self.collect_places(entry.value)}
+        return self.build_device(node, suffix, values, places, (self.file, entry.line))
+
+    def build_device(self, node, suffix, values, places, place):
+        method = values.get("method", NAMED_AGENT if "agent" in values else "")
+        wrong = find_wrong_method(method, values)
+        if wrong:
+            self.report.error(places.get("method", place), "%s %s" % (node.name, wrong))
+        return FenceDevice(
+            name=node.name, suffix=suffix, dialect=DIALECTS_BY_METHOD.get(method), values=values,
+            place=place, places=places, networks=node.networks)
+
+    def check_strays(self, key, members, rows):
+        """Report keys of one device beside a list of several."""
+        for row in rows:
+            if row.name in members:
+                self.error(members[row.name], "%s stands beside %s: it goes into the map of the "
+                           "device that it is about" % (row.name, key))
+
+    def add_host(self, nodes, name, members):
+        """Add the networks of a host_vars file; a host that has some is a node of the cluster."""
+        networks = {row.name: members[row.name] for row in NETWORK_KEYS if row.name in members}
+        if networks and name not in nodes:
+            without_device = {"method": YamlNode(TEXT, NO_DEVICE, 1, "")}
+            nodes[name] = self.parse_node(name, YamlNode(MAP, without_device, 1, ""))
+        for key, value in self.parse_keys(networks, NETWORK_KEYS).items():
+            node, place = nodes[name], (self.file, networks[key].line)
+            node.places.setdefault(key, place)
+            if node.values.setdefault(key, value) != value:
+                self.report.error(place, "%s of %s differs from the one at %s:%d (remove the wrong "
+                                  "one)" % ((key, name) + node.places[key]))
+
 
 def suggest(word, known):
     import difflib
     near = difflib.get_close_matches(word, known, 1)
     return ", did you mean %s?" % near[0] if near else ""
+
+
+def explain_unknown_key(key, known):
+    if key in [row.name for row in OWN_KEYS]:
+        return "the key %s does not belong here: it is one of the node itself" % quote_own(key)
+    return "unknown key %s%s" % (quote_own(key), suggest(key, known))
+
+
+def device_suffix(level, number):
+    """Return what stands behind a node's name in the id of its device of this level and number."""
+    return "".join(["-level%d" % level] * (level > 1) + ["-device%d" % number] * (number > 1))
 
 
 def find_wrong_method(method, values):
@@ -9025,13 +9165,22 @@ def describe_yaml(node):
 WAY_OUT = " (use password_script: a program on every node that prints it)"
 
 
+def find_way_out(row, node):
+    """Return what else a person can do who wrote a list or a vault's value; "" for nothing."""
+    if row.name == "password":
+        return WAY_OUT
+    if row in DEVICE_KEYS and node.kind == LIST:
+        return " (several fence devices: devices: [{...}, {...}])"
+    return ""
+
+
 def parse_text(row, node):
     """Return the text of one value as it is handed on; raise UsageError with what is wrong."""
     # No message here shows the value: it may be a password.
     text = node.value
     if node.foreign or node.kind in (MAP, LIST):
         raise UsageError("this must be a single value, not %s%s" % (
-            describe_yaml(node), "" if row.name != "password" else WAY_OUT))
+            describe_yaml(node), find_way_out(row, node)))
     if is_null(node):
         return ""
     is_truth = row.kind == BOOLEAN and re.fullmatch(YAML_TRUTH, text)
@@ -9089,11 +9238,25 @@ def parse_usual_mac(text):
     return render_mac(parse_mac(text))
 
 
+def parse_device_id(text):
+    if not re.fullmatch("[A-Za-z_][A-Za-z0-9._-]*", text):
+        raise UsageError("%s is not the id of a fence device" % quote(text))
+    return text
+
+
 KEY_PARSERS = {ADDRESS: parse_machine_address, PORT: parse_port, BOOLEAN: parse_switch,
-               WHOLE_SECONDS: parse_whole_seconds, MAC: parse_usual_mac}
+               WHOLE_SECONDS: parse_whole_seconds, MAC: parse_usual_mac, ID: parse_device_id}
 
 
-# What the other sections ask about a Cluster.
+# SECTION: PLAN ------------------------------------------------------------------------------------
+# From a Cluster to one Configuration: what the cluster should hold. Pure.
+#
+# Each fence device of a node gets a power device and a verifier, and bans that say where each of
+# them must not run. A level has its power devices, and behind all of them their verifiers: only
+# together do these tell that the node has no power. How long each may take is decided first, for a
+# device at a time (plan_times), because each limit follows from another one.
+
+# What this and the other sections ask about a Cluster.
 
 def find_node(cluster, name):
     for node in cluster.nodes:
@@ -9118,29 +9281,35 @@ def find_direct_networks(cluster):
 
 def find_verifiers(cluster, node):
     """Return the nodes that may verify that this one is dead: they see all its networks."""
-    return [other for other in cluster.nodes
-            if other is not node and node.networks.keys() <= other.networks.keys()]
+    return [other for other in find_members(cluster)
+            if other.name != node.name and node.networks.keys() <= other.networks.keys()]
+
+
+def find_members(cluster):
+    """Return the nodes that run fence devices: remote and guest nodes of Pacemaker do not."""
+    return [node for node in cluster.nodes if not is_remote(node)]
+
+
+def is_remote(node):
+    return node.values.get("remote") == "1"
 
 
 def nodes_with_device(cluster):
-    return [node for node in cluster.nodes if node.dialect]
+    return [node for node in cluster.nodes if list_devices(node)]
 
 
-def is_verified(cluster):
-    return cluster.values["stonith_fence_verify"] == "1"
+def list_devices(node):
+    return [device for level in node.levels for device in level.devices]
+
+
+def is_verified(cluster, node):
+    return node.values.get("verify", cluster.values["stonith_fence_verify"]) == "1"
 
 
 def has_own_agent(node):
     """Whether one of the agents in this file switches the device: its time limits are known."""
     return node.dialect.agent in AGENTS
 
-
-# SECTION: PLAN ------------------------------------------------------------------------------------
-# From a Cluster to one Configuration: what the cluster should hold. Pure.
-#
-# Each node with a fence device gets a power device, a verifier behind it, one level of the two, and
-# bans that say where each of them must not run. How long each may take is decided first, for a node
-# at a time (plan_times), because each limit follows from another one.
 
 OFF_TIMEOUT_SECONDS = 60   # that Pacemaker gives a power device, unless off_timeout says another
 VERIFY_SPARE_SECONDS = 45  # that Pacemaker gives a verifier beyond the agent's own limit
@@ -9156,15 +9325,17 @@ MAX_NODE_WITNESSES = 3  # in a network: each of them is asked at every look
 # A fence device: options {name: value}, and its monitor's interval in seconds.
 Primitive = namedtuple("Primitive", "id agent options interval")
 
-# devices: ids of the primitives of level 1 of a node, in the order of their execution.
-Level = namedtuple("Level", "node devices")
+# devices: ids of the primitives of a level of a node, in the order of their execution; those that
+# others have made come first.
+Level = namedtuple("Level", "node index devices")
 
 # nodes: names of the nodes that must not run a device.
 Ban = namedtuple("Ban", "device nodes is_verifier")
 
-# meta: (name, value) of the meta attributes that each of its devices has. head_starts: see there.
+# nodes: names; remotes: those of them that are remote or guest nodes. meta: (name, value) of the
+# meta attributes that each of its devices has. head_starts: see there.
 Configuration = namedtuple(
-    "Configuration", "nodes primitives levels bans properties meta head_starts")
+    "Configuration", "nodes remotes primitives levels bans properties meta head_starts")
 Configuration.__new__.__defaults__ = ((),)
 
 # What makes fencing a node wait, so that it survives a fence race: options of a device that change.
@@ -9174,28 +9345,32 @@ HeadStart = namedtuple("HeadStart", "node device options")
 # agent sees. Names alone would not do: a person may call a device like we do.
 OWNER = ("managed-by", "fencetool")
 DEVICE_PREFIX, VERIFIER_PREFIX = "fence-", "fence-verify-"  # of ids, before a node's name
+LEVEL_SUFFIX = "-level[2-9](-device[0-9]+)?$"  # of the ids of another level than the first
 
 
 def build_configuration(cluster):
     primitives, levels, bans = [], [], []
     for node in nodes_with_device(cluster):
-        times = plan_times(cluster, node)
-        devices = [build_power_device(node, times)]
-        # Allowed everywhere else: the power-on after a reboot must not depend on which node is DC.
-        bans.append(Ban(devices[0].id, (node.name,), is_verifier=False))
-        if is_verified(cluster):
-            # SAFETY: last in the level, so that it looks at what the power device has done.
+        able = {other.name for other in find_verifiers(cluster, node)}
+        unable = tuple(other.name for other in cluster.nodes if other.name not in able)
+        for index, level in enumerate(node.levels, 1):
+            powers, verifiers = build_devices(cluster, node, level)
+            for power in powers:
+                # Allowed everywhere else: the power-on after a reboot must not depend on which
+                # node is DC.
+                bans.append(Ban(power.id, (node.name,), is_verifier=False))
+            bans += [Ban(verifier.id, unable, is_verifier=True) for verifier in verifiers]
+            # SAFETY: all of them behind all power devices, so that they look at what is left on.
             # Test: test_the_verifier_is_the_last_device_of_its_level
-            devices.append(build_verifier(cluster, node, times))
-            able = {other.name for other in find_verifiers(cluster, node)}
-            unable = [other.name for other in cluster.nodes if other.name not in able]
-            bans.append(Ban(devices[1].id, tuple(unable), is_verifier=True))
-        primitives += devices
-        levels.append(Level(node.name, tuple(device.id for device in devices)))
+            devices = powers + verifiers
+            primitives += devices
+            ids = level.before + tuple(device.id for device in devices)
+            levels.append(Level(node.name, index, ids))
     require_different_bans(bans)
     return Configuration(
-        nodes=tuple(node.name for node in cluster.nodes), primitives=tuple(primitives),
-        levels=tuple(levels), bans=tuple(bans),
+        nodes=tuple(node.name for node in cluster.nodes),
+        remotes=tuple(node.name for node in cluster.nodes if is_remote(node)),
+        primitives=tuple(primitives), levels=tuple(levels), bans=tuple(bans),
         meta=build_meta(cluster), properties=(
             ("stonith-enabled", "true"), ("stonith-timeout", "%ds" % find_longest(primitives))))
 
@@ -9211,6 +9386,27 @@ def build_meta(cluster):
 def find_longest(primitives):
     """Return the seconds that Pacemaker gives the slowest device."""
     return max(int(device.options["pcmk_off_timeout"]) for device in primitives)
+
+
+def build_devices(cluster, node, level):
+    """Return ([power device], [verifier]) of a level of a node."""
+    # SAFETY: a verifier for each of them, since a node lives on with any one of its supplies.
+    # Test: test_each_of_several_devices_has_a_verifier_of_its_own
+    powers, verifiers = [], []
+    for device in level.devices:
+        times = plan_times(cluster, device)
+        powers.append(build_power_device(device, times, comes_back(level)))
+        if is_verified(cluster, node):
+            verifiers.append(build_verifier(cluster, device, times))
+    for verifier in verifiers[1:]:
+        # Behind the first, which has waited until the node was down.
+        verifier.options.setdefault("early_exit", "%d" % SHORTEST_PROOF_SECONDS)
+    return powers, verifiers
+
+
+def comes_back(level):
+    """Whether a node comes back after a fence by this level, where power_on does not tell."""
+    return all(device.dialect.comes_back for device in level.devices)
 
 
 def require_different_bans(bans):
@@ -9230,7 +9426,8 @@ def plan_times(cluster, node):
     # delay: that fencing this node waits. power_given: that Pacemaker gives the power device for
     # one action, of which it needs power_needed. power_limits: {parameter: seconds as text} of its
     # agent, where it is one of ours, that differ from the defaults. verify_*: of the verifier.
-    delay = find_delay(cluster, node)
+    first = list_devices(find_node(cluster, node.name))[0]
+    delay = find_delay(cluster, node) if node.suffix == first.suffix else 0
     # A delay comes on top: before 2.1.6, Pacemaker's own timers do not count it.
     rest = find_required_rest(node)
     power_given = int(node.values.get("off_timeout", OFF_TIMEOUT_SECONDS + delay + rest))
@@ -9250,7 +9447,7 @@ def plan_times(cluster, node):
 
 def could_race(cluster):
     """Whether two nodes could fence each other at once: nothing else decides who survives."""
-    return (len(cluster.nodes) == 2 and all(node.dialect for node in cluster.nodes)
+    return (len(cluster.nodes) == 2 == len(nodes_with_device(cluster))
             and cluster.values["stonith_quorum_device"] == "0")
 
 
@@ -9273,14 +9470,16 @@ def build_script_configuration(cluster):
 
 
 def build_head_start(cluster, node):
-    waiting = node._replace(values=dict(node.values, delay=str(RACE_DELAY_SECONDS)))
+    level = next(level for level in node.levels if level.devices)
+    device = level.devices[0]
+    waiting = device._replace(values=dict(device.values, delay=str(RACE_DELAY_SECONDS)))
     times = plan_times(cluster, waiting)
     if times.power_given <= times.power_needed:
         # What off_timeout gives is for the device alone: the delay comes on top.
         waiting.values["off_timeout"] = str(times.power_given + RACE_DELAY_SECONDS)
         times = plan_times(cluster, waiting)
-    before = build_power_device(node, plan_times(cluster, node))
-    after = build_power_device(waiting, times)
+    before = build_power_device(device, plan_times(cluster, device), comes_back(level))
+    after = build_power_device(waiting, times, comes_back(level))
     # pcmk_off_timeout always: the script needs it for the time limit of the cluster.
     changed = {name: value for name, value in after.options.items()
                if name == "pcmk_off_timeout" or before.options.get(name) != value}
@@ -9290,7 +9489,7 @@ def build_head_start(cluster, node):
 def find_delay(cluster, node):
     """Return the seconds that fencing this node waits; two nodes that race need a winner."""
     if could_race(cluster) and not has_delay(cluster):
-        return RACE_DELAY_SECONDS if node is cluster.nodes[0] else 0
+        return RACE_DELAY_SECONDS if node.name == cluster.nodes[0].name else 0
     return int(node.values.get("delay", "0"))
 
 
@@ -9350,18 +9549,26 @@ def collect_options(node, column):
     return options
 
 
-def build_power_device(node, times):
+def name_power_device(device):
+    return DEVICE_PREFIX + device.name + device.suffix
+
+
+def name_verifier(device):
+    return VERIFIER_PREFIX + device.name + device.suffix
+
+
+def build_power_device(node, times, is_back):
     options = dict(node.dialect.fixed, **collect_options(node, "power"))
     options.update(node.values["options"], **times.power_limits)
     options.update(build_host_options(node.name, options.pop("plug", "")))
     for action in ("off", "on", "reboot"):
         options["pcmk_%s_timeout" % action] = str(times.power_given)
-    if node.values.get("power_on", "1" if node.dialect.comes_back else "0") == "0":
+    if node.values.get("power_on", "1" if is_back else "0") == "0":
         options["pcmk_reboot_action"] = "off"
     if times.delay:
         options["pcmk_delay_base"] = str(times.delay)
     agent = node.values.get("agent", node.dialect.agent)
-    return Primitive(DEVICE_PREFIX + node.name, agent, options, POWER_MONITOR_SECONDS)
+    return Primitive(name_power_device(node), agent, options, POWER_MONITOR_SECONDS)
 
 
 def build_host_options(name, outlet):
@@ -9390,7 +9597,7 @@ def build_verifier(cluster, node, times):
     if int(cluster.values["stonith_early_exit"]):
         options["early_exit"] = cluster.values["stonith_early_exit"]
     given = {name: value for name, value in options.items() if value}
-    return Primitive(VERIFIER_PREFIX + node.name, "fence_check", given, VERIFIER_MONITOR_SECONDS)
+    return Primitive(name_verifier(node), "fence_check", given, VERIFIER_MONITOR_SECONDS)
 
 
 def find_fence_options(node):
@@ -9425,7 +9632,8 @@ def find_witnesses(cluster, node, network):
     # Another node is a witness only where a third one may be the verifier: nobody's own address
     # proves a path.
     verifiers = find_verifiers(cluster, node)
-    peers = [other for other in cluster.nodes if other is not node and verifiers != [other]]
+    peers = [other for other in cluster.nodes
+             if other.name != node.name and verifiers != [other]]
     found += [other.networks[network] for other in peers
               if network in other.networks][:MAX_NODE_WITNESSES]
     # fence_check leaves out the device where it would not reach it in the same way.
@@ -9436,11 +9644,14 @@ def find_witnesses(cluster, node, network):
 
 def build_firewall(cluster, name):
     """Return the addresses of the fence devices that a node must not reach, and those it must."""
-    own = find_node(cluster, name).values.get("ip")
-    others = {node.values["ip"] for node in cluster.nodes
-              if node.name != name and "ip" in node.values}
-    return types.SimpleNamespace(node=name, opened=sorted(others),
-                                 closed=[own] if own and own not in others else [])
+    own = list_device_addresses(find_node(cluster, name))
+    others = {address for node in cluster.nodes if node.name != name
+              for address in list_device_addresses(node)}
+    return types.SimpleNamespace(node=name, opened=sorted(others), closed=sorted(own - others))
+
+
+def list_device_addresses(node):
+    return {device.values["ip"] for device in list_devices(node) if "ip" in device.values}
 
 
 # SECTION: CLUSTER CHECKS --------------------------------------------------------------------------
@@ -9465,6 +9676,8 @@ RESERVED_OPTIONS = (
 # What Pacemaker itself takes of any fence device, and keeps from its agent.
 PACEMAKER_OPTION = "pcmk_((off|on|reboot|status|list|monitor)_(timeout|retries)|action_limit)"
 
+MOST_LEVELS = 9  # higher ones are ignored, or refused from Pacemaker 3.0 on
+
 # Fence agents cut blanks at the end of a value and a pair of quotes around it.
 MANGLED_VALUE = '".*"|.* '
 
@@ -9481,10 +9694,14 @@ def parse_cluster(file, data, host_files=()):
     if cluster:
         for check in CLUSTER_CHECKS:
             check(cluster, report)
-        for node in nodes_with_device(cluster):
+        for device in list_all_devices(cluster):
             for check in DEVICE_CHECKS:
-                check(cluster, node, report)
+                check(cluster, device, report)
     return None if report.has_errors() else cluster, sorted(report.mistakes)
+
+
+def list_all_devices(cluster):
+    return [device for node in cluster.nodes for device in list_devices(node)]
 
 
 def place_of(node, key):
@@ -9494,8 +9711,6 @@ def place_of(node, key):
 def check_required_keys(cluster, node, report):
     method = node.dialect.method
     needed = {key: "method " + method for key in node.dialect.required}
-    if is_verified(cluster):
-        needed.setdefault("ip", "fence_check")  # it asks the device too
     if node.values.get("power_on") == "1" and "power_on_url" in node.dialect.keys:
         needed.setdefault("power_on_url", "power_on: true")
     for key, needer in needed.items():
@@ -9625,7 +9840,7 @@ def check_time_limits(cluster, node, report):
 def check_off_timeout(cluster, node, report):
     """What Pacemaker gives must be longer than what the agents' own limits add up to."""
     times, place = plan_times(cluster, node), place_of(node, "off_timeout")
-    if is_verified(cluster) and times.verify_given <= times.verify_needed:
+    if is_verified(cluster, node) and times.verify_given <= times.verify_needed:
         report.error(place, "off_timeout must be more than %d s: the verifier may take that long"
                      % times.verify_needed)
     if times.power_given <= times.power_needed:
@@ -9633,58 +9848,109 @@ def check_off_timeout(cluster, node, report):
                      "delay add up to that" % times.power_needed)
 
 
-def check_verifiers(cluster, node, report):
-    if not is_verified(cluster):
-        return
-    if not node.networks:
-        keys = ", ".join(row.name for row in NETWORK_KEYS)
-        report.error(node.place, "nobody could verify that %s is dead: it has none of %s (add "
-                     "them, or use --host-vars)" % (node.name, keys))
-    elif not find_verifiers(cluster, node):
-        report.error(node.place, "nobody could verify that %s is dead: no other node is in all its "
-                     "networks (%s)" % (node.name, ", ".join(node.networks)))
-
-
 DEVICE_CHECKS = (
     check_required_keys, check_agent, check_one_outlet, check_status_keys, check_urls,
-    check_options, check_mangled_values, check_password, check_time_limits, check_off_timeout,
-    check_verifiers)
+    check_options, check_mangled_values, check_password, check_time_limits, check_off_timeout)
 
 
 def check_size(cluster, report):
     place = cluster.places["stonith_nodes"]
     if len(cluster.nodes) < 2:
         report.error(place, "a cluster needs at least two nodes: one cannot fence itself")
+    elif len(find_members(cluster)) < 2:
+        report.error(place, "a cluster needs at least two nodes that are not remote: one cannot "
+                     "fence itself, and remote nodes fence nobody")
     if not nodes_with_device(cluster):
         report.error(place, "no node has a fence device")
 
 
 def check_names(cluster, report):
-    names = {node.name for node in cluster.nodes}
+    devices = list_all_devices(cluster)
+    owners = {name_verifier(device): "the verifier of " + device.name for device in devices}
+    for device in devices:
+        taken = owners.setdefault(name_power_device(device), "a device of " + device.name)
+        if taken != "a device of " + device.name:
+            report.error(device.place, "rename this node: its device would be %s, which is %s"
+                         % (name_power_device(device), taken))
     for node in cluster.nodes:
-        device = DEVICE_PREFIX + node.name
-        target = device[len(VERIFIER_PREFIX):]
-        if device.startswith(VERIFIER_PREFIX) and target in names:
-            report.error(node.place, "rename this node: its device would be %s, which is the "
-                         "verifier of %s" % (device, target))
+        if re.search(LEVEL_SUFFIX, node.name):
+            report.error(node.place, "rename this node: its device %s%s would look like one of "
+                         "another level" % (DEVICE_PREFIX, node.name))
+
+
+def check_levels(cluster, report):
+    """Levels are such as Pacemaker takes, and what others have made is not ours."""
+    own = {name for device in list_all_devices(cluster)
+           for name in (name_power_device(device), name_verifier(device))}
+    for node in cluster.nodes:
+        if len(node.levels) > MOST_LEVELS:
+            report.error(node.places["levels"], "levels: Pacemaker takes %d at most" % MOST_LEVELS)
+        if node.levels and not list_devices(node):
+            report.error(node.place, "%s has no fence device of its own: what others have made "
+                         "needs none of fencetool" % node.name)
+        named = {name for level in node.levels for name in level.before}
+        for name in named & own:
+            report.error(place_of(node, "before"), "before: %s is made by fencetool itself: give "
+                         "its keys as one of the devices instead" % name)
+
+
+def check_level_devices(cluster, report):
+    """Tell what the devices of one level do to each other, and what nobody verifies."""
+    for node in nodes_with_device(cluster):
+        for number, level in enumerate(node.levels, 1):
+            place = place_of(node, "levels")
+            if not level.devices:
+                report.warn(place, "%s: level %d is of %s alone: what succeeds there is believed, "
+                            "and nobody verifies it" % (node.name, number, ", ".join(level.before)))
+            inside = [device for device in level.devices if device.dialect.is_inside]
+            if inside and len(level.devices) > 1:
+                report.warn(inside[0].place, "%s: a BMC that shares a level loses its own power "
+                            "with the node's, and its verifier then reads nothing: give it a level "
+                            "of its own (levels: [{...}, {...}])" % node.name)
+
+
+def check_verification(cluster, report):
+    for node in nodes_with_device(cluster):
+        if is_verified(cluster, node):
+            check_verifiers(cluster, node, report)
+        elif "verify" in node.values and cluster.values["stonith_fence_verify"] == "1":
+            report.warn(node.places["verify"], "nobody proves that %s is dead: its fence agent is "
+                        "believed, and if that is wrong (another outlet, a welded relay, a second "
+                        "power supply) two nodes write the same data" % node.name)
+
+
+def check_verifiers(cluster, node, report):
+    note = "; a remote node verifies nobody" if any(map(is_remote, cluster.nodes)) else ""
+    if not node.networks:
+        keys = ", ".join(row.name for row in NETWORK_KEYS)
+        report.error(node.place, "nobody could verify that %s is dead: it has none of %s (add "
+                     "them, or use --host-vars)" % (node.name, keys))
+    elif not find_verifiers(cluster, node):
+        report.error(node.place, "nobody could verify that %s is dead: no other node is in all its "
+                     "networks (%s)%s" % (node.name, ", ".join(node.networks), note))
 
 
 def check_nodes_without_device(cluster, report):
     for node in cluster.nodes:
-        if not node.dialect:
+        if not node.levels:
             report.warn(node.place, "%s counts as a cluster node and has no fence device: if it "
                         "fails, nothing is recovered until somebody confirms that it is down (pcs "
                         "stonith confirm %s)" % (node.name, node.name))
 
 
 def check_keys(cluster, report):
-    """Each key is one that the node's method takes."""
-    for node in cluster.nodes:
-        method = node.dialect.method if node.dialect else NO_DEVICE
-        own = set(node.dialect.keys) if node.dialect else set()
-        for key in (SPECIAL_KEYS & set(node.values)) - own:
-            report.error(node.places[key], "%s has no meaning for method %s (remove it)"
+    """Each key is one that the device's method takes."""
+    without = [node for node in cluster.nodes if not {DEVICES, LEVELS} & set(node.places)
+               and not node.levels]
+    taken = [(device, device.dialect.method, device.dialect.keys)
+             for device in list_all_devices(cluster)] + [(node, NO_DEVICE, ()) for node in without]
+    for device, method, keys in taken:
+        for key in (SPECIAL_KEYS & set(device.values)) - set(keys):
+            report.error(device.places[key], "%s has no meaning for method %s (remove it)"
                          % (key, method))
+        if not keys and method == NO_DEVICE and device.values.get("before"):
+            report.error(device.places["before"], "before has no meaning for method %s (remove it)"
+                         % method)
 
 
 def check_addresses(cluster, report):
@@ -9696,28 +9962,40 @@ def check_addresses(cluster, report):
                 report.error(node.place, "%s and %s have the same address %s"
                              % (owners[address].name, node.name, address))
             owners[address] = node
-    for node in nodes_with_device(cluster):
-        owner = owners.get(node.values.get("ip"))
-        if owner is node:
-            report.error(node.places["ip"], "the fence device of %s has the address of the node "
-                         "itself, which cannot fence itself" % node.name)
+    for device in list_all_devices(cluster):
+        owner = owners.get(device.values.get("ip"))
+        if owner and owner.name == device.name:
+            report.error(device.places["ip"], "the fence device of %s has the address of the node "
+                         "itself, which cannot fence itself" % device.name)
         elif owner:
-            report.error(node.places["ip"], "the fence device of %s has the address of %s"
-                         % (node.name, owner.name))
+            report.error(device.places["ip"], "the fence device of %s has the address of %s"
+                         % (device.name, owner.name))
 
 
 def check_shared_devices(cluster, report):
-    """Nodes on one device must be on outlets that differ."""
-    users = {}  # {device: [(node, port, outlets)] of those before}
+    """Nodes on one device, and devices of one level, must be on outlets that differ."""
+    users = {}  # {device: [(node, level, port, outlets)] of those before}
     for node in nodes_with_device(cluster):
-        device, port, outlets = find_outlets(node)
-        for other, other_port, other_outlets in users.setdefault(device, []):
-            if could_share(port, other_port) and could_share(outlets, other_outlets):
-                shown = node.values.get("ip", node.dialect.method)
-                report.error(place_of(node, "ip"), "%s and %s are on the same outlet of %s, or one "
-                             "of them names no outlet (give each its own)"
-                             % (other, node.name, shown))
-        users[device].append((node.name, port, outlets))
+        for level in node.levels:
+            for device in level.devices:
+                key, port, outlets = find_outlets(device)
+                for other, other_level, other_port, other_outlets in users.setdefault(key, []):
+                    is_apart = other is node and other_level is not level
+                    if is_apart or not (could_share(port, other_port)
+                                        and could_share(outlets, other_outlets)):
+                        continue
+                    report_shared(other, device, report)
+                users[key].append((node, level, port, outlets))
+
+
+def report_shared(other, device, report):
+    shown = device.values.get("ip", device.dialect.method)
+    if other.name == device.name:
+        told = "two devices of %s are the same outlet of %s" % (device.name, shown)
+    else:
+        told = "%s and %s are on the same outlet of %s" % (other.name, device.name, shown)
+    report.error(place_of(device, "ip"), told + ", or one of them names no outlet (give each its "
+                 "own)")
 
 
 def find_outlets(node):
@@ -9779,7 +10057,8 @@ def check_early_exit(cluster, report):
 
 CLUSTER_CHECKS = (
     check_size, check_names, check_nodes_without_device, check_keys, check_addresses,
-    check_shared_devices, check_networks, check_race, check_early_exit)
+    check_shared_devices, check_networks, check_race, check_early_exit, check_levels,
+    check_level_devices, check_verification)
 
 
 # SECTION: PCS SCRIPT ------------------------------------------------------------------------------
@@ -9794,7 +10073,7 @@ PCS_HEAD = r"""#!/bin/sh
 # at no moment without its fencing.
 #   --dry-run   show what would change, and change nothing
 #   --cib FILE  work on a CIB in a file instead of the cluster's: a rehearsal
-#   --adopt     take over devices of the same names that somebody else has made
+#   --adopt     take over devices of the same names, and levels, that somebody else has made
 
 # Values stand in single quotes on purpose; lists of ids and nodes hold no blanks.
 # shellcheck disable=SC1003,SC2016,SC2086
@@ -9883,15 +10162,121 @@ check_value() {
 remove_own() {
     find_values "//primitive[meta_attributes/nvpair[@name='${mark%=*}' and @value='${mark#*=}']]" \
         primitive id
-    for id in $found $adopted; do
+    own="$found $adopted"
+    refuse_mixed_levels
+    for id in $own; do
         refuse_uses_of "$id"
         set_constraints_aside "$id"
-        pair=$id,$verifier_prefix${id#"$device_prefix"}
+        find_index "$id"
         for part in \
-            "fencing-level[@index=1][@devices='$id' or @devices='$pair']" \
+            "fencing-level[@index=$index][contains(concat(',', @devices, ','), ',$id,')]" \
             "rsc_location[@rsc='$id']" "primitive[@id='$id']"; do
             query --delete-all --force --xpath "//$part"
         done
+    done
+    for level in $placed_alone; do
+        remove_level "${level%:*}" "[@devices='${level##*:}']"
+    done
+    if [ -n "$adopted" ]; then
+        for level in $levels; do
+            remove_level "$level" ""
+        done
+    fi
+}
+
+# remove_level NODE:NUMBER CONDITION
+remove_level() {
+    query --delete-all --force \
+        --xpath "//fencing-level[@target='${1%:*}'][@index='${1#*:}']$2"
+}
+
+# find_index ID: put the number of the level that a device of ours is made for into $index.
+find_index() {
+    index=1
+    case $1 in *-level[2-9] | *-level[2-9]-device*)
+        index=${1##*-level}
+        index=${index%%-*}
+        ;;
+    esac
+}
+
+# A level that holds a device of ours which was made for it is ours. The file knows what else is in.
+refuse_mixed_levels() {
+    indexes=""
+    for id in $own; do
+        find_index "$id"
+        is_among "$index" $indexes || indexes="$indexes $index"
+    done
+    for number in $indexes; do
+        find_values "//fencing-level[@index=$number]" fencing-level devices
+        for ids in $found; do
+            ids=$(echo "$ids" | tr , ' ')
+            refuse_mixed_level $ids
+        done
+    done
+}
+
+refuse_mixed_level() {
+    is_ours=no stranger=""
+    for id in "$@"; do
+        find_index "$id"
+        if is_among "$id" $own; then
+            [ "$index" != "$number" ] || is_ours=yes
+        elif ! is_among "$id" $placed_before; then
+            stranger=$id
+        fi
+    done
+    if [ "$is_ours" = yes ] && [ -n "$stranger" ] && [ -z "$adopted" ]; then
+        fail "$stranger stands in the level of $*, and fencetool has not put it there: name it in" \
+            "the cluster file (before: [$stranger]), or let --adopt take it out"
+    fi
+}
+
+# Devices of others that the file puts into levels: what they are, the file cannot tell.
+check_others() {
+    [ -n "$placed_before" ] || return 0
+    find_values "//primitive[@class='stonith' or @template]" primitive id
+    for id in $placed_before; do
+        is_among "$id" $found ||
+            fail "there is no fence device $id, named in the cluster file (before): make it first"
+    done
+    find_agents fence_heuristics
+    for level in $placed_alone; do
+        for id in $(echo "${level##*:}" | tr , ' '); do
+            is_among "$id" $found || continue 2
+        done
+        fail "level ${level%:*} is of heuristics alone (${level##*:}), and would pass for a fence" \
+            "that nobody has made: take it out, or give it a device"
+    done
+    find_agents fence_kdump
+    for id in $found; do
+        if is_among "$id" $placed_with_ours; then
+            echo "warning: $id waits for a crash dump: its level fails when the node has died in" \
+                "another way, and the power device ends the dump; give it a level of its own" >&2
+        fi
+    done
+}
+
+# find_agents NAME: put the ids of the devices whose agent begins so into $found.
+find_agents() {
+    find_values "//primitive[starts-with(@type, '$1')
+        or @template=//template[starts-with(@type, '$1')]/@id]" primitive id
+}
+
+# Remote and guest nodes run no fence device. What follows from that is decided from the file.
+refuse_remote_nodes() {
+    grep -q remote "$copy" || return 0
+    find_values "//nodes/node[@type='remote']" node uname
+    remote_nodes=$found
+    find_values "//primitive[(@provider='pacemaker' and @type='remote')
+        or @template=//template[@provider='pacemaker' and @type='remote']/@id]" primitive id
+    remote_nodes="$remote_nodes $found"
+    find_values "//meta_attributes/nvpair[@name='remote-node']" nvpair value
+    for node in $remote_nodes $found; do
+        if is_among "$node" $known_nodes && ! is_among "$node" $remotes; then
+            fail "$node is a remote or guest node, which fences and verifies nobody: give it" \
+                "remote: true in the cluster file, and make this script anew"
+        fi
     done
 }
 
@@ -9965,12 +10350,15 @@ refuse_names_that_are_taken() {
             fail "$id was not made by fencetool: rename it, or take it over with --adopt"
         fi
     done
-    find_values "//fencing-level[@index='1']" fencing-level target
-    for node in $found; do
-        if is_among "$node" $targets; then
-            fail "level 1 of $node was not made by fencetool: remove it first (pcs stonith level" \
-                "remove 1 target $node)"
-        fi
+    for index in 1 2 3 4 5 6 7 8 9; do
+        case " $levels " in *":$index "*) ;; *) continue ;; esac
+        find_values "//fencing-level[@index='$index']" fencing-level target
+        for node in $found; do
+            if is_among "$node:$index" $levels; then
+                fail "level $index of $node was not made by fencetool: remove it first (pcs" \
+                    "stonith level); devices that are to come first, name in the file (before)"
+            fi
+        done
     done
 }
 
@@ -10108,8 +10496,10 @@ warn_of_action() {
 prepare() {
     read_options "$@"
     copy_cib
+    refuse_remote_nodes
     remove_own
     refuse_names_that_are_taken
+    check_others
     warn_of_levels
     find_strangers
     find_members
@@ -10190,7 +10580,7 @@ finish() {
 def render_pcs(configuration, source):
     head = PCS_HEAD.split("\n")
     head[1:1] = [render_banner(source, "configure-stonith.sh"), SECRETS_NOTE]
-    lines = render_lists(configuration) + ["", "configure() {"]
+    lines = ["%s='%s'" % item for item in build_lists(configuration)] + ["", "configure() {"]
     for device in configuration.primitives:
         lines += wrap_words(
             ["create", device.id, device.agent]
@@ -10204,23 +10594,11 @@ def render_pcs(configuration, source):
         strangers = ("$strangers",) if ban.is_verifier else ()
         lines += wrap_words(("place", ban.device) + ban.nodes + strangers)
     for level in configuration.levels:
-        lines += wrap_words(('pcs -f "$copy" stonith level add 1', level.node) + level.devices)
+        lines += wrap_words(('pcs -f "$copy" stonith level add %d' % level.index, level.node)
+                            + level.devices)
     lines += ["    decide_race", "    enable_fencing", "}", ""]
     lines += render_head_starts(configuration) + ['prepare "$@"', "configure", "finish", ""]
     return "\n".join(head + lines)
-
-
-def render_lists(configuration):
-    devices = configuration.primitives
-    delayed = [device.id for device in devices if "pcmk_delay_base" in device.options]
-    targets = [level.node for level in configuration.levels]
-    racers = [row.node for row in configuration.head_starts]
-    lists = (("mark", ["=".join(OWNER)]), ("device_prefix", [DEVICE_PREFIX]),
-             ("verifier_prefix", [VERIFIER_PREFIX]), ("known_nodes", configuration.nodes),
-             ("targets", targets), ("devices", [device.id for device in devices]),
-             ("coming_back", find_coming_back(configuration)), ("delayed", delayed),
-             ("racers", racers), ("longest", [str(find_longest(devices))]))
-    return ["%s='%s'" % (name, " ".join(words)) for name, words in lists]
 
 
 def render_head_starts(configuration):
@@ -10233,10 +10611,38 @@ def render_head_starts(configuration):
 
 
 def find_coming_back(configuration):
-    """Return the names of the nodes that are powered on again after a fence."""
-    staying = {device.id for device in configuration.primitives
-               if device.options.get("pcmk_reboot_action") == "off"}
-    return [level.node for level in configuration.levels if not staying & set(level.devices)]
+    """Return the names of the nodes that are powered on again after a fence by any level."""
+    off = {device.id for device in configuration.primitives
+           if device.options.get("pcmk_reboot_action") == "off"}
+    staying = {level.node for level in configuration.levels if off & set(level.devices)}
+    fenced = {level.node for level in configuration.levels}
+    return [name for name in configuration.nodes if name in fenced - staying]
+
+
+def build_lists(configuration):
+    """Return [(variable of the script, its words)].
+
+    placed_*: of devices that others have made, and that the file puts into levels.
+    """
+    own = [device.id for device in configuration.primitives]
+    split = [(level, [name for name in level.devices if name not in own])
+             for level in configuration.levels]
+    alone = ["%s:%d:%s" % (level.node, level.index, ",".join(names))
+             for level, names in split if len(names) == len(level.devices)]
+    mixed = {name for level, names in split for name in names if len(names) < len(level.devices)}
+    delayed = [device.id for device in configuration.primitives
+               if "pcmk_delay_base" in device.options]
+    fenced = {level.node for level in configuration.levels}
+    lists = (("mark", ["=".join(OWNER)]), ("verifier_prefix", [VERIFIER_PREFIX]),
+             ("known_nodes", configuration.nodes), ("remotes", configuration.remotes),
+             ("targets", [name for name in configuration.nodes if name in fenced]),
+             ("levels", ["%s:%d" % level[:2] for level in configuration.levels]),
+             ("devices", own), ("coming_back", find_coming_back(configuration)),
+             ("delayed", delayed), ("racers", [row.node for row in configuration.head_starts]),
+             ("longest", [str(find_longest(configuration.primitives))]),
+             ("placed_before", sorted({name for _, names in split for name in names})),
+             ("placed_alone", alone), ("placed_with_ours", sorted(mixed)))
+    return [(name, " ".join(words)) for name, words in lists]
 
 
 SECRETS_NOTE = "# It may hold passwords: mode 0700, and not into a repository."
@@ -10274,7 +10680,8 @@ def render_crmsh(configuration, source):
     lines += ["location %s %s -inf: %s" % (ban_id(ban, node), ban.device, node)
               for ban in configuration.bans for node in ban.nodes]
     # In fencing_topology a comma means the same level, and a blank the next one.
-    levels = ["%s: %s" % (level.node, ",".join(level.devices)) for level in configuration.levels]
+    levels = ["%s%s" % ("%s: " % level.node if level.index == 1 else "", ",".join(level.devices))
+              for level in configuration.levels]
     properties = ["%s=%s" % item for item in configuration.properties]
     return "\n".join(lines + [" ".join(["fencing_topology"] + levels),
                               " ".join(["property"] + properties), ""])
@@ -10306,8 +10713,9 @@ def render_cib(configuration, source):
               % (ban_id(ban, node), node, ban.device)
               for ban in configuration.bans for node in ban.nodes]
     lines += ["</constraints>", "<fencing-topology>"]
-    lines += ['<fencing-level id="fl-%s-1" index="1" target="%s" devices="%s"/>'
-              % (level.node, level.node, ",".join(level.devices)) for level in configuration.levels]
+    lines += ['<fencing-level id="fl-%s-%d" index="%d" target="%s" devices="%s"/>'
+              % (level.node, level.index, level.index, level.node, ",".join(level.devices))
+              for level in configuration.levels]
     return "\n".join(lines + ["</fencing-topology>", "</configuration>", "<status/>", "</cib>", ""])
 
 
@@ -10377,10 +10785,11 @@ ANSIBLE_PLAY = """
 
 
 def render_ansible(configuration, source):
-    """Return a playbook that installs this tool on all nodes and runs the script on the first."""
+    """Return a playbook that installs this tool on all members and runs the script on the first."""
     lines = [render_banner(source, "Playbook"), "# Beside it: fencetool.py, install.sh, and "
              "configure-stonith.sh (gen-config -o configure-stonith.sh)."]
-    return "\n".join(lines) + ANSIBLE_PLAY % json.dumps(",".join(configuration.nodes))
+    members = [node for node in configuration.nodes if node not in configuration.remotes]
+    return "\n".join(lines) + ANSIBLE_PLAY % json.dumps(",".join(members))
 
 
 # The formats of gen-config: (build, render). What is for one node is built for its name too.
@@ -11370,7 +11779,7 @@ def render_yaml(text):
 #
 # A cluster file is read together with the host_vars beside it, where Ansible keeps the addresses of
 # the nodes. fence_check takes the parameters that gen-config would write; where there is no cluster
-# file, it takes those of the one fence_check device for the node in the running cluster's CIB.
+# file, it takes those of the fence_check devices for the node in the running cluster's CIB.
 
 
 def load_cluster(path, host_vars, system):
@@ -11403,7 +11812,10 @@ def is_host_file(name, node, cluster_data):
 
 
 def find_check_parameters(node, values, system):
-    """Return the fence_check parameters of a node: from the cluster file, else from the cluster."""
+    """Return [[parameters of fence_check for a fence device] of a level] of a node.
+
+    They come from the cluster file, else from the cluster.
+    """
     path = values.get("config", CLUSTER_FILE)
     if "config" in values or os.path.exists(path):
         return read_check_parameters(path, node, system)
@@ -11417,7 +11829,7 @@ def find_check_parameters(node, values, system):
 
 
 def read_check_parameters(path, name, system):
-    """Return the fence_check parameters of a node from a cluster file, by their names."""
+    """Return the same from a cluster file."""
     cluster, mistakes = load_cluster(path, "", system)
     if not cluster:
         mistake = next(item for item in mistakes if not item.is_warning)
@@ -11426,16 +11838,21 @@ def read_check_parameters(path, name, system):
         node = find_node(cluster, name)
     except UsageError as error:
         raise UsageError("%s: %s" % (path, error)) from None
-    if not node.dialect:
+    if not list_devices(node):
         raise UsageError("%s has no fence device for %s" % (path, quote(name)))
-    options = build_verifier(cluster, node, plan_times(cluster, node)).options
+    return [[build_check_parameters(cluster, device) for device in level.devices]
+            for level in node.levels if level.devices]
+
+
+def build_check_parameters(cluster, device):
+    options = build_verifier(cluster, device, plan_times(cluster, device)).options
     return {option: value for option, value in options.items() if not option.startswith("pcmk_")}
 
 
 def parse_check_parameters(text, node):
-    """Return the parameters of the one fence_check device in a part of the CIB that is for node."""
+    """Return the same from a part of the CIB: of the fence_check devices that are for the node."""
     from xml.etree import ElementTree
-    found = []
+    levels = {}  # {what the id says of a level: [parameters]}
     try:
         tree = ElementTree.fromstring(text)
     except ElementTree.ParseError:
@@ -11446,11 +11863,11 @@ def parse_check_parameters(text, node):
         hosts = re.split("[,; \t]+", pairs.get("pcmk_host_list", ""))
         hosts += re.findall("([^:; \t]+):", pairs.get("pcmk_host_map", ""))
         if node in hosts:
-            found.append(pairs)
-    if len(found) != 1:
-        raise UsageError("the CIB has %d fence_check devices for %s, and one is needed"
-                         % (len(found), quote(node)))
-    return found[0]
+            level = re.search(LEVEL_SUFFIX, primitive.get("id", ""))
+            levels.setdefault(level and level.group(0)[:len("-level2")], []).append(pairs)
+    if not levels:
+        raise UsageError("the CIB has no fence_check device for %s" % quote(node))
+    return list(levels.values())
 
 
 CIB_SECONDS = 30

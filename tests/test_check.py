@@ -3,6 +3,7 @@ import itertools
 import os
 import types
 import unittest
+from unittest import mock
 from xml.etree import ElementTree
 
 import fencetool
@@ -537,19 +538,27 @@ class ClusterParametersTest(unittest.TestCase):
 
     def test_the_device_is_found_by_its_host_list_or_map(self):
         for node, method in (("storage-a", "ipmi"), ("storage-b", "kasa"), ("storage-c", "kasa")):
-            found = fencetool.parse_check_parameters(self.CIB, node)
+            (found,), = fencetool.parse_check_parameters(self.CIB, node)
             self.assertEqual(found["fence_method"], method)
 
     def test_meta_attributes_are_no_parameters(self):
         meta = ('<meta_attributes id="8"><nvpair id="9" name="target-role" value="Started"/>'
                 '</meta_attributes><operations>')
-        found = fencetool.parse_check_parameters(
+        (found,), = fencetool.parse_check_parameters(
             self.CIB.replace("<operations>", meta), "storage-a")
         self.assertEqual(found, {"fence_method": "ipmi", "pcmk_host_list": "storage-a"})
 
-    def test_no_device_or_two_are_an_error(self):
+    def test_several_devices_of_a_node_are_found_by_their_levels(self):
         twice = self.CIB.replace('value="storage-a"', 'value="storage-a, storage-b"')
-        for text, node in ((self.CIB, "storage"), (twice, "storage-b"), ("<cib/>", "storage-b"),
+        for ids, methods in ((("v-a", "v-b"), [["ipmi", "kasa"]]),
+                             (("v-level2", "v-level2-device2"), [["ipmi", "kasa"]]),
+                             (("v", "v-level3"), [["ipmi"], ["kasa"]])):
+            text = twice.replace('"v-a"', '"%s"' % ids[0]).replace('"v-b"', '"%s"' % ids[1])
+            found = fencetool.parse_check_parameters(text, "storage-b")
+            self.assertEqual([[one["fence_method"] for one in level] for level in found], methods)
+
+    def test_no_device_is_an_error(self):
+        for text, node in ((self.CIB, "storage"), ("<cib/>", "storage-b"),
                            ("no xml", "storage-b"), ("", "storage-b")):
             with self.subTest(node=node), self.assertRaises(fencetool.UsageError):
                 fencetool.parse_check_parameters(text, node)
@@ -559,6 +568,22 @@ class ClusterParametersTest(unittest.TestCase):
             fencetool.find_check_parameters("storage-b", {"config": "/nonexistent"},
                                             fencetool.System("test"))
 
+    def test_a_node_with_two_plugs_is_dead_only_when_both_are_off(self):
+        dead, alive, unknown = fencetool.EXIT_OFF, fencetool.EXIT_GOOD, fencetool.EXIT_BAD
+        for levels, code in (
+                ([[dead]], dead), ([[dead, dead]], dead), ([[dead, alive]], alive),
+                ([[alive, dead]], alive), ([[dead, unknown]], unknown),
+                ([[unknown, dead]], unknown), ([[alive, unknown]], alive),
+                ([[unknown], [dead]], dead), ([[dead], [alive]], dead),
+                ([[dead, alive], [unknown]], unknown), ([[alive], [alive]], alive)):
+            with mock.patch.object(fencetool.System, "write") as written:
+                found = fencetool.combine_codes("status", levels, fencetool.System("test"))
+            self.assertEqual(found, code, levels)
+            self.assertEqual(written.called, levels != [[dead]])
+        for levels, code in (([[0]], 0), ([[0, 1]], 1), ([[1, 0]], 1), ([[1], [0]], 0),
+                             ([[0, 1], [1]], 1)):
+            self.assertEqual(fencetool.combine_codes("off", levels, None), code, levels)
+
     def test_a_misspelt_network_in_the_clusters_configuration_is_refused_too(self):
         found = {"fence_method": "kasa", "fence_ip": "127.0.0.1", "target_mgmt_ip": "127.0.0.2",
                  "target_storge_ip": "127.0.0.3", "managed-by": "fencetool"}
@@ -566,7 +591,7 @@ class ClusterParametersTest(unittest.TestCase):
             with self.assertRaisesRegex(fencetool.UsageError, "target_storge_ip"):
                 fencetool.run_agent(
                     fencetool.AGENTS["fence_check"], [("action", action), ("plug", "storage-b")],
-                    fencetool.System("test"), lambda node, values, system: found)
+                    fencetool.System("test"), lambda node, values, system: [[found]])
 
 
 class WrongTimesTest(unittest.TestCase):

@@ -737,6 +737,43 @@ class PowerTest(LabTest):
             (UNKNOWN, "power=unknown", {"nodename": "storage-c"}))])
         self.assertFalse(any("set_relay_state" in str(request) for request in plug.requests))
 
+    def test_a_node_on_several_devices_is_dead_by_all_of_one_level(self):
+        """All that is told is the node: the parameters are those of its cluster file."""
+        plugs = [self.start_plug(state=state)[0] for state in (False, False, True)]
+        off, also_off, on = ["{method: kasa, ip: %s, port: %d}" % (PLUG, plug.address[1])
+                             for plug in plugs]
+        nobody = "{method: kasa, ip: 10.77.0.98}"
+        cases = [("devices: [%s, %s]" % pair, code) for pair, code in (
+            ((off, also_off), DEAD), ((off, on), ALIVE), ((on, off), ALIVE),
+            ((off, nobody), UNKNOWN), ((nobody, off), UNKNOWN), ((nobody, on), ALIVE))]
+        cases += [("levels: [%s, {devices: [%s, %s]}]" % level, code) for level, code in (
+            ((nobody, off, also_off), DEAD), ((nobody, off, on), UNKNOWN), ((on, off, on), ALIVE))]
+
+        def check(number):
+            path = os.path.join(self.folder, "%d.yml" % number)
+            with open(path, "w") as handle:
+                handle.write("stonith_nodes:\n  a: {method: none, mgmt_ip: 10.77.0.1}\n"
+                             "  b: {mgmt_ip: %s, %s}\n" % (NOBODY, cases[number][0]))
+            return LAB.check("check", dict(QUICK, action="status", nodename="b", config=path))
+        for (text, code), result in zip(cases, support.at_once(
+                [lambda number=number: check(number) for number in range(len(cases))],
+                workers=WORKERS)):
+            with self.subTest(text):
+                word = {DEAD: "OFF", ALIVE: "ON", UNKNOWN: "UNKNOWN"}[code]
+                count = text.count("method")
+                self.assertEqual(result.code, code, result)
+                self.assertEqual(result.out.splitlines()[-1],
+                                 "Status by its %d fence devices: %s" % (count, word))
+
+    def test_an_agent_that_knows_its_device_without_an_address_needs_none(self):
+        method = self.script("fence_cloud", "grep -q ^ip= && exit 1\necho Status: OFF; exit 2\n")
+        address = {"nodename": "storage-b", "fence_method": method}
+        self.assert_verdicts([(DEAD, "power=off", address)])
+        result = LAB.check("check", dict(QUICK, action="off", fence_method="kasa",
+                                         nodename="storage-b", target_mgmt_ip=NOBODY))
+        self.assertEqual(result.code, 1)
+        self.assertIn("no fence_ip given", result.err)
+
     def test_an_agent_that_lies_hangs_or_is_missing_proves_nothing(self):
         cases = [(UNKNOWN, "and printed 'Status: ON'", "echo Status: ON; exit 2"),
                  (UNKNOWN, "with exit code 2 and printed ''", "exit 2"),

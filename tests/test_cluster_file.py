@@ -210,8 +210,6 @@ class Mistakes(CheckedFile):
                 ("delay: 5", "outlet: 2", 9, "no meaning"),
                 ("method: kasa", "method: http\n    power_on: true", 10, "no power_on_url"),
                 ("method: kasa", "method: esphome\n    switch_name: a\n    outlet: b", 13, "both"),
-                ("method: kasa\n    ip: 10.20.20.202", "agent: fence_aws", 10,
-                 "has no ip, which fence_check needs"),
                 ("stonith_nodes:\n", "stonith_direct_networks: [storage]\nstonith_nodes:\n  c: "
                  "{method: none, storage_ip: 10.10.10.3}\n", 1, "two ends"),
                 ("user: admin", "user: '\"admin\"'", 5, "fence agents cut"),
@@ -300,6 +298,9 @@ class Mistakes(CheckedFile):
         for one, other in (("[1, 5]", "2"), ("[1, 5]", "[2, 6]"), ("[1, 15]", "5")):
             self.assert_good(top + nodes % (one, other))
 
+    def test_an_agent_without_an_address_needs_none(self):
+        self.assert_good(GOOD.replace("method: kasa\n    ip: 10.20.20.202", "agent: fence_aws"))
+
     def test_a_password_is_not_shown_with_its_mistake(self):
         found = messages(GOOD.replace("password_script: /etc/bmc.sh", "password: 0815"))
         self.assertIn("6: password: YAML may take this for a number, a date or a truth value (put "
@@ -336,7 +337,9 @@ class Mistakes(CheckedFile):
                 ("    delay: 5\n", "", "fencing storage-a waits 10 s"),
                 ("ip: 10.10.10.2\n", "ip: 10.10.10.2\n    delay: 5\n", "same delay"),
                 ("delay: 5", "delay: 0", "same delay"),
-                ("ip: 10.10.10.2\n", "ip: 10.10.10.2\n  c: {method: none}\n", "c counts as a")):
+                ("ip: 10.10.10.2\n", "ip: 10.10.10.2\n  c: {method: none}\n", "c counts as a"),
+                ("    delay: 5\n", "    delay: 5\n    verify: false\n",
+                 "nobody proves that storage-a is dead")):
             with self.subTest(new):
                 text = GOOD.replace(old, new)
                 self.assert_good(text)
@@ -346,6 +349,138 @@ class Mistakes(CheckedFile):
         hosts = [("storage-b", "host_vars/b.yml", b"mgmt_ip: 10.20.20.9\n")]
         self.assertEqual(messages(GOOD, hosts), ["1: mgmt_ip of storage-b differs from the one at "
                                                  "c.yml:13 (remove the wrong one)"])
+
+
+class SeveralDevices(CheckedFile):
+    """Two power supplies, levels, and devices of others in front."""
+
+    FILE = """\
+stonith_nodes:
+  a: {method: kasa, ip: 10.0.0.11, mgmt_ip: 10.0.0.1, delay: 5}
+  b:
+    mgmt_ip: 10.0.0.2
+"""
+    PLUGS = ["{method: kasa, ip: 10.0.0.%d}" % number for number in (12, 13, 14)]
+
+    def node(self, *lines):
+        return self.FILE + "".join("    %s\n" % line for line in lines)
+
+    def levels_of(self, text):
+        """Return [[address of a device] of a level] of node b."""
+        node = fencetool.find_node(self.assert_good(text), "b")
+        return [[device.values["ip"] for device in level.devices] for level in node.levels]
+
+    def test_devices_are_one_level_and_levels_are_several(self):
+        one, two, three = self.PLUGS
+        for lines, levels in (
+                ((one[1:-1].replace(", ", "\n    "),), [["10.0.0.12"]]),
+                (("devices: [%s]" % one,), [["10.0.0.12"]]),
+                (("devices: [%s, %s]" % (one, two),), [["10.0.0.12", "10.0.0.13"]]),
+                (("devices:", "- method: kasa", "  ip: 10.0.0.12", "- " + two),
+                 [["10.0.0.12", "10.0.0.13"]]),
+                (("levels: [%s, %s]" % (one, two),), [["10.0.0.12"], ["10.0.0.13"]]),
+                (("levels:", "- " + one, "- devices: [%s, %s]" % (two, three)),
+                 [["10.0.0.12"], ["10.0.0.13", "10.0.0.14"]]),
+                (("levels: [%s, {before: [k], devices: [%s, %s]}]" % (one, one, two),),
+                 [["10.0.0.12"], ["10.0.0.12", "10.0.0.13"]])):
+            with self.subTest(lines):
+                self.assertEqual(self.levels_of(self.node(*lines)), levels)
+
+    def test_what_others_have_made_stands_in_front_of_one_level_or_of_all(self):
+        one, two, _ = self.PLUGS
+        for lines, before in (
+                (("before: [ping]", "devices: [%s]" % one), [("ping",)]),
+                (("before: [ping]", one[1:-1].replace(", ", "\n    ")), [("ping",)]),
+                (("levels: [{before: [k]}, %s]" % one,), [("k",), ()]),
+                (("before: [ping]", "levels: [{before: [k]}, %s, {before: [l, m], devices: [%s]}]"
+                  % (one, two)), [("ping", "k"), ("ping",), ("ping", "l", "m")])):
+            with self.subTest(lines):
+                node = fencetool.find_node(self.assert_good(self.node(*lines)), "b")
+                self.assertEqual([level.before for level in node.levels], before)
+
+    def test_each_device_knows_the_addresses_of_its_node_in_another_file(self):
+        text = self.node("devices: [%s, %s]" % tuple(self.PLUGS[:2]))
+        hosts = [("b", "host_vars/b.yml", b"mgmt_ip: 10.0.0.2\nstorage_ip: 10.1.0.2\n"),
+                 ("a", "host_vars/a.yml", b"storage_ip: 10.1.0.1\n")]
+        cluster, mistakes = read(text.replace("    mgmt_ip: 10.0.0.2\n", ""), hosts)
+        self.assertEqual(mistakes, [])
+        checks = [row.options for row in fencetool.build_configuration(cluster).primitives
+                  if row.id.startswith("fence-verify-b")]
+        self.assertEqual([(row["target_mgmt_ip"], row["target_storage_ip"]) for row in checks],
+                         [("10.0.0.2", "10.1.0.2")] * 2)
+
+    def test_mistakes_tell_their_way_out(self):
+        one, two, _ = self.PLUGS
+        for line, lines, words in (
+                (5, ("devices: " + one,), "must be a list of maps [{method: ...}, {method: ...}], "
+                 "not a map"),
+                (5, ("devices: kasa",), "a single value"), (5, ("devices: []",), "an empty one"),
+                (5, ("devices:",), "not an empty value"), (5, ("levels: [[%s]]" % one,), "a list"),
+                (5, ("devices: [10.0.0.12, 10.0.0.13]",), "each of the list must be a map"),
+                (6, ("method: kasa", "ip: [10.0.0.12, 10.0.0.13]"),
+                 "not a list (several fence devices: devices: [{...}, {...}])"),
+                (6, ("devices: [%s]" % one, "ip: 10.0.0.13"), "ip stands beside devices: it goes"),
+                (6, ("levels: [%s]" % one, "devices: [%s]" % two), "devices stands beside levels"),
+                (5, ("levels: [{devices: [%s], outlet: 2}]" % one,), "outlet stands beside dev"),
+                (5, ("devices: [{method: kasa, ip: 10.0.0.12, mgmt_ip: 10.0.0.3}]",),
+                 "'mgmt_ip' does not belong here: it is one of the node itself"),
+                (5, ("devices: [{method: kasa, ip: 10.0.0.12, power_on: yes}]",), "'power_on' d"),
+                (5, ("devices: [{before: [x], method: kasa, ip: 10.0.0.12}]",), "'before' does"),
+                (5, ("devices: [{method: kasa, ip: 10.0.0.12, outlt: 1}]",), "you mean outlet?"),
+                (5, ("devices: [%s, {method: kasa}]" % one,), "b has no ip, which method kasa"),
+                (5, ("devices: [%s, {ip: 10.0.0.13}]" % one,), "b has no method"),
+                (5, ("devices: [%s, {method: none}]" % one,), "a device has a method"),
+                (5, ("devices: [%s, {method: ipmi, ip: 10.0.0.13, mac: x}]" % one,), "not a MAC"),
+                (5, ("devices: [%s, %s]" % (one, one),), "two devices of b are the same outlet"),
+                (5, ("devices: [{method: kasa, ip: 10.0.0.12, outlet: 1}, {method: kasa, ip: "
+                     "10.0.0.12, outlet: [1, 2]}]",), "two devices of b are the same outlet"),
+                (5, ("devices: [%s, {method: kasa, ip: 10.0.0.11}]" % one,), "a and b are on the"),
+                (5, ("devices: [%s, {method: kasa, ip: 10.0.0.2}]" % one,), "cannot fence itself"),
+                (5, ("levels: [%s]" % ", ".join(
+                    "{method: kasa, ip: 10.0.1.%d}" % n for n in range(1, 11)),), "9 at most"),
+                (3, ("levels: [{before: [k]}]",), "b has no fence device of its own"),
+                (5, ("before: [fence-verify-a]", "devices: [%s]" % one), "is made by fencetool"),
+                (5, ("before: ['a b']", "devices: [%s]" % one), "not the id of a fence device"),
+                (7, ("levels:", "- " + one, "- {before: ['2x'], method: kasa, ip: 10.0.0.13}"),
+                 "before: '2x' is not the id of"),
+                (5, ("before: fence-x", "devices: [%s]" % one), "must be a list [a, b]"),
+                (5, ("before: [x]", "method: none"), "no meaning for method none"),
+                (5, ("levels: [{}]",), "b has no method")):
+            with self.subTest(lines):
+                self.assert_mistake(self.node(*lines), line, words)
+
+    def test_names_that_would_be_those_of_a_level_are_refused(self):
+        for name, line, words in (
+                ("a-level2", 2, "look like one of another level"),
+                ("b-device2", 5, "fence-b-device2, which is a device of b-device2"),
+                ("verify-b-device2", 2, "fence-verify-b-device2, which is the verifier of b")):
+            text = self.node("devices: [%s, %s]" % tuple(self.PLUGS[:2]))
+            with self.subTest(name):
+                self.assert_mistake(text.replace("  a:", "  %s:" % name), line, words)
+
+    def test_what_cannot_prove_or_be_read_is_told(self):
+        one, two, _ = self.PLUGS
+        bmc = "{method: ipmi, ip: 10.0.0.20, user: u, password_script: /p}"
+        for lines, words in (
+                (("devices: [%s, %s]" % (bmc, one),), "a BMC that shares a level loses"),
+                (("levels: [{before: [k]}, %s]" % one,), "level 1 is of k alone: what succeeds "
+                 "there is believed, and nobody verifies it")):
+            self.assertIn(words, " ".join(messages(self.node(*lines), warnings=True)))
+        for lines in (("devices: [%s, %s]" % (one, two),), ("levels: [%s, %s]" % (bmc, one),)):
+            self.assertEqual(messages(self.node(*lines), warnings=True), [])
+
+    def test_remote_nodes_verify_and_fence_nobody(self):
+        storage = "storage_ip: 10.1.0.%d"
+        text = self.FILE.replace("mgmt_ip: 10.0.0.1,", "mgmt_ip: 10.0.0.1, %s," % storage % 1)
+        text += "    method: kasa\n    ip: 10.0.0.12\n"
+        remote = text + "  r: {method: kasa, ip: 10.0.0.13, mgmt_ip: 10.0.0.3, %s%%s}\n" % (
+            storage % 3)
+        self.assert_mistake(text, 2, "no other node is in all its networks (mgmt, storage)")
+        self.assert_good(remote % "")
+        self.assert_mistake(remote % ", remote: true", 2,
+                            "in all its networks (mgmt, storage); a remote node verifies nobody")
+        self.assert_mistake("stonith_fence_verify: no\n" + (remote % ", remote: yes").replace(
+            "    method", "    remote: true\n    method"), 2, "two nodes that are not remote")
 
 
 class Commands(unittest.TestCase):
@@ -425,7 +560,7 @@ class Commands(unittest.TestCase):
     def test_every_example_of_the_readme_is_a_cluster(self):
         examples = [block.replace("\n    ", "\n") for block in re.findall(
             r"\n(\n    stonith_(?:.*\n)(?:    .*\n)+)", read_readme())]
-        self.assertEqual(len(examples), 3)
+        self.assertEqual(len(examples), 6)
         for example in examples:
             cluster, mistakes = fencetool.parse_cluster("README.md", example.encode())
             self.assertTrue(cluster, mistakes)

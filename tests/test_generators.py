@@ -79,10 +79,24 @@ class Safety(unittest.TestCase):
     def test_the_verifier_is_the_last_device_of_its_level(self):
         for name, cluster, configuration in all_configurations():
             for level in configuration.levels:
-                wanted = ["fence-" + level.node]
-                if fencetool.is_verified(cluster):
-                    wanted.append("fence-verify-" + level.node)
-                self.assertEqual(list(level.devices), wanted, name)
+                node = fencetool.find_node(cluster, level.node)
+                kinds = ["fence-verify-" if device.startswith("fence-verify-") else "fence-"
+                         for device in level.devices]
+                count = len(node.levels[level.index - 1].devices)
+                verifiers = count if fencetool.is_verified(cluster, node) else 0
+                self.assertEqual(kinds, ["fence-"] * count + ["fence-verify-"] * verifiers, name)
+
+    def test_each_of_several_devices_has_a_verifier_of_its_own(self):
+        configuration = fencetool.build_configuration(load("two_supplies.yml"))
+        for level in configuration.levels:
+            powers, verifiers = level.devices[:2], level.devices[2:]
+            self.assertEqual([name.replace("verify-", "") for name in verifiers], list(powers))
+            for power, verifier in zip(powers, verifiers):
+                switched = device(configuration, power).options
+                read = device(configuration, verifier).options
+                self.assertEqual(read["fence_ip"], switched["ip"])
+                self.assertEqual(read.get("fence_plug"),
+                                 switched.get("pcmk_host_map", ":").split(":")[1] or None)
 
     def test_every_verifier_is_in_a_level(self):
         for name, _, configuration in all_configurations():
@@ -100,18 +114,21 @@ class Safety(unittest.TestCase):
         for name, _, configuration in all_configurations():
             bans = {ban.device: ban.nodes for ban in configuration.bans}
             for level in configuration.levels:
-                self.assertEqual(bans["fence-" + level.node], (level.node,), name)
-                self.assertTrue(all(level.node in bans[device] for device in level.devices), name)
+                for device in level.devices:
+                    self.assertIn(level.node, bans[device], name)
+                    if not device.startswith("fence-verify-"):
+                        self.assertEqual(bans[device], (level.node,), name)
 
     def test_a_verifier_runs_only_where_all_networks_of_its_target_can_be_seen(self):
         for name, cluster, configuration in all_configurations():
             nodes = {node.name: node for node in cluster.nodes}
             for ban in configuration.bans:
                 if ban.is_verifier:
-                    target = nodes[ban.device[len("fence-verify-"):]]
+                    target = nodes[re.sub("fence-verify-|-level[0-9]|-device[0-9]", "", ban.device)]
                     able = [node for node in cluster.nodes if node.name not in ban.nodes]
                     self.assertTrue(able, name)
                     for node in able:
+                        self.assertNotIn("remote", node.values)
                         self.assertIsNot(node, target)
                         self.assertLessEqual(set(target.networks), set(node.networks), name)
 
@@ -233,6 +250,60 @@ class Decisions(unittest.TestCase):
         self.assertEqual((options["plug"], options["pcmk_host_list"]), ("left one,5", "a"))
         self.assertEqual(options["pcmk_host_argument"], "none")
 
+    def test_all_devices_of_a_level_are_off_before_any_is_read_or_on(self):
+        configuration = fencetool.build_configuration(load("two_supplies.yml"))
+        self.assertEqual([level.devices for level in configuration.levels], [
+            ("fence-%s" % node, "fence-%s-device2" % node, "fence-verify-%s" % node,
+             "fence-verify-%s-device2" % node) for node in ("storage-a", "storage-b")])
+        for name, stays_off in (("storage-a", True), ("storage-b", False)):
+            for suffix in ("", "-device2"):
+                options = device(configuration, "fence-" + name + suffix).options
+                self.assertEqual("pcmk_reboot_action" in options, stays_off)
+        delays = [row.id for row in configuration.primitives if "pcmk_delay_base" in row.options]
+        self.assertEqual(delays, ["fence-storage-a"])
+
+    def test_only_the_first_verifier_of_a_level_waits_in_full(self):
+        configuration = fencetool.build_configuration(load("two_supplies.yml"))
+        for suffix, early_exit in (("", None), ("-device2", "3")):
+            options = device(configuration, "fence-verify-storage-a" + suffix).options
+            self.assertEqual(options["verify_wait"], "10")
+            self.assertEqual(options.get("early_exit"), early_exit)
+
+    def test_levels_have_devices_and_verifiers_of_their_own(self):
+        configuration = fencetool.build_configuration(load("levels.yml"))
+        self.assertEqual([level for level in configuration.levels if level.node != "far"], [
+            ("storage-a", 1, ("fence-storage-a", "fence-verify-storage-a")),
+            ("storage-a", 2, (
+                "fence-storage-a-level2", "fence-storage-a-level2-device2",
+                "fence-verify-storage-a-level2", "fence-verify-storage-a-level2-device2")),
+            ("storage-b", 1, ("fence-storage-b", "fence-verify-storage-b")),
+            ("storage-b", 2, ("fence-storage-b-level2", "fence-verify-storage-b-level2")),
+            ("cloud", 1, ("fence-cloud",))])
+        # A level comes back as its own devices do.
+        for name, stays_off in (("a", False), ("a-level2", True), ("a-level2-device2", True),
+                                ("b", False), ("b-level2", True)):
+            options = device(configuration, "fence-storage-" + name).options
+            self.assertEqual("pcmk_reboot_action" in options, stays_off, name)
+
+    def test_a_node_comes_back_only_where_all_devices_of_a_level_do(self):
+        text = two_nodes() + (
+            "  c: {mgmt_ip: 10.0.0.3, storage_ip: 10.1.0.3%s, devices: [{method: kasa, "
+            "ip: 10.0.0.13}, {method: ipmi, ip: 10.0.0.14, user: u, password_script: /p}]}\n")
+        for more, stays_off in (("", True), (", power_on: true", False)):
+            configuration = configure(text % more)
+            for name in ("fence-c", "fence-c-device2"):
+                options = device(configuration, name).options
+                self.assertEqual("pcmk_reboot_action" in options, stays_off, more)
+
+    def test_a_node_with_levels_waits_in_its_first_device_only(self):
+        plugs = ", levels: [%s{method: kasa, ip: 10.0.0.13}, {method: kasa, ip: 10.0.0.14}]"
+        text = two_nodes(plugs).replace("method: kasa, ip: 10.0.0.11, ", "")
+        for before, first in (("", "fence-a"), ("{before: [kdump]}, ", "fence-a-level2")):
+            configuration = configure(text % before)
+            self.assertEqual([(row.id, row.options["pcmk_delay_base"])
+                              for row in configuration.primitives
+                              if "pcmk_delay_base" in row.options], [(first, "10")])
+
     def test_password_script_replaces_the_password(self):
         configuration = configure(two_nodes("", ", password: secret"))
         for name in ("fence-b", "fence-verify-b"):
@@ -348,6 +419,12 @@ class Texts(unittest.TestCase):
         self.assertIn("ip daddr 10.20.20.202 counter reject", text)
         self.assertIn("ip daddr 10.20.20.101 counter accept", text)
 
+    def test_all_devices_of_a_node_are_its_own(self):
+        text = fencetool.render_output("nftables", load("two_supplies.yml"), "storage-b", "c.yml")
+        verdicts = re.findall(r"ip daddr (\S+) counter (\w+)", text)
+        self.assertEqual(verdicts, [("10.20.20.203", "reject"), ("10.20.20.204", "reject"),
+                                    ("10.20.20.201", "accept"), ("10.20.20.202", "accept")])
+
     def test_a_strip_that_a_peer_is_on_too_stays_open(self):
         text = fencetool.render_output("nftables", load("strip.yml"), "storage-b", "strip.yml")
         self.assertNotIn("reject", text)
@@ -408,6 +485,8 @@ class Commands(unittest.TestCase):
         path = os.path.join(CLUSTERS, "mixed.yml")
         shown = self.run_command("--format", "nftables", "--node", "storage-a", path).out
         self.assertIn("table inet fence_guard", shown)
+        shown = fencetool.render_output("ansible", load("levels.yml"), "", "c.yml")
+        self.assertIn("hosts: \"storage-a,storage-b,cloud\"", shown)  # and no remote node
         shown = self.run_command("--format", "ansible", path).out
         self.assertIn("hosts: \"storage-a,storage-b\"", shown)
         self.assertIn("diff: false", shown)  # the script may hold passwords

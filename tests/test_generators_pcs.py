@@ -14,7 +14,7 @@ from tests import pcs_lab, support, versions
 
 CLUSTERS = os.path.join(support.ROOT, "tests", "fixtures", "clusters")
 # Those on which more is tried: crmsh and a second run take their time.
-HARD_FILES = ("mixed.yml", "http.yml", "strip.yml", "three_nodes.yml", "quotes.yml")
+HARD_FILES = ("mixed.yml", "http.yml", "strip.yml", "three_nodes.yml", "quotes.yml", "levels.yml")
 CIB = """<cib %s><configuration><crm_config/><nodes>%s</nodes><resources>%s</resources>
 <constraints/>%s</configuration><status/></cib>
 """
@@ -352,6 +352,126 @@ class Convergence(ConfiguredTest):
         self.assertIn("quorum", bans)
         bans = {item[2] for item in describe_cib(cib) if item[1] == "fence-storage-a"}
         self.assertNotIn("quorum", bans)
+
+
+def foreign(name, agent):
+    return '<primitive id="%s" class="stonith" type="%s"/>' % (name, agent)
+
+
+class Levels(PcsTest):
+    """Several devices of a node, its levels, and devices of others in front of ours."""
+
+    NODES = ["storage-a", "storage-b"]
+    ONE = "{method: kasa, ip: 10.20.20.202}"
+    TWO = "{method: tasmota, ip: 10.20.20.203, outlet: 2}"
+    OTHERS = foreign("ping", "fence_heuristics_ping") + foreign("kdump-b", "fence_kdump")
+
+    def script_of(self, *lines):
+        text = TWO_NODES.partition("  storage-b:")[0] + (
+            "  storage-b:\n    mgmt_ip: 10.20.20.2\n")
+        return self.script(text + "".join("    %s\n" % line for line in lines), "s%d" % hash(lines))
+
+    def levels_in(self, cib):
+        """Return {number of a level: devices} of storage-b, which has no level twice."""
+        found = sorted(item[1:] for item in describe_cib(cib) if item[0] == "storage-b")
+        self.assertEqual(len(dict(found)), read(cib).count(b'target="storage-b"'))
+        return dict(found)
+
+    def test_a_node_moves_between_one_device_two_and_levels_and_back(self):
+        pair = "fence-storage-b,fence-verify-storage-b"
+        both = ("fence-storage-b,fence-storage-b-device2,fence-verify-storage-b,"
+                "fence-verify-storage-b-device2")
+        second = "fence-storage-b-level2,fence-verify-storage-b-level2"
+        cib = self.write_cib("cib.xml", self.NODES, self.OTHERS)
+        for lines, levels in (
+                (("devices: [%s]" % self.ONE,), {"1": pair}),
+                (("devices: [%s, %s]" % (self.ONE, self.TWO),), {"1": both}),
+                (("before: [ping]", "levels: [%s, %s]" % (self.ONE, self.TWO)),
+                 {"1": "ping," + pair, "2": "ping," + second}),
+                (("levels: [{before: [kdump-b]}, %s]" % self.TWO,), {"1": "kdump-b", "2": second}),
+                (("before: [ping]", "devices: [%s]" % self.ONE), {"1": "ping," + pair})):
+            script = self.script_of(*lines)
+            # Devices of others are not taken out of a level unasked.
+            topology = read(cib).partition(b"<fencing-topology>")[2]
+            takes_out = b"ping" in topology or b"kdump" in topology
+            self.configure(script, cib, *["--adopt"] * takes_out)
+            self.assertEqual(self.levels_in(cib), levels)
+            once = read(cib)
+            self.assertIn("Nothing to change.", self.configure(script, cib).err)
+            self.assertEqual(read(cib), once)
+
+    def assert_refused(self, script, cib, words):
+        before = read(cib)
+        result = self.run_in_lab("sh", script, "--cib", cib)
+        self.assertEqual((result.code, read(cib)), (1, before), result)
+        self.assertIn(words, result.err)
+        self.assertIn("\nNothing has been changed.\n", result.err)
+
+    def test_a_device_that_somebody_put_into_our_level_is_named_and_stays(self):
+        plain = self.script_of("devices: [%s]" % self.ONE)
+        cib = self.write_cib("cib.xml", self.NODES, self.OTHERS)
+        self.configure(plain, cib)
+        for words in ("remove 1 target storage-b",
+                      "add 1 storage-b ping fence-storage-b fence-verify-storage-b"):
+            self.run_in_lab("pcs", "-f", cib, "stonith", "level", *words.split())
+        self.assert_refused(plain, cib, "ping stands in the level of ping fence-storage-b "
+                            "fence-verify-storage-b, and fencetool has not put it there: name it "
+                            "in the cluster file (before: [ping])")
+        named = self.script_of("before: [ping]", "devices: [%s]" % self.ONE)
+        self.assertIn("Nothing to change.", self.configure(named, cib).err)
+
+    def test_a_level_2_of_somebody_else_is_in_the_way_of_ours(self):
+        topology = ('<fencing-topology><fencing-level id="x" index="2" target="storage-b" '
+                    'devices="kdump-b"/></fencing-topology>')
+        cib = self.write_cib("cib.xml", self.NODES, self.OTHERS, topology)
+        self.assert_refused(self.script_of("levels: [%s, %s]" % (self.ONE, self.TWO)), cib,
+                            "level 2 of storage-b was not made by fencetool")
+
+    def test_what_the_file_names_of_others_is_looked_at(self):
+        cib = self.write_cib("cib.xml", self.NODES, self.OTHERS)
+        self.assert_refused(self.script_of("before: [pong]", "devices: [%s]" % self.ONE), cib,
+                            "there is no fence device pong")
+        for before in ("[ping]", "[ping, ping]"):
+            self.assert_refused(
+                self.script_of("levels: [{before: %s}, %s]" % (before, self.ONE)), cib,
+                "level storage-b:1 is of heuristics alone")
+        told = "warning: kdump-b waits for a crash dump"
+        for lines, is_told in ((("before: [kdump-b]", "devices: [%s]" % self.ONE), True),
+                               (("levels: [{before: [kdump-b]}, %s]" % self.ONE,), False)):
+            result = self.configure(self.script_of(*lines), cib, "--dry-run")
+            self.assertEqual(told in result.err, is_told, result.err)
+
+    def test_a_remote_or_guest_node_that_the_file_takes_for_a_member_is_refused(self):
+        text = TWO_NODES.replace("10.20.20.1,", "10.20.20.1, storage_ip: 10.10.10.1,") + (
+            "  far: {method: kasa, ip: 10.20.20.204, mgmt_ip: 10.20.20.4, "
+            "storage_ip: 10.10.10.4}\n")
+        script = self.script(text)
+        remote = '<primitive id="far" class="ocf" provider="pacemaker" type="remote"/>'
+        template = remote.replace("<primitive", "<template").replace('"far"', '"t"')
+        guest = ('<primitive id="vm" class="ocf" provider="heartbeat" type="VirtualDomain">'
+                 '<meta_attributes id="m"><nvpair id="n" name="remote-node" value="far"/>'
+                 '</meta_attributes></primitive>')
+        reason = "far is a remote or guest node, which fences and verifies nobody"
+        for resources in (remote, guest, template + '<primitive id="far" template="t"/>'):
+            cib = self.write_cib("cib.xml", self.NODES, resources)
+            self.assert_refused(script, cib, reason)
+        cib = self.write_cib("cib.xml", self.NODES + ["far"])
+        self.configure(script, cib, "--dry-run")
+        entry = b'<node id="far" type="remote" uname="far"'
+        with open(cib, "rb+") as handle:
+            seen = re.sub(b'<node id="3" uname="far"', entry, handle.read())
+            handle.seek(0)
+            handle.write(seen)
+        self.assert_refused(script, cib, reason)
+        # When the file says so, too, nobody is left who could verify storage-a.
+        mistakes = fencetool.parse_cluster("c.yml", text.replace(
+            "far: {", "far: {remote: true, ").encode())[1]
+        self.assertIn("a remote node verifies nobody", str(mistakes))
+        able = text.replace("10.20.20.2,", "10.20.20.2, storage_ip: 10.10.10.2,").replace(
+            "far: {", "far: {remote: true, ")
+        for place in (cib, self.write_cib("guest.xml", self.NODES, guest)):
+            self.configure(self.script(able, "able"), place)
+            self.assertIn(("far", "1", "fence-far,fence-verify-far"), describe_cib(place))
 
 
 class Caution(ConfiguredTest):

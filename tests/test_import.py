@@ -10,6 +10,8 @@ from tests import support, test_generators_pcs
 from tests.test_generators import all_configurations, cluster_of
 from tests.test_generators_pcs import CIB
 
+ATTRIBUTES = 'crm_feature_set="3.16.1" validate-with="pacemaker-3.9"'
+
 
 def primitive(name, agent, meta="", **options):
     pairs = "".join('<nvpair id="%s-%s" name="%s" value="%s"/>' % (name, key, key, value)
@@ -27,7 +29,7 @@ def cib(devices, levels=(), nodes=("a", "b"), more=""):
     """Return a CIB as bytes."""
     entries = "".join('<node id="%d" uname="%s"/>' % item for item in enumerate(nodes, 1))
     topology = "<fencing-topology>%s</fencing-topology>" % "".join(levels)
-    text = CIB % (entries, "".join(devices), topology)
+    text = CIB % (ATTRIBUTES, entries, "".join(devices), topology)
     return text.replace("<constraints/>", "<constraints>%s</constraints>" % more).encode()
 
 

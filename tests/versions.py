@@ -4,7 +4,6 @@ Seen: pcs 0.10.8, 0.11.5, 0.12.0; Pacemaker 2.0.5, 2.1.5, 3.0.0 (Debian 11, 12, 
 """
 import collections
 import functools
-import os
 import re
 
 from tests import support

@@ -72,6 +72,13 @@ REPLUGGED = MIXED._replace(
 TWO_SUPPLIES = MIXED._replace(
     plugs=dict(MIXED.plugs, kasa=dict(KASA_STRIP, feeds={2: "storage-b", 3: "storage-b"})),
     config=MIXED.config.replace("outlet: 2\n", "outlet: [2, 3]\n"))
+# It has them on plugs of two makes.
+TWO_PLUGS = MIXED._replace(
+    plugs=dict(MIXED.plugs, esphome=dict(ESPHOME, feeds={1: "storage-b"})),
+    config=MIXED.config.replace(
+        KASA_LINES.strip().replace("\n", "\n    "), "devices:\n" + "\n".join(
+            "    - " + lines.strip().replace("\n", "\n      ")
+            for lines in (KASA_LINES, ESPHOME_LINES.replace("power_on: true\n", "")))))
 # The storage network has a switch, and every node is powered on again after it was fenced.
 PLUGS = Layout({"kasa": KASA_STRIP, "tasmota": TASMOTA, "esphome": ESPHOME}, {},
                cluster_file({"storage-a": ESPHOME_LINES,
@@ -326,8 +333,9 @@ class FencedCluster(harness.Cluster):
 
     def wait_for_devices(self):
         """Wait until every power device and every verifier is started somewhere."""
-        self.wait_for(lambda: len(self.started_devices()) == 2 * len(self.nodes),
-                      FAILOVER_WAIT_S, "all devices started")
+        wanted = len(self.cib("//primitive[@class='stonith']"))
+        self.wait_for(lambda: len(self.started_devices()) == wanted, FAILOVER_WAIT_S,
+                      "all devices started")
 
     def monitors(self, pattern="outcome=ok"):
         """Return how many monitors of our agents ended so, by what they were run on."""

@@ -29,8 +29,9 @@ READY_WAIT_S = 10
 class Wired:
     """What a virtual device gets added here: the nodes it feeds, slowness, a count of losses.
 
-    feeds: node by number of the outlet, as the cables really are; a node on several outlets lives
-    on with any of them. ups: the nodes live on without.
+    feeds: node by number of the outlet, as the cables really are; a node on several outlets, of
+    several devices too, lives on with any of them. ups: the nodes live on without. devices: all
+    those of the program, by their names.
     """
 
     delay_s = 0
@@ -38,14 +39,16 @@ class Wired:
     lost = 0
     ups = False
 
-    def wire(self, power_socket):
+    def wire(self, power_socket, devices):
         self.power_socket = power_socket
+        self.devices = devices
         self.on_power = self.forward
 
     def forward(self, number, powered):
         node = self.feeds.get(number)
-        others = [outlet.number for outlet in self.outlets if outlet.powered
-                  and outlet.number != number and self.feeds.get(outlet.number) == node]
+        others = [outlet for device in self.devices.values() for outlet in device.outlets
+                  if outlet.powered and device.feeds.get(outlet.number) == node
+                  and (device, outlet.number) != (self, number)]
         if node and not self.ups and not others:
             power.ask(self.power_socket, "%s %s" % ("on" if powered else "off", node))
 
@@ -114,7 +117,7 @@ def main(argv):
     server.devices = {}
     for name, plug in json.loads(plugs).items():
         device = DIALECTS[plug["dialect"]](**plug["options"])
-        device.wire(power_socket)
+        device.wire(power_socket, server.devices)
         device.order_replace(plug["feeds"])
         device.start(plug["address"], fencetool.DIALECTS[plug["dialect"]].port)
         server.devices[name] = device

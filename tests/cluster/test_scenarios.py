@@ -75,6 +75,10 @@ class Scenario(unittest.TestCase):
         self.cluster.wait_for_holder([OTHER[lost]])
         self.assertTrue(self.cluster.history(lost, "success"))
 
+    def assert_nothing_moved(self, holder):
+        self.assertEqual([holder], self.cluster.holders(fenced.WRITER))
+        self.assertEqual(0, self.watch.count("Remapped 'off' targeting storage-b complete"))
+
     def tell_steps(self, lost, since_s):
         """Print when each step of a failover came after the node's death."""
         steps = self.cluster.steps(lost, since_s)
@@ -170,6 +174,34 @@ LIES = (
 )
 
 
+class OnTwoPlugs(Scenario):
+    """A node with two power supplies, on plugs of two makes."""
+
+    POWERS = ("fence-storage-b", "fence-storage-b-device2")
+    VERIFIERS = ("fence-verify-storage-b", "fence-verify-storage-b-device2")
+
+    @classmethod
+    def make_cluster(cls):
+        limits = dict.fromkeys(cls.POWERS, SHORT)
+        limits.update(dict.fromkeys(cls.VERIFIERS, SHORT_CHECK))
+        return fenced.FencedCluster(fenced.TWO_PLUGS, limits=limits,
+                                    **{"stonith-max-attempts": 100})
+
+    def test_it_is_dead_when_both_are_off_and_not_before(self):
+        self.move_writer_to("storage-b")
+        self.cluster.plugs["esphome"].set(fault="welded")
+        self.cluster["storage-b"].freeze()
+        self.watch.wait_for(FAILED % "storage-b")
+        self.assert_nothing_moved("storage-b")
+        self.assertTrue(self.cluster["storage-b"].alive())
+        self.cluster.plugs["esphome"].replace(feeds={1: "storage-b"})
+        self.wait_for_failover("storage-b")
+        # No order of the logs of two nodes is told: each device has had its success.
+        for device in self.POWERS + self.VERIFIERS:
+            self.assertTrue(self.watch.count(
+                "Operation 'off' .*targeting storage-b using %s returned 0" % device), device)
+
+
 class WithPlugs(Scenario):
     """Plugs of three makes; the storage network has a switch; fenced nodes come back."""
 
@@ -190,10 +222,6 @@ class WithPlugs(Scenario):
         self.cluster.wait_for(lambda: self.kasa.commands > before, WAIT_S, "off is commanded")
         watch.wait_for(reason)
         watch.wait_for(FAILED % "storage-b")
-
-    def assert_nothing_moved(self, holder):
-        self.assertEqual([holder], self.cluster.holders(fenced.WRITER))
-        self.assertEqual(0, self.watch.count("Remapped 'off' targeting storage-b complete"))
 
     def test_whichever_node_coordinates_a_fenced_one_is_powered_on_again(self):
         for _ in range(2):
