@@ -5377,7 +5377,7 @@ class KasaDevice(Device):
         try:
             found = self.ask_description(deadline)
         except FenceError as error:
-            text = ("port %d: %s; port %d: %s; protocol says which of them is meant"
+            text = ("port %d: %s; port %d: %s; protocol=klap or protocol=legacy settles it"
                     % (port, failure, choice.port, error))
             choice.port = port
             # What is not Kasa's protocol says nothing of the plug.

@@ -662,7 +662,8 @@ class Protocols(KlapTest):
             result = self.fail_auto(shell_timeout="3" if answer is None else "20", **ACCOUNT)
             with self.subTest(name):
                 self.assert_failure(result, "port 9999: ", words, "; port 80: the device refuses "
-                                    "the login of user", "protocol says which of them is meant")
+                                    "the login of user",
+                                    "; protocol=klap or protocol=legacy settles it")
 
     def test_of_two_devices_at_one_address_the_one_with_the_mac_is_taken(self):
         legacy, klap = virtual.Kasa(mac="CC:32:E5:00:00:77"), KlapPlug()
@@ -775,27 +776,28 @@ class Protocols(KlapTest):
         stranger = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self.addCleanup(stranger.close)
         stranger.bind((virtual_klap.own_address(), virtual_klap.DISCOVERY_PORT))
-        for answer, sender, words in (
-                (spoofed, stranger, ""), (b"", None, ""), (b"\0" * 16 + b"[" * 60000, None, ""),
-                (os.urandom(65000), None, ""), (spoofed[:40], None, ""),
-                (b"\0" * 16 + b'{"result":{"mgt_encrypt_schm":{"encrypt_type":%s}}}'
-                 % (b"9" * 4000), None, ""),
-                (spoofed.replace(b"TPAP", b"set protocol=legacy"), None, ""),
-                (spoofed, None, "; it announces the protocol 'TPAP'")):
+        cases = (
+            (spoofed, stranger, ""), (b"", None, ""), (b"\0" * 16 + b"[" * 60000, None, ""),
+            (os.urandom(65000), None, ""), (spoofed[:40], None, ""),
+            (b"\0" * 16 + b'{"result":{"mgt_encrypt_schm":{"encrypt_type":%s}}}'
+             % (b"9" * 4000), None, ""),
+            (spoofed.replace(b"TPAP", b"set protocol=legacy"), None, ""),
+            (spoofed, None, "; it announces the protocol 'TPAP'"))
+        calls = []
+        for answer, sender, _ in cases:
             device = SmartPlug(fault="forbidden", is_discoverable=True)
-            self.address_of_its_own = virtual_klap.own_address()
             device.answer_datagrams = functools.partial(
                 self.answer_spoofed, device, answer, sender)
-            self.start_klap(device)
-            result = self.fail_auto(**ACCOUNT)
+            self.start_klap_anew(device)
+            calls.append(functools.partial(self.fail_auto, ip=device.address[0], **ACCOUNT))
+        for (answer, _, words), result in zip(cases, at_once(calls)):
             with self.subTest(answer[:60], words=words):
                 self.assert_failure(result, "again after each update of the firmware%s; before "
                                     "that" % words)
         sleeper = SmartPlug(is_asleep=True)
-        self.address_of_its_own = virtual_klap.own_address()
         sleeper.answer_datagrams = functools.partial(
             self.answer_spoofed, sleeper, spoofed, None)
-        self.start_klap(sleeper)
+        self.start_klap_anew(sleeper)
         self.assert_success(self.run_auto(**ACCOUNT))
         self.assertFalse(sleeper.outlets[0].powered)
 
