@@ -3558,6 +3558,7 @@ class Login:
         self.username = username
         self.password = password
         self.is_sent_unasked = is_sent_unasked
+        self.allows_basic = True  # False: whoever asks for it is not the device
         self.tried = []
         self.forget()
 
@@ -3566,7 +3567,7 @@ class Login:
 
         Some boards answer a stranger with their sign-in page, or 403, and never ask.
         """
-        self.is_basic = is_basic or self.is_sent_unasked
+        self.is_basic = self.allows_basic and (is_basic or self.is_sent_unasked)
         self.digest = None  # the fields of the challenge that is answered, with its own cnonce
         self.cnonce = ""    # one for all counts: a -sess algorithm hashes the first
         self.count = 0
@@ -3610,6 +3611,8 @@ class Login:
         if fields:
             self.digest, self.cnonce, self.count = fields, os.urandom(8).hex(), 0
             return is_first or fields.get("stale", "").lower() == "true"
+        if not self.allows_basic:
+            return False
         # A 401 that names no way is taken for Basic, which most small boards mean.
         is_asked = "basic" in [scheme for scheme, _ in challenges]
         is_asked = is_asked or not (challenges or self.digest)
@@ -3624,8 +3627,9 @@ class Login:
             return Refused("the device asks for a password (set username and password)")
         if not self.tried:
             return Refused("the device asks for a login that is not supported: %s; it can be "
-                           "Basic, or Digest with qop auth or none and algorithm %s"
-                           % (asked, ", ".join(sorted(DIGEST_ALGORITHMS))))
+                           "%sDigest with qop auth or none and algorithm %s"
+                           % (asked, "Basic, or " if self.allows_basic else "",
+                              ", ".join(sorted(DIGEST_ALGORITHMS))))
         return Refused("the device refuses the login of user %s (tried: %s; it asks for: %s%s)" % (
             quote(self.username), " and ".join(self.tried), asked, said and "; it says: " + said))
 
@@ -6425,6 +6429,9 @@ class ShellyDevice(HttpDevice):
         self.check_mac(found.mac)
         self.identity = self.identity or found
         self._check_same(found)
+        # SAFETY: later generations never ask for a password in the clear; another device may.
+        # Test: test_a_later_generation_gets_no_password_in_the_clear_whatever_asks_for_it
+        self.login.allows_basic = found.generation == FIRST_SHELLY
         self._recall_login()
 
     def _recall_login(self):
