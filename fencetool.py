@@ -5280,8 +5280,8 @@ class TransportChoice:
     """Which transport leads to a device that has not told yet who it is.
 
     port: of the one that was chosen last. detour: why that is not the preferred one, "" if it is.
-    is_undecided: it was chosen because its port is open, and for nothing else. is_second: the next
-    one is to be the other.
+    is_undecided: it was chosen because its port is open, and for nothing else. is_second: the other
+    one is tried behind it. failures: the last of each.
     """
 
     def __init__(self, system, settings, describe):
@@ -5292,6 +5292,7 @@ class TransportChoice:
         self.detour = ""
         self.is_undecided = False
         self.is_second = False
+        self.failures = [None, None]
 
     def choose(self, deadline):
         """Return a new transport."""
@@ -5312,6 +5313,31 @@ class TransportChoice:
         transport.opened = connection
         self.is_undecided = port == ports[0]
         return transport
+
+    def check_second(self, found):
+        """Raise Refused where the preferred port may be that of the plug that is meant.
+
+        SAFETY: behind a router there may be two plugs at one address. One that does not answer is
+        still the one, unless the MAC says that it is the other.
+        Test: test_a_silent_port_is_not_taken_for_a_strangers_without_a_mac
+        """
+        failure = self.failures[0]
+        if not isinstance(failure, StrangeReply) and not self.settings.device_mac:
+            raise Refused("a plug with the MAC %s answers, and nothing says that it is the one: "
+                          "set device_mac" % quote(str(found.mac)))
+        self.system.warn("the first port of %s is not that of the plug: %s (protocol=klap leaves "
+                         "it alone)" % (self.settings.ip, failure))
+
+    def build_failure(self):
+        """Return the error that tells of both ports, as far as the second has been tried."""
+        first, second = self.failures
+        if not second:
+            return first
+        self.port, second_port = KASA_PROTOCOLS.values()
+        # What is not Kasa's protocol says nothing of the plug.
+        return type(second if isinstance(first, StrangeReply) else first)(
+            "port %d: %s; port %d: %s; protocol=klap or protocol=legacy settles it"
+            % (self.port, first, second_port, second))
 
     def _make(self, name, port):
         self.port = port
@@ -5374,23 +5400,18 @@ class KasaDevice(Device):
         try:
             return self.ask_description(deadline)
         except FenceError as error:
-            if not choice.is_undecided or deadline.left() < SHORTEST_EXCHANGE_SECONDS:
+            if not choice.is_undecided:
                 raise
-            failure, port = error, choice.port
-        choice.is_second = True
-        try:
-            found = self.ask_description(deadline)
-        except FenceError as error:
-            text = ("port %d: %s; port %d: %s; protocol=klap or protocol=legacy settles it"
-                    % (port, failure, choice.port, error))
-            choice.port = port
-            # What is not Kasa's protocol says nothing of the plug.
-            raise type(error if isinstance(failure, StrangeReply) else failure)(text) from error
-        finally:
-            choice.is_second = False
-        self.system.warn("port %d of %s is not that of a plug: %s (protocol=klap leaves it alone)"
-                         % (port, self.settings.ip, failure))
-        return found
+            choice.failures[0] = error
+        if deadline.left() > SHORTEST_EXCHANGE_SECONDS:
+            choice.is_second = True
+            try:
+                return self.ask_description(deadline)
+            except FenceError as error:
+                choice.failures[1] = error
+            finally:
+                choice.is_second = False
+        raise choice.build_failure()
 
     def ask_description(self, deadline):
         return self.exchange(
@@ -5435,6 +5456,8 @@ class KasaDevice(Device):
     def accept(self, found):
         """Return a KasaInfo; raise Refused unless it is of the device that is meant."""
         self.check_mac(found.mac)
+        if self.choice.is_second:
+            self.choice.check_second(found)
         known = self.description or found
         for name in ("device_id", "mac", "is_strip", "has_meter"):
             if getattr(found, name) != getattr(known, name):

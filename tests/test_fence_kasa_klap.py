@@ -650,10 +650,25 @@ class Protocols(KlapTest):
         for name, (answer, _) in self.STRANGERS.items():
             device = self.start_klap_anew(SmartPlug(metered=True))
             self.start_stranger(answer)
-            result = self.run_auto(shell_timeout="3" if answer is None else "20", **ACCOUNT)
+            proof = {} if name in ("a page", "nonsense") else {"device_mac": device.mac}
+            result = self.run_auto(shell_timeout="3" if answer is None else "20",
+                                   **dict(ACCOUNT, **proof))
             with self.subTest(name):
                 self.assert_success(result)
                 self.assertFalse(device.outlets[0].powered)
+
+    def test_a_silent_port_is_not_taken_for_a_strangers_without_a_mac(self):
+        for name in ("silence", "its end", "a part", "no sysinfo"):
+            device = self.start_klap_anew(SmartPlug(metered=True))
+            answer, words = self.STRANGERS[name]
+            self.start_stranger(answer)
+            result = self.run_auto(**dict(support.SHORT_LIMITS, shell_timeout="2", **ACCOUNT))
+            with self.subTest(name):
+                self.assert_failure(
+                    result, "port 9999: ", "port 80: a plug with the MAC 'CC-32-E5-00-00-01' "
+                    "answers, and nothing says that it is the one: set device_mac; "
+                    "protocol=klap or protocol=legacy settles it")
+                self.assertEqual(device.commands, 0)
 
     def test_both_ports_are_told_where_neither_is_a_plugs(self):
         for name, (answer, words) in self.STRANGERS.items():
