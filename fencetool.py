@@ -3566,6 +3566,7 @@ class Login:
         self.username = username
         self.password = password
         self.is_sent_unasked = is_sent_unasked
+        self.allows_basic = True  # False: whoever asks for it is not the device
         self.tried = []
         self.forget()
 
@@ -3574,7 +3575,7 @@ class Login:
 
         Some boards answer a stranger with their sign-in page, or 403, and never ask.
         """
-        self.is_basic = is_basic or self.is_sent_unasked
+        self.is_basic = self.allows_basic and (is_basic or self.is_sent_unasked)
         self.digest = None  # the fields of the challenge that is answered, with its own cnonce
         self.cnonce = ""    # one for all counts: a -sess algorithm hashes the first
         self.count = 0
@@ -3618,6 +3619,8 @@ class Login:
         if fields:
             self.digest, self.cnonce, self.count = fields, os.urandom(8).hex(), 0
             return is_first or fields.get("stale", "").lower() == "true"
+        if not self.allows_basic:
+            return False
         # A 401 that names no way is taken for Basic, which most small boards mean.
         is_asked = "basic" in [scheme for scheme, _ in challenges]
         is_asked = is_asked or not (challenges or self.digest)
@@ -3632,8 +3635,9 @@ class Login:
             return Refused("the device asks for a password (set username and password)")
         if not self.tried:
             return Refused("the device asks for a login that is not supported: %s; it can be "
-                           "Basic, or Digest with qop auth or none and algorithm %s"
-                           % (asked, ", ".join(sorted(DIGEST_ALGORITHMS))))
+                           "%sDigest with qop auth or none and algorithm %s"
+                           % (asked, "Basic, or " if self.allows_basic else "",
+                              ", ".join(sorted(DIGEST_ALGORITHMS))))
         return Refused("the device refuses the login of user %s (tried: %s; it asks for: %s%s)" % (
             quote(self.username), " and ".join(self.tried), asked, said and "; it says: " + said))
 
@@ -5284,8 +5288,8 @@ class TransportChoice:
     """Which transport leads to a device that has not told yet who it is.
 
     port: of the one that was chosen last. detour: why that is not the preferred one, "" if it is.
-    is_undecided: it was chosen because its port is open, and for nothing else. is_second: the next
-    one is to be the other.
+    is_undecided: it was chosen because its port is open, and for nothing else. is_second: the other
+    one is tried behind it. failures: the last of each.
     """
 
     def __init__(self, system, settings, describe):
@@ -5296,6 +5300,7 @@ class TransportChoice:
         self.detour = ""
         self.is_undecided = False
         self.is_second = False
+        self.failures = [None, None]
 
     def choose(self, deadline):
         """Return a new transport."""
@@ -5316,6 +5321,31 @@ class TransportChoice:
         transport.opened = connection
         self.is_undecided = port == ports[0]
         return transport
+
+    def check_second(self, found):
+        """Raise Refused where the preferred port may be that of the plug that is meant.
+
+        SAFETY: behind a router there may be two plugs at one address. One that does not answer is
+        still the one, unless the MAC says that it is the other.
+        Test: test_a_silent_port_is_not_taken_for_a_strangers_without_a_mac
+        """
+        failure = self.failures[0]
+        if not isinstance(failure, StrangeReply) and not self.settings.device_mac:
+            raise Refused("a plug with the MAC %s answers, and nothing says that it is the one: "
+                          "set device_mac" % quote(str(found.mac)))
+        self.system.warn("the first port of %s is not that of the plug: %s (protocol=klap leaves "
+                         "it alone)" % (self.settings.ip, failure))
+
+    def build_failure(self):
+        """Return the error that tells of both ports, as far as the second has been tried."""
+        first, second = self.failures
+        if not second:
+            return first
+        self.port, second_port = KASA_PROTOCOLS.values()
+        # What is not Kasa's protocol says nothing of the plug.
+        return type(second if isinstance(first, StrangeReply) else first)(
+            "port %d: %s; port %d: %s; protocol=klap or protocol=legacy settles it"
+            % (self.port, first, second_port, second))
 
     def _make(self, name, port):
         self.port = port
@@ -5378,23 +5408,18 @@ class KasaDevice(Device):
         try:
             return self.ask_description(deadline)
         except FenceError as error:
-            if not choice.is_undecided or deadline.left() < SHORTEST_EXCHANGE_SECONDS:
+            if not choice.is_undecided:
                 raise
-            failure, port = error, choice.port
-        choice.is_second = True
-        try:
-            found = self.ask_description(deadline)
-        except FenceError as error:
-            text = ("port %d: %s; port %d: %s; protocol says which of them is meant"
-                    % (port, failure, choice.port, error))
-            choice.port = port
-            # What is not Kasa's protocol says nothing of the plug.
-            raise type(error if isinstance(failure, StrangeReply) else failure)(text) from error
-        finally:
-            choice.is_second = False
-        self.system.warn("port %d of %s is not that of a plug: %s (protocol=klap leaves it alone)"
-                         % (port, self.settings.ip, failure))
-        return found
+            choice.failures[0] = error
+        if deadline.left() > SHORTEST_EXCHANGE_SECONDS:
+            choice.is_second = True
+            try:
+                return self.ask_description(deadline)
+            except FenceError as error:
+                choice.failures[1] = error
+            finally:
+                choice.is_second = False
+        raise choice.build_failure()
 
     def ask_description(self, deadline):
         return self.exchange(
@@ -5439,6 +5464,8 @@ class KasaDevice(Device):
     def accept(self, found):
         """Return a KasaInfo; raise Refused unless it is of the device that is meant."""
         self.check_mac(found.mac)
+        if self.choice.is_second:
+            self.choice.check_second(found)
         known = self.description or found
         for name in ("device_id", "mac", "is_strip", "has_meter"):
             if getattr(found, name) != getattr(known, name):
@@ -6433,6 +6460,9 @@ class ShellyDevice(HttpDevice):
         self.check_mac(found.mac)
         self.identity = self.identity or found
         self._check_same(found)
+        # SAFETY: later generations never ask for a password in the clear; another device may.
+        # Test: test_a_later_generation_gets_no_password_in_the_clear_whatever_asks_for_it
+        self.login.allows_basic = found.generation == FIRST_SHELLY
         self._recall_login()
 
     def _recall_login(self):

@@ -650,10 +650,25 @@ class Protocols(KlapTest):
         for name, (answer, _) in self.STRANGERS.items():
             device = self.start_klap_anew(SmartPlug(metered=True))
             self.start_stranger(answer)
-            result = self.run_auto(shell_timeout="3" if answer is None else "20", **ACCOUNT)
+            proof = {} if name in ("a page", "nonsense") else {"device_mac": device.mac}
+            result = self.run_auto(shell_timeout="3" if answer is None else "20",
+                                   **dict(ACCOUNT, **proof))
             with self.subTest(name):
                 self.assert_success(result)
                 self.assertFalse(device.outlets[0].powered)
+
+    def test_a_silent_port_is_not_taken_for_a_strangers_without_a_mac(self):
+        for name in ("silence", "its end", "a part", "no sysinfo"):
+            device = self.start_klap_anew(SmartPlug(metered=True))
+            answer, words = self.STRANGERS[name]
+            self.start_stranger(answer)
+            result = self.run_auto(**dict(support.SHORT_LIMITS, shell_timeout="2", **ACCOUNT))
+            with self.subTest(name):
+                self.assert_failure(
+                    result, "port 9999: ", "port 80: a plug with the MAC 'CC-32-E5-00-00-01' "
+                    "answers, and nothing says that it is the one: set device_mac; "
+                    "protocol=klap or protocol=legacy settles it")
+                self.assertEqual(device.commands, 0)
 
     def test_both_ports_are_told_where_neither_is_a_plugs(self):
         for name, (answer, words) in self.STRANGERS.items():
@@ -662,7 +677,8 @@ class Protocols(KlapTest):
             result = self.fail_auto(shell_timeout="3" if answer is None else "20", **ACCOUNT)
             with self.subTest(name):
                 self.assert_failure(result, "port 9999: ", words, "; port 80: the device refuses "
-                                    "the login of user", "protocol says which of them is meant")
+                                    "the login of user",
+                                    "; protocol=klap or protocol=legacy settles it")
 
     def test_of_two_devices_at_one_address_the_one_with_the_mac_is_taken(self):
         legacy, klap = virtual.Kasa(mac="CC:32:E5:00:00:77"), KlapPlug()
@@ -775,27 +791,28 @@ class Protocols(KlapTest):
         stranger = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self.addCleanup(stranger.close)
         stranger.bind((virtual_klap.own_address(), virtual_klap.DISCOVERY_PORT))
-        for answer, sender, words in (
-                (spoofed, stranger, ""), (b"", None, ""), (b"\0" * 16 + b"[" * 60000, None, ""),
-                (os.urandom(65000), None, ""), (spoofed[:40], None, ""),
-                (b"\0" * 16 + b'{"result":{"mgt_encrypt_schm":{"encrypt_type":%s}}}'
-                 % (b"9" * 4000), None, ""),
-                (spoofed.replace(b"TPAP", b"set protocol=legacy"), None, ""),
-                (spoofed, None, "; it announces the protocol 'TPAP'")):
+        cases = (
+            (spoofed, stranger, ""), (b"", None, ""), (b"\0" * 16 + b"[" * 60000, None, ""),
+            (os.urandom(65000), None, ""), (spoofed[:40], None, ""),
+            (b"\0" * 16 + b'{"result":{"mgt_encrypt_schm":{"encrypt_type":%s}}}'
+             % (b"9" * 4000), None, ""),
+            (spoofed.replace(b"TPAP", b"set protocol=legacy"), None, ""),
+            (spoofed, None, "; it announces the protocol 'TPAP'"))
+        calls = []
+        for answer, sender, _ in cases:
             device = SmartPlug(fault="forbidden", is_discoverable=True)
-            self.address_of_its_own = virtual_klap.own_address()
             device.answer_datagrams = functools.partial(
                 self.answer_spoofed, device, answer, sender)
-            self.start_klap(device)
-            result = self.fail_auto(**ACCOUNT)
+            self.start_klap_anew(device)
+            calls.append(functools.partial(self.fail_auto, ip=device.address[0], **ACCOUNT))
+        for (answer, _, words), result in zip(cases, at_once(calls)):
             with self.subTest(answer[:60], words=words):
                 self.assert_failure(result, "again after each update of the firmware%s; before "
                                     "that" % words)
         sleeper = SmartPlug(is_asleep=True)
-        self.address_of_its_own = virtual_klap.own_address()
         sleeper.answer_datagrams = functools.partial(
             self.answer_spoofed, sleeper, spoofed, None)
-        self.start_klap(sleeper)
+        self.start_klap_anew(sleeper)
         self.assert_success(self.run_auto(**ACCOUNT))
         self.assertFalse(sleeper.outlets[0].powered)
 

@@ -402,6 +402,19 @@ class Logins(ShellyTest):
         self.assertEqual(len(device.counts), 1)
         self.assertGreater(max(device.counts.values()), 5)
 
+    def test_a_later_generation_gets_no_password_in_the_clear_whatever_asks_for_it(self):
+        for make, is_told in ((virtual.Shelly1, True), (virtual.Shelly2, False)):
+            for answer in ((401, {"WWW-Authenticate": 'Basic realm="x"'}, ""), (401, {}, ""),
+                           (403, {}, "")):
+                device = self.start(make(password="s3cret"))
+                device.refuse_login = lambda answer=answer: answer
+                result = self.call_briefly(device, "status", password="s3cret", **LATER)
+                sent = [fields["authorization"] for _, _, fields in device.requests
+                        if "authorization" in fields]
+                with self.subTest(make.__name__, answer=answer):
+                    self.assertEqual((result.code == 0, bool(sent)), (is_told, is_told), result)
+                    self.assertIn("" if is_told else "GET /rpc/Shelly.GetConfig", result.err)
+
     def test_the_user_is_admin_unless_another_is_given(self):
         for make in EVERY:
             device = self.start(make(password="s3cret"))
