@@ -23,7 +23,8 @@ class Live:
     """A CIB as the plan has it, which a test then changes."""
 
     def __init__(self, text=None, nodes=("a", "b")):
-        self.cluster = cluster_of(text or two_nodes())
+        # With a delay in the file, the nodes of the cluster change nothing in the plan.
+        self.cluster = cluster_of(text or two_nodes(", delay: 3"))
         configuration = fencetool.build_configuration(self.cluster)
         self.tree = ElementTree.fromstring(fencetool.render_cib(configuration, ""))
         options = self.find("cluster_property_set")
@@ -193,7 +194,7 @@ class Differences(unittest.TestCase):
         kept = '<rsc_location id="%s" rsc="fence-a" node="c" score="-INFINITY"/>'
         for name, judged in (("x", False), (fencetool.ban_id(
                 fencetool.Ban("fence-a", ("c",), False), "c"), True)):
-            live = Live(two_nodes() + "  c: {method: none, mgmt_ip: 10.0.0.3}\n",
+            live = Live(two_nodes(", delay: 3") + "  c: {method: none, mgmt_ip: 10.0.0.3}\n",
                         nodes=("a", "b", "c"))
             live.add("constraints", kept % name)
             self.assert_one(live, "score -INFINITY on c", judged=judged)

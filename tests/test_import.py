@@ -179,7 +179,7 @@ class Foreign(unittest.TestCase):
         data = cib([KASA_B, '<primitive id="far" class="ocf" provider="pacemaker" type="remote"/>',
                     '<primitive id="vm" class="ocf" provider="heartbeat" type="VirtualDomain">'
                     '<meta_attributes id="m"><nvpair id="n" name="remote-node" value="guest"/>'
-                    '</meta_attributes></primitive>'])
+                    '</meta_attributes></primitive>'], nodes=("a", "b", "c"))
         data = data.replace(b'id="1" uname="a"', b'id="1" type="remote" uname="a"')
         cluster, _, notes = import_from(data)
         for name in ("a", "far", "guest"):
