@@ -116,7 +116,7 @@ run_inside() {
     # The command is not process 1 itself: that would have to collect orphans.
     # shellcheck disable=SC2016
     exec env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C.UTF-8 \
-        PYTHONDONTWRITEBYTECODE=1 FENCETOOL_TEST_ALL="${FENCETOOL_TEST_ALL:-0}" \
+        PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 FENCETOOL_TEST_ALL="${FENCETOOL_TEST_ALL:-0}" \
         sh -c '"$@"; exit "$?"' sh "$@"
 }
 
