@@ -134,6 +134,9 @@ class Readme(PcsTest):
         found = describe_cib(cib)
         self.assertIn(("storage-b", "1", "fence-b-left,fence-b-right"), found)
         self.assertIn(b'name="pcmk_host_map" value="storage-b:1,5"', read(cib))
+        shown = self.run_in_lab("pcs", "-f", cib, "stonith", "level").out
+        self.assertIn(versions.render_level(1, "storage-b", "fence-b-left", "fence-b-right"),
+                      " ".join(shown.split()))
 
 
 class EveryClusterFile(PcsTest):

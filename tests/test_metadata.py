@@ -171,8 +171,8 @@ class ClusterPrograms(unittest.TestCase):
     def test_pacemaker_and_a_pcs_that_asks_refuse_what_validate_all_refuses(self):
         commands = ["stonith_admin --validate --agent fence_kasa --option ip=10.20.20.202 "
                     "--option power_timeout=never"]
-        commands += ["cibadmin --empty > bad.xml && pcs -f bad.xml stonith create fence-b fence_kasa "
-                     "ip=10.20.20.202 power_timeout=never " + option
+        commands += ["cibadmin --empty > bad.xml && pcs -f bad.xml stonith create fence-b "
+                     "fence_kasa ip=10.20.20.202 power_timeout=never " + option
                      for option in versions.pcs_change().asks_agent]
         for command in commands:
             result = self.run_program(command)

@@ -13,13 +13,13 @@ PcsChange = collections.namedtuple("PcsChange", "since asks_agent of_target leve
 PCS_CHANGES = (
     # asks_agent: options that make pcs ask the agent whether its parameters are valid.
     # of_target: what stands before the node in pcs stonith level remove.
-    # level: how pcs stonith status shows a level of two devices.
+    # level: how pcs shows a level of two devices, with one blank between words.
     PcsChange(since=(0, 10), asks_agent=(), of_target=(),
-              level="Target: {node}\n   Level {index} - {devices[0]},{devices[1]}"),
+              level="Target: {node} Level {index} - {devices[0]},{devices[1]}"),
     PcsChange(since=(0, 11), asks_agent=("--agent-validation",), of_target=("target",),
-              level="Target: {node}\n   Level {index} - {devices[0]},{devices[1]}"),
+              level="Target: {node} Level {index} - {devices[0]},{devices[1]}"),
     PcsChange(since=(0, 12), asks_agent=("--agent-validation",), of_target=("target",),
-              level="Target (node): {node}\n    Level {index}: {devices[0]} {devices[1]}"),
+              level="Target (node): {node} Level {index}: {devices[0]} {devices[1]}"),
 )
 # Before, a value in the CIB that is not ASCII is stored damaged, and nothing is said.
 PACEMAKER_STORES_UNICODE = (2, 1)
@@ -54,7 +54,7 @@ def pacemaker_stores(text):
 
 
 def render_level(index, node, *devices):
-    """Return the text with which pcs stonith status shows a level of two devices."""
+    """Return the text with which pcs shows a level of two devices, one blank between words."""
     return pcs_change().level.format(index=index, node=node, devices=devices)
 
 
