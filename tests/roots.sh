@@ -17,9 +17,9 @@ EOF
 
 cache=${FENCETOOL_ROOTS:-/var/cache/fencetool-roots}
 project=$(dirname "$(dirname "$(readlink -f "$0")")")
-packages=(python3 pacemaker pacemaker-cli-utils corosync corosync-qdevice corosync-qnetd sbd pcs crmsh
-          cluster-glue openipmi ipmitool shellcheck libxml2-utils procps iproute2 iputils-ping
-          nftables systemd util-linux)
+packages=(python3 pacemaker pacemaker-cli-utils corosync corosync-qdevice corosync-qnetd sbd pcs
+          crmsh cluster-glue openipmi ipmitool shellcheck libxml2-utils procps iproute2
+          iputils-ping nftables systemd util-linux)
 tests=(tests.test_metadata tests.test_plugin tests.test_parameters tests.test_cluster_file
        tests.test_generators tests.test_generators_pcs tests.test_other_names tests.test_versions)
 cluster_tests=(tests.cluster.test_harness tests.cluster.test_scenarios)
@@ -116,7 +116,7 @@ run_inside() {
     # The command is not process 1 itself: that would have to collect orphans.
     # shellcheck disable=SC2016
     exec env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C.UTF-8 \
-        PYTHONDONTWRITEBYTECODE=1 FENCETOOL_TEST_ALL="${FENCETOOL_TEST_ALL:-0}" \
+        PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 FENCETOOL_TEST_ALL="${FENCETOOL_TEST_ALL:-0}" \
         sh -c '"$@"; exit "$?"' sh "$@"
 }
 

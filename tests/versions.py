@@ -9,16 +9,20 @@ import re
 from tests import support
 
 # One row for each change: what holds from that version of pcs on.
-PcsChange = collections.namedtuple("PcsChange", "since asks_agent level")
+PcsChange = collections.namedtuple("PcsChange", "since asks_agent of_target level")
 PCS_CHANGES = (
     # asks_agent: options that make pcs ask the agent whether its parameters are valid.
-    # level: how pcs stonith status shows a level of two devices.
-    PcsChange((0, 10), (), "Target: {node}\n   Level {index} - {devices[0]},{devices[1]}"),
-    PcsChange((0, 11), ("--agent-validation",),
-              "Target: {node}\n   Level {index} - {devices[0]},{devices[1]}"),
-    PcsChange((0, 12), ("--agent-validation",),
-              "Target (node): {node}\n    Level {index}: {devices[0]} {devices[1]}"),
+    # of_target: what stands before the node in pcs stonith level remove.
+    # level: how pcs shows a level of two devices, with one blank between words.
+    PcsChange(since=(0, 10), asks_agent=(), of_target=(),
+              level="Target: {node} Level {index} - {devices[0]},{devices[1]}"),
+    PcsChange(since=(0, 11), asks_agent=("--agent-validation",), of_target=("target",),
+              level="Target: {node} Level {index} - {devices[0]},{devices[1]}"),
+    PcsChange(since=(0, 12), asks_agent=("--agent-validation",), of_target=("target",),
+              level="Target (node): {node} Level {index}: {devices[0]} {devices[1]}"),
 )
+# Before, a value in the CIB that is not ASCII is stored damaged, and nothing is said.
+PACEMAKER_STORES_UNICODE = (2, 1)
 
 
 @functools.lru_cache(maxsize=None)
@@ -31,14 +35,26 @@ def ask(*argv):
     return result.out
 
 
+def version_of(*argv):
+    """Return the first version in what a program says, as a tuple of numbers."""
+    found = re.search("[0-9]+([.][0-9]+)+", ask(*argv)).group()
+    return tuple(int(number) for number in found.split("."))
+
+
 def pcs_change():
     """Return the row of PCS_CHANGES that holds for the pcs of this machine."""
-    version = tuple(int(number) for number in ask("pcs", "--version").strip().split("."))
+    version = version_of("pcs", "--version")
     return [row for row in PCS_CHANGES if row.since <= version][-1]
 
 
+def pacemaker_stores(text):
+    """Return whether this Pacemaker stores a CIB with that text undamaged."""
+    is_ascii = all(ord(letter) < 128 for letter in text)
+    return is_ascii or version_of("pacemakerd", "--version") >= PACEMAKER_STORES_UNICODE
+
+
 def render_level(index, node, *devices):
-    """Return the text with which pcs stonith status shows a level of two devices."""
+    """Return the text with which pcs shows a level of two devices, one blank between words."""
     return pcs_change().level.format(index=index, node=node, devices=devices)
 
 

@@ -109,10 +109,11 @@ class AsInTheGuide(Scenario):
         for device, node in self.cluster.started_devices().items():
             self.assertFalse(device.endswith(node), device + " runs on " + node)
         shown = self.cluster["quorum"].run(["pcs", "stonith", "status"]).stdout
+        words = " ".join(shown.split())
         for node in harness.NODES:
             self.assertRegex(shown, r"fence-%s\s.*Started" % node)
             self.assertIn(versions.render_level(1, node, "fence-" + node, "fence-verify-" + node),
-                          shown)
+                          words)
 
     def test_a_node_that_moves_to_another_make_of_plug_is_fenced_there(self):
         self.cluster.configure(self.cluster["storage-a"], fenced.REPLUGGED)
