@@ -9869,13 +9869,21 @@ decide_race() {
 }
 
 # Since 3.0.2, Pacemaker calls these options fencing-*. Where one is set by its new name, the old
-# one does not count.
+# one does not count. Where both say the same nobody may know which counts, and both are set.
 find_names() {
-    family=stonith old_family=""
+    families=stonith
+    find_values "//crm_config//nvpair[@name='stonith-enabled']" nvpair value
+    old=$found
+    find_values "//crm_config//nvpair[@name='fencing-enabled']" nvpair value
+    new=$found
     find_values "//crm_config//nvpair[starts-with(@name, 'fencing-')]" nvpair name
-    if [ -n "$found" ] || crm_attribute --list-options=cluster --all --output-as=xml 2>/dev/null |
+    if crm_attribute --list-options=cluster --all --output-as=xml 2>/dev/null |
         grep -q 'name="fencing-enabled"'; then
-        family=fencing old_family=stonith
+        families=fencing
+    elif [ -n "$new" ] && [ "$new" = "$old" ]; then
+        families="stonith fencing"
+    elif [ -n "$found" ]; then
+        families=fencing
     fi
 }
 
@@ -9897,7 +9905,7 @@ find_seconds() {
 # Fencing is switched on. Its time limit is raised, and never lowered: devices of others need it.
 enable_fencing() {
     limit=${longest}s
-    for name in stonith-timeout ${old_family:+fencing-timeout}; do
+    for name in stonith-timeout fencing-timeout; do
         find_values "//crm_config//nvpair[@name='$name']" nvpair value
         while read -r value; do
             if [ -n "$value" ] && ! find_seconds "$value"; then
@@ -9910,24 +9918,27 @@ enable_fencing() {
 $found
 END
     done
+    set --
+    for family in $families; do
+        set -- "$@" "$family-enabled=true" "$family-timeout=$limit"
+    done
     # With --force pcs writes the new names, too, of which older versions of it know nothing.
-    pcs -f "$copy" property set --force "$family-enabled=true" "$family-timeout=$limit" \
-        2>"$work/problem" || fail "$(cat "$work/problem")"
-    if [ -n "$old_family" ]; then
+    pcs -f "$copy" property set --force "$@" 2>"$work/problem" || fail "$(cat "$work/problem")"
+    if [ "$families" = fencing ]; then
         query --delete-all --force --xpath \
-            "//crm_config//nvpair[@name='$old_family-enabled' or @name='$old_family-timeout']"
+            "//crm_config//nvpair[@name='stonith-enabled' or @name='stonith-timeout']"
     fi
-    find_values "//cluster_property_set[nvpair[@name='$family-enabled'][@value!='true']]" \
-        cluster_property_set id
+    find_values "//cluster_property_set[nvpair[@name='stonith-enabled' or @name='fencing-enabled']
+        [@value!='true']]" cluster_property_set id
     if [ -n "$found" ]; then # whichever of several sets counts, this one must not
-        fail "the cluster options in $found say that $family-enabled is not true: remove that"
+        fail "the cluster options in $found say that fencing is not enabled: remove that"
     fi
 }
 
 # Fencing that only switches off powers nobody on again.
 warn_of_action() {
     action=reboot
-    for name in stonith-action ${old_family:+fencing-action}; do
+    for name in stonith-action fencing-action; do
         find_values "//crm_config//nvpair[@name='$name']" nvpair value
         if [ -n "$found" ]; then action=$found action_name=$name; fi
     done
