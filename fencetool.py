@@ -9715,9 +9715,15 @@ check_value() {
 remove_own() {
     find_values "//primitive[meta_attributes/nvpair[@name='${mark%=*}' and @value='${mark#*=}']]" \
         primitive id
-    for id in $found $adopted; do
-        refuse_uses_of "$id"
-        set_constraints_aside "$id"
+    own="$found $adopted"
+    query --query --xpath "//resources/*[.//primitive[@class='stonith']][not(@class)] | //tag |
+        //constraints/*[not(self::rsc_location[@rsc])] | //acl_permission[@reference]"
+    users=$(cat "$work/answer")
+    find_values "//rsc_location[not(starts-with(@id, '${mark#*=}-'))]" rsc_location rsc
+    constrained=$found
+    for id in $own; do
+        [ -z "$users" ] || refuse_uses_of "$id"
+        if is_among "$id" $constrained; then set_constraints_aside "$id"; fi
         pair=$id,$verifier_prefix${id#"$device_prefix"}
         for part in \
             "fencing-level[@index=1][@devices='$id' or @devices='$pair']" \
@@ -9965,19 +9971,20 @@ prepare() {
 warn_of_stale_levels() {
     find_values //primitive primitive id
     ids=$found
-    find_values //nodes/node node uname
-    nodes=$found
-    find_values //fencing-level fencing-level id
+    find_values //fencing-level fencing-level devices
+    for device in $(echo "$found" | tr , '\n' | sort -u); do
+        is_among "$device" $ids ||
+            warn_of_stale_level "no device $device" \
+                "contains(concat(',', @devices, ','), ',$device,')"
+    done
+    warn_of_stale_level "no such node" "@target and not(@target=//nodes/node/@uname)"
+}
+
+warn_of_stale_level() {
+    find_values "//fencing-level[$2]" fencing-level id
     for id in $found; do
-        find_values "//fencing-level[@id='$id']" fencing-level devices
-        missing=""
-        for device in $(echo "$found" | tr , ' '); do
-            is_among "$device" $ids || missing="$missing $device"
-        done
-        find_values "//fencing-level[@id='$id']" fencing-level target
-        [ -z "$found" ] || is_among "$found" $nodes || missing="$missing $found"
-        [ -z "$missing" ] || echo "warning: level $id is about what the cluster does not have" \
-            "($missing ): remove it (cibadmin --delete --xpath \"//fencing-level[@id='$id']\")" >&2
+        echo "warning: level $id is stale, for there is $1: remove it" \
+            "(cibadmin --delete --xpath \"//fencing-level[@id='$id']\")" >&2
     done
 }
 
