@@ -10194,9 +10194,14 @@ remove_own() {
         primitive id
     own="$found $adopted"
     refuse_mixed_levels
+    query --query --xpath "//resources/*[.//primitive[@class='stonith']][not(@class)] | //tag |
+        //constraints/*[not(self::rsc_location[@rsc])] | //acl_permission[@reference]"
+    users=$(cat "$work/answer")
+    find_values "//rsc_location[not(starts-with(@id, '${mark#*=}-'))]" rsc_location rsc
+    constrained=$found
     for id in $own; do
-        refuse_uses_of "$id"
-        set_constraints_aside "$id"
+        [ -z "$users" ] || refuse_uses_of "$id"
+        if is_among "$id" $constrained; then set_constraints_aside "$id"; fi
         find_index "$id"
         for part in \
             "fencing-level[@index=$index][contains(concat(',', @devices, ','), ',$id,')]" \
@@ -10455,13 +10460,21 @@ decide_race() {
 }
 
 # Since 3.0.2, Pacemaker calls these options fencing-*. Where one is set by its new name, the old
-# one does not count.
+# one does not count. Where both say the same nobody may know which counts, and both are set.
 find_names() {
-    family=stonith old_family=""
+    families=stonith
+    find_values "//crm_config//nvpair[@name='stonith-enabled']" nvpair value
+    old=$found
+    find_values "//crm_config//nvpair[@name='fencing-enabled']" nvpair value
+    new=$found
     find_values "//crm_config//nvpair[starts-with(@name, 'fencing-')]" nvpair name
-    if [ -n "$found" ] || crm_attribute --list-options=cluster --all --output-as=xml 2>/dev/null |
+    if crm_attribute --list-options=cluster --all --output-as=xml 2>/dev/null |
         grep -q 'name="fencing-enabled"'; then
-        family=fencing old_family=stonith
+        families=fencing
+    elif [ -n "$new" ] && [ "$new" = "$old" ]; then
+        families="stonith fencing"
+    elif [ -n "$found" ]; then
+        families=fencing
     fi
 }
 
@@ -10483,7 +10496,7 @@ find_seconds() {
 # Fencing is switched on. Its time limit is raised, and never lowered: devices of others need it.
 enable_fencing() {
     limit=${longest}s
-    for name in stonith-timeout ${old_family:+fencing-timeout}; do
+    for name in stonith-timeout fencing-timeout; do
         find_values "//crm_config//nvpair[@name='$name']" nvpair value
         while read -r value; do
             if [ -n "$value" ] && ! find_seconds "$value"; then
@@ -10496,24 +10509,27 @@ enable_fencing() {
 $found
 END
     done
+    set --
+    for family in $families; do
+        set -- "$@" "$family-enabled=true" "$family-timeout=$limit"
+    done
     # With --force pcs writes the new names, too, of which older versions of it know nothing.
-    pcs -f "$copy" property set --force "$family-enabled=true" "$family-timeout=$limit" \
-        2>"$work/problem" || fail "$(cat "$work/problem")"
-    if [ -n "$old_family" ]; then
+    pcs -f "$copy" property set --force "$@" 2>"$work/problem" || fail "$(cat "$work/problem")"
+    if [ "$families" = fencing ]; then
         query --delete-all --force --xpath \
-            "//crm_config//nvpair[@name='$old_family-enabled' or @name='$old_family-timeout']"
+            "//crm_config//nvpair[@name='stonith-enabled' or @name='stonith-timeout']"
     fi
-    find_values "//cluster_property_set[nvpair[@name='$family-enabled'][@value!='true']]" \
-        cluster_property_set id
+    find_values "//cluster_property_set[nvpair[@name='stonith-enabled' or @name='fencing-enabled']
+        [@value!='true']]" cluster_property_set id
     if [ -n "$found" ]; then # whichever of several sets counts, this one must not
-        fail "the cluster options in $found say that $family-enabled is not true: remove that"
+        fail "the cluster options in $found say that fencing is not enabled: remove that"
     fi
 }
 
 # Fencing that only switches off powers nobody on again.
 warn_of_action() {
     action=reboot
-    for name in stonith-action ${old_family:+fencing-action}; do
+    for name in stonith-action fencing-action; do
         find_values "//crm_config//nvpair[@name='$name']" nvpair value
         if [ -n "$found" ]; then action=$found action_name=$name; fi
     done
@@ -10542,19 +10558,20 @@ prepare() {
 warn_of_stale_levels() {
     find_values //primitive primitive id
     ids=$found
-    find_values //nodes/node node uname
-    nodes=$found
-    find_values //fencing-level fencing-level id
+    find_values //fencing-level fencing-level devices
+    for device in $(echo "$found" | tr , '\n' | sort -u); do
+        is_among "$device" $ids ||
+            warn_of_stale_level "no device $device" \
+                "contains(concat(',', @devices, ','), ',$device,')"
+    done
+    warn_of_stale_level "no such node" "@target and not(@target=//nodes/node/@uname)"
+}
+
+warn_of_stale_level() {
+    find_values "//fencing-level[$2]" fencing-level id
     for id in $found; do
-        find_values "//fencing-level[@id='$id']" fencing-level devices
-        missing=""
-        for device in $(echo "$found" | tr , ' '); do
-            is_among "$device" $ids || missing="$missing $device"
-        done
-        find_values "//fencing-level[@id='$id']" fencing-level target
-        [ -z "$found" ] || is_among "$found" $nodes || missing="$missing $found"
-        [ -z "$missing" ] || echo "warning: level $id is about what the cluster does not have" \
-            "($missing ): remove it (cibadmin --delete --xpath \"//fencing-level[@id='$id']\")" >&2
+        echo "warning: level $id is stale, for there is $1: remove it" \
+            "(cibadmin --delete --xpath \"//fencing-level[@id='$id']\")" >&2
     done
 }
 
