@@ -9625,7 +9625,8 @@ def check_level_devices(cluster, report):
             place = place_of(node, "levels")
             if not level.devices:
                 report.warn(place, "%s: level %d is of %s alone: what succeeds there is believed, "
-                            "and nobody verifies it" % (node.name, number, ", ".join(level.before)))
+                            "and nobody verifies it (right for kdump; heuristics alone would call "
+                            "every node dead)" % (node.name, number, ", ".join(level.before)))
             inside = [device for device in level.devices if device.dialect.is_inside]
             if inside and len(level.devices) > 1:
                 report.warn(inside[0].place, "%s: a BMC that shares a level loses its own power "
