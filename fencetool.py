@@ -9425,18 +9425,16 @@ def build_devices(cluster, node, level):
     powers, verifiers = [], []
     for device in level.devices:
         times = plan_times(cluster, device)
-        powers.append(build_power_device(device, times, comes_back(level)))
+        powers.append(build_power_device(device, times))
         if is_verified(cluster, node):
             verifiers.append(build_verifier(cluster, device, times))
+    if "power_on" not in node.values and not all(row.dialect.comes_back for row in level.devices):
+        for power in powers:  # with any one of them the node would be back
+            power.options["pcmk_reboot_action"] = "off"
     for verifier in verifiers[1:]:
         # Behind the first, which has waited until the node was down.
         verifier.options.setdefault("early_exit", "%d" % SHORTEST_PROOF_SECONDS)
     return powers, verifiers
-
-
-def comes_back(level):
-    """Whether a node comes back after a fence by this level, where power_on does not tell."""
-    return all(device.dialect.comes_back for device in level.devices)
 
 
 def require_different_bans(bans):
@@ -9587,13 +9585,13 @@ def name_verifier(device):
     return VERIFIER_PREFIX + device.name + device.suffix
 
 
-def build_power_device(node, times, is_back):
+def build_power_device(node, times):
     options = dict(node.dialect.fixed, **collect_options(node, "power"))
     options.update(node.values["options"], **times.power_limits)
     options.update(build_host_options(node.name, options.pop("plug", "")))
     for action in ("off", "on", "reboot"):
         options["pcmk_%s_timeout" % action] = str(times.power_given)
-    if node.values.get("power_on", "1" if is_back else "0") == "0":
+    if node.values.get("power_on", "1" if node.dialect.comes_back else "0") == "0":
         options["pcmk_reboot_action"] = "off"
     if times.delay:
         options["pcmk_delay_base"] = str(times.delay)
@@ -9931,7 +9929,8 @@ def check_level_devices(cluster, report):
             place = place_of(node, "levels")
             if not level.devices:
                 report.warn(place, "%s: level %d is of %s alone: what succeeds there is believed, "
-                            "and nobody verifies it" % (node.name, number, ", ".join(level.before)))
+                            "and nobody verifies it (right for kdump; heuristics alone would call "
+                            "every node dead)" % (node.name, number, ", ".join(level.before)))
             inside = [device for device in level.devices if device.dialect.is_inside]
             if inside and len(level.devices) > 1:
                 report.warn(inside[0].place, "%s: a BMC that shares a level loses its own power "

@@ -1264,7 +1264,7 @@ class ClusterTest(LabTest):
         self.assertEqual((result.code, result.err), (DEAD, ""), result)
         self.assertIn("status for storage-b:", result.out)
         result = check("-n", "storage-c")
-        self.assert_failure(result, "0 fence_check devices for 'storage-c'")
+        self.assert_failure(result, "no fence_check device for 'storage-c'")
 
 
 if __name__ == "__main__":
