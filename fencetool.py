@@ -17,7 +17,8 @@ Parts and sections; each uses only those above it (tests/test_layout.py proves i
   3 DEVICES  KASA, KLAP, TAPO, TP-LINK, TASMOTA, ESPHOME, SHELLY, PAGES, INSTALLED AGENT
   4 FENCING  PACKETS, PROBES, FENCING, CHECKING, AGENTS
   ---------- the waterline: a fence agent's run needs nothing below it but for fence_check -n NODE
-  5 CLUSTER  YAML, CLUSTER FILE, PLAN, CLUSTER CHECKS, PCS SCRIPT, OUTPUTS, DRIFT, IMPORT, WRITING
+  5 CLUSTER  YAML, CLUSTER KEYS, CLUSTER FILE, PLAN, CLUSTER CHECKS, PCS DEVICES, PCS CLUSTER,
+             OUTPUTS, DRIFT, IMPORT, WRITING
   6 PEOPLE   LOOK-UP, SIMULATOR AND DEMO, COMMANDS, ENTRY
 
 To add a parameter, go to PARAMETERS: one row; agents take it by their rows in AGENTS.
@@ -8773,17 +8774,12 @@ def require_json(text):
         raise SyntaxMistake(getattr(error, "lineno", 1), "not JSON: %s" % error) from None
 
 
-# SECTION: CLUSTER FILE ----------------------------------------------------------------------------
-# From the YAML of a cluster file, and of the host_vars beside it, to a Cluster. Pure: it is given
-# texts.
+# SECTION: CLUSTER KEYS ----------------------------------------------------------------------------
+# The keys of a cluster file, and what a single value of each may be. Pure.
 #
-# A key of the file is one row: what it holds, and the parameters that it becomes. KeyReader parses
-# each value by its row, as text that an agent takes, and ClusterReader finds the nodes with their
-# levels and devices; what is wrong goes with its line into the Report, and reading goes on, so that
-# one run tells all. A node that has the keys of its device itself has one level of one device: what
-# looks at devices finds them in the levels. Which keys a method takes and needs is told by its row
-# of DIALECTS, the networks by those of NETWORKS: nothing here, nor in the sections below, names a
-# family of plugs.
+# A key is one row: what it holds, and the parameters that it becomes. Which keys a method takes and
+# needs is told by its row of DIALECTS, the networks by those of NETWORKS: nothing here, nor in the
+# sections below, names a family of plugs.
 
 # What a key of the cluster file holds, beside the kinds of PARAMETERS. Some hold many values: of
 # which kind of YamlNode those are, and how a message tells it.
@@ -8880,6 +8876,109 @@ NAME = "[A-Za-z0-9][A-Za-z0-9._-]{0,200}"  # of a node, a network or an option
 
 # Pacemaker 2.1.5 writes these characters without their escapes, and loses them (cibadmin shows).
 DAMAGED_VALUE = "[^\x00-\x7f].*[&<>\"']"
+
+
+def describe_yaml(node):
+    if is_null(node):
+        return "an empty value"
+    return node.foreign or {MAP: "a map", LIST: "a list"}.get(node.kind, "a single value")
+
+
+# Of a password that only another program can read (Ansible's vault).
+WAY_OUT = " (use password_script: a program on every node that prints it)"
+
+
+def find_way_out(row, node):
+    """Return what else a person can do who wrote a list or a vault's value; "" for nothing."""
+    if row.name == "password":
+        return WAY_OUT
+    if row in DEVICE_KEYS and node.kind == LIST:
+        return " (several fence devices: devices: [{...}, {...}])"
+    return ""
+
+
+def parse_text(row, node):
+    """Return the text of one value as it is handed on; raise UsageError with what is wrong."""
+    # No message here shows the value: it may be a password.
+    text = node.value
+    if node.foreign or node.kind in (MAP, LIST):
+        raise UsageError("this must be a single value, not %s%s" % (
+            describe_yaml(node), find_way_out(row, node)))
+    if is_null(node):
+        return ""
+    is_truth = row.kind == BOOLEAN and re.fullmatch(YAML_TRUTH, text)
+    if node.kind == PLAIN and is_ambiguous(text) and not is_truth:
+        raise UsageError("YAML may take this for a number, a date or a truth value (put it in "
+                         "quotes)")
+    if re.search(r"\{[{%#]", text):
+        raise UsageError("this is a Jinja expression, which only Ansible can fill in%s" % (
+            WAY_OUT if row.name == "password" else " (write the value itself)"))
+    if "\t" in text or not re.fullmatch(YAML_CHARACTERS, text):
+        raise UsageError("this contains a line break or a control character (write it on one line)")
+    if re.search(DAMAGED_VALUE, text):
+        raise UsageError("Pacemaker 2.1 damages a value that has one of & < > \" ' after a "
+                         "non-ASCII character (use other characters, or password_script)")
+    return parse_by_kind(row, text) if text else ""
+
+
+def parse_by_kind(row, text):
+    """Return a value in its usual form, as text; raise UsageError if it has none."""
+    if row.kind in KEY_PARSERS:
+        return KEY_PARSERS[row.kind](text)
+    param = PARAMS_BY_NAME.get(row.power)
+    if param:
+        PARSERS[param.kind](text)
+        if param.choices and text not in param.choices:
+            raise UsageError("%s is not one of %s" % (quote_own(text), ", ".join(param.choices)))
+    return text
+
+
+def parse_machine_address(text):
+    family = socket.AF_INET6 if ":" in text else socket.AF_INET
+    usual = socket.inet_ntop(family, socket.inet_pton(family, parse_ip(text)))
+    if re.match(r"(0|127|22[4-9]|2[345]\d)\.|::1?$|::ffff:|ff", usual):
+        raise UsageError("%s is not the address of one machine in a network" % quote_own(text))
+    return usual
+
+
+def parse_port(text):
+    if not re.fullmatch("[1-9][0-9]{0,4}", text) or int(text) > 65535:
+        raise UsageError("%s is not a port number (1 to 65535)" % quote_own(text))
+    return text
+
+
+def parse_whole_seconds(text):
+    if parse_seconds(text) % 1:
+        raise UsageError("%s is not a whole number of seconds" % quote_own(text))
+    return "%d" % parse_seconds(text)
+
+
+def parse_switch(text):
+    return "1" if parse_boolean(text) else "0"
+
+
+def parse_usual_mac(text):
+    return render_mac(parse_mac(text))
+
+
+def parse_device_id(text):
+    if not re.fullmatch("[A-Za-z_][A-Za-z0-9._-]*", text):
+        raise UsageError("%s is not the id of a fence device" % quote(text))
+    return text
+
+
+KEY_PARSERS = {ADDRESS: parse_machine_address, PORT: parse_port, BOOLEAN: parse_switch,
+               WHOLE_SECONDS: parse_whole_seconds, MAC: parse_usual_mac, ID: parse_device_id}
+
+
+# SECTION: CLUSTER FILE ----------------------------------------------------------------------------
+# From the YAML of a cluster file, and of the host_vars beside it, to a Cluster. Pure: it is given
+# texts.
+#
+# KeyReader parses each value by its row, as text that an agent takes, and ClusterReader finds the
+# nodes with their levels and devices; what is wrong goes with its line into the Report, and reading
+# goes on, so that one run tells all. A node that has the keys of its device itself has one level of
+# one device: what looks at devices finds them in the levels.
 
 # networks: {how a network's name is compared: its name}. values and places: {key: value} and {key:
 # (file, line)}.
@@ -9185,99 +9284,6 @@ def collect_networks(values):
     return {**networks, **values.get(CLIENT_NETWORKS.key, {})}
 
 
-def describe_yaml(node):
-    if is_null(node):
-        return "an empty value"
-    return node.foreign or {MAP: "a map", LIST: "a list"}.get(node.kind, "a single value")
-
-
-# Of a password that only another program can read (Ansible's vault).
-WAY_OUT = " (use password_script: a program on every node that prints it)"
-
-
-def find_way_out(row, node):
-    """Return what else a person can do who wrote a list or a vault's value; "" for nothing."""
-    if row.name == "password":
-        return WAY_OUT
-    if row in DEVICE_KEYS and node.kind == LIST:
-        return " (several fence devices: devices: [{...}, {...}])"
-    return ""
-
-
-def parse_text(row, node):
-    """Return the text of one value as it is handed on; raise UsageError with what is wrong."""
-    # No message here shows the value: it may be a password.
-    text = node.value
-    if node.foreign or node.kind in (MAP, LIST):
-        raise UsageError("this must be a single value, not %s%s" % (
-            describe_yaml(node), find_way_out(row, node)))
-    if is_null(node):
-        return ""
-    is_truth = row.kind == BOOLEAN and re.fullmatch(YAML_TRUTH, text)
-    if node.kind == PLAIN and is_ambiguous(text) and not is_truth:
-        raise UsageError("YAML may take this for a number, a date or a truth value (put it in "
-                         "quotes)")
-    if re.search(r"\{[{%#]", text):
-        raise UsageError("this is a Jinja expression, which only Ansible can fill in%s" % (
-            WAY_OUT if row.name == "password" else " (write the value itself)"))
-    if "\t" in text or not re.fullmatch(YAML_CHARACTERS, text):
-        raise UsageError("this contains a line break or a control character (write it on one line)")
-    if re.search(DAMAGED_VALUE, text):
-        raise UsageError("Pacemaker 2.1 damages a value that has one of & < > \" ' after a "
-                         "non-ASCII character (use other characters, or password_script)")
-    return parse_by_kind(row, text) if text else ""
-
-
-def parse_by_kind(row, text):
-    """Return a value in its usual form, as text; raise UsageError if it has none."""
-    if row.kind in KEY_PARSERS:
-        return KEY_PARSERS[row.kind](text)
-    param = PARAMS_BY_NAME.get(row.power)
-    if param:
-        PARSERS[param.kind](text)
-        if param.choices and text not in param.choices:
-            raise UsageError("%s is not one of %s" % (quote_own(text), ", ".join(param.choices)))
-    return text
-
-
-def parse_machine_address(text):
-    family = socket.AF_INET6 if ":" in text else socket.AF_INET
-    usual = socket.inet_ntop(family, socket.inet_pton(family, parse_ip(text)))
-    if re.match(r"(0|127|22[4-9]|2[345]\d)\.|::1?$|::ffff:|ff", usual):
-        raise UsageError("%s is not the address of one machine in a network" % quote_own(text))
-    return usual
-
-
-def parse_port(text):
-    if not re.fullmatch("[1-9][0-9]{0,4}", text) or int(text) > 65535:
-        raise UsageError("%s is not a port number (1 to 65535)" % quote_own(text))
-    return text
-
-
-def parse_whole_seconds(text):
-    if parse_seconds(text) % 1:
-        raise UsageError("%s is not a whole number of seconds" % quote_own(text))
-    return "%d" % parse_seconds(text)
-
-
-def parse_switch(text):
-    return "1" if parse_boolean(text) else "0"
-
-
-def parse_usual_mac(text):
-    return render_mac(parse_mac(text))
-
-
-def parse_device_id(text):
-    if not re.fullmatch("[A-Za-z_][A-Za-z0-9._-]*", text):
-        raise UsageError("%s is not the id of a fence device" % quote(text))
-    return text
-
-
-KEY_PARSERS = {ADDRESS: parse_machine_address, PORT: parse_port, BOOLEAN: parse_switch,
-               WHOLE_SECONDS: parse_whole_seconds, MAC: parse_usual_mac, ID: parse_device_id}
-
-
 # SECTION: PLAN ------------------------------------------------------------------------------------
 # From a Cluster to one Configuration: what the cluster should hold. Pure.
 #
@@ -9498,16 +9504,15 @@ def build_script_configuration(cluster):
 
 
 def build_head_start(cluster, node):
-    level = next(level for level in node.levels if level.devices)
-    device = level.devices[0]
+    device = list_devices(node)[0]
     waiting = device._replace(values=dict(device.values, delay=str(RACE_DELAY_SECONDS)))
     times = plan_times(cluster, waiting)
     if times.power_given <= times.power_needed:
         # What off_timeout gives is for the device alone: the delay comes on top.
         waiting.values["off_timeout"] = str(times.power_given + RACE_DELAY_SECONDS)
         times = plan_times(cluster, waiting)
-    before = build_power_device(device, plan_times(cluster, device), comes_back(level))
-    after = build_power_device(waiting, times, comes_back(level))
+    before = build_power_device(device, plan_times(cluster, device))
+    after = build_power_device(waiting, times)
     # pcmk_off_timeout always: the script needs it for the time limit of the cluster.
     changed = {name: value for name, value in after.options.items()
                if name == "pcmk_off_timeout" or before.options.get(name) != value}
@@ -10090,7 +10095,7 @@ CLUSTER_CHECKS = (
     check_level_devices, check_verification)
 
 
-# SECTION: PCS SCRIPT ------------------------------------------------------------------------------
+# SECTION: PCS DEVICES -----------------------------------------------------------------------------
 # What is the same in every script for pcs: a fixed head of shell functions. OUTPUTS puts the lists
 # and commands of one cluster behind it.
 
@@ -10403,7 +10408,14 @@ warn_of_levels() {
         echo "warning: level $id was not made by fencetool: nobody verifies what it fences" >&2
     done
 }
+"""
 
+
+# SECTION: PCS CLUSTER -----------------------------------------------------------------------------
+# The rest of that head: what the script finds out about the cluster, the cluster's options, and how
+# all of it is handed in.
+
+PCS_CLUSTER = r"""
 # Nodes that the cluster file does not know are kept from verifying: nobody knows what they see.
 find_strangers() {
     strangers=""
@@ -10624,7 +10636,7 @@ finish() {
 
 
 def render_pcs(configuration, source):
-    head = PCS_HEAD.split("\n")
+    head = (PCS_HEAD + PCS_CLUSTER).split("\n")
     head[1:1] = [render_banner(source, "configure-stonith.sh"), SECRETS_NOTE]
     lines = ["%s='%s'" % item for item in build_lists(configuration)] + ["", "configure() {"]
     for device in configuration.primitives:
@@ -10676,17 +10688,20 @@ def build_lists(configuration):
     alone = ["%s:%d:%s" % (level.node, level.index, ",".join(names))
              for level, names in split if len(names) == len(level.devices)]
     mixed = {name for level, names in split for name in names if len(names) < len(level.devices)}
+    placed = sorted({name for _, names in split for name in names})
+    levels = ["%s:%d" % level[:2] for level in configuration.levels]
+    racers = [row.node for row in configuration.head_starts]
     delayed = [device.id for device in configuration.primitives
                if "pcmk_delay_base" in device.options]
     fenced = {level.node for level in configuration.levels}
+    targets = [name for name in configuration.nodes if name in fenced]
     lists = (("mark", ["=".join(OWNER)]), ("verifier_prefix", [VERIFIER_PREFIX]),
              ("known_nodes", configuration.nodes), ("remotes", configuration.remotes),
-             ("targets", [name for name in configuration.nodes if name in fenced]),
-             ("levels", ["%s:%d" % level[:2] for level in configuration.levels]),
-             ("devices", own), ("coming_back", find_coming_back(configuration)),
-             ("delayed", delayed), ("racers", [row.node for row in configuration.head_starts]),
+             ("targets", targets), ("levels", levels), ("devices", own),
+             ("coming_back", find_coming_back(configuration)), ("delayed", delayed),
+             ("racers", racers),
              ("longest", [str(find_longest(configuration.primitives))]),
-             ("placed_before", sorted({name for _, names in split for name in names})),
+             ("placed_before", placed),
              ("placed_alone", alone), ("placed_with_ours", sorted(mixed)))
     return [(name, " ".join(words)) for name, words in lists]
 

@@ -433,7 +433,7 @@ class Texts(unittest.TestCase):
 
 class PcsScript(unittest.TestCase):
     def test_times_are_read_as_pacemaker_reads_them(self):
-        function = re.search(r"(?ms)^find_seconds\(\) \{.*?^\}", fencetool.PCS_HEAD).group(0)
+        function = re.search(r"(?ms)^find_seconds\(\) \{.*?^\}", fencetool.PCS_CLUSTER).group(0)
         times = ("216s", "90", "3min", "2 m", "010", "60000ms", "1H", "0s", "PT5M", "abc", "", "s")
         script = function + "\nfor time in %s; do find_seconds \"$time\" && echo $seconds || " \
             "echo no; done" % " ".join("'%s'" % time for time in times)

@@ -15,7 +15,8 @@ def read_source():
 
 def read_map(source):
     """Return [(part, its sections)] as the docstring tells them: there a new section is entered."""
-    found = re.findall(r"(?m)^  (\d) ([A-Z]+) +([A-Z, -]+)$", ast.get_docstring(ast.parse(source)))
+    lines = re.sub(r",\n +", ", ", ast.get_docstring(ast.parse(source)))
+    found = re.findall(r"(?m)^  (\d) ([A-Z]+) +([A-Z, -]+)$", lines)
     return [(part, tuple(sections.split(", "))) for _, part, sections in found]
 
 
