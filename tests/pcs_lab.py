@@ -45,7 +45,7 @@ echo $$ >"$place/calls"
 read -r code <"$place/answer.$$"
 exit "$code"
 """
-CALL_LIMIT_S = 300
+CALL_LIMIT_S = 600
 SCHEMAS = "/usr/share/pacemaker"
 
 
