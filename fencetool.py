@@ -10427,7 +10427,7 @@ find_strangers() {
         fi
     done
     for node in $known_nodes; do
-        is_among "$node" $found ||
+        is_among "$node" $found $remotes || # a remote node has its entry only once it has run
             echo "warning: node $node is in the cluster file, but not in the cluster" >&2
     done
 }

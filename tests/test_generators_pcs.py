@@ -477,7 +477,8 @@ class Levels(PcsTest):
         able = text.replace("10.20.20.2,", "10.20.20.2, storage_ip: 10.10.10.2,").replace(
             "far: {", "far: {remote: true, ")
         for place in (cib, self.write_cib("guest.xml", self.NODES, guest)):
-            self.configure(self.script(able, "able"), place)
+            result = self.configure(self.script(able, "able"), place)
+            self.assertNotIn("not in the cluster", result.err)
             self.assertIn(("far", "1", "fence-far,fence-verify-far"), describe_cib(place))
 
 
