@@ -5,6 +5,7 @@ import re
 import shlex
 import shutil
 import tempfile
+import time
 import unittest
 from unittest import mock
 from xml.etree import ElementTree
@@ -306,6 +307,21 @@ class Convergence(ConfiguredTest):
         self.assertNotEqual(describe_cib(cib), wanted)
         self.configure(self.file("script.sh"), cib)
         self.assertEqual(describe_cib(cib), wanted)
+
+    def test_a_device_that_could_start_nowhere_is_started_again(self):
+        up, failed = self.file("up.xml"), self.file("failed.xml")
+        online = [word for node in self.nodes for word in ("-u", node)]
+        failures = [word for node in self.nodes
+                    for word in ("-i", "fence-storage-b_start_0@%s=1" % node)]
+        self.run_in_lab("crm_simulate", "-x", self.configured(), "-q", "1", "-S", "-O", up, *online)
+        self.run_in_lab("crm_simulate", "-x", up, "-O", failed, *failures)
+        self.write("failed.xml", re.sub('(#start_0" value)="1"', r'\1="INFINITY"',
+                                        read(failed).decode("utf-8")))
+        for minutes, state in ((1, "Stopped"), (20, "Started")):
+            at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(time.time() + 60 * minutes))
+            shown = self.run_in_lab("crm_simulate", "-x", failed, "-S", "-t", at).out
+            self.assertRegex(shown.rpartition("Revised Cluster Status")[2],
+                             r"fence-storage-b\s+\(stonith:fence_kasa\):\s+" + state)
 
     def test_devices_of_a_removed_node_go_and_foreign_ones_stay(self):
         cib = self.configured()
