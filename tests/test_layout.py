@@ -15,8 +15,9 @@ def read_source():
 
 def read_map(source):
     """Return [(part, its sections)] as the docstring tells them: there a new section is entered."""
-    found = re.findall(r"(?m)^  (\d) ([A-Z]+) +([A-Z, -]+)$", ast.get_docstring(ast.parse(source)))
-    return [(part, tuple(sections.split(", "))) for _, part, sections in found]
+    found = re.findall(r"(?m)^  (\d) ([A-Z]+) +([A-Z ,-]*[A-Z](?:,\n {13}[A-Z, -]+)?)$",
+                       ast.get_docstring(ast.parse(source)))
+    return [(part, tuple(re.split(r",\s+", sections))) for _, part, sections in found]
 
 
 MAP = read_map(read_source())
