@@ -11457,7 +11457,7 @@ def tell_unused(source):
             continue
         why = "no level and no host list names a node for it"
         if device.agent in IDLE_AGENTS:
-            why = "it switches nothing off"
+            why = "it switches nothing off, and no level names it"
         elif device.hosts:
             why = "nothing that it could stand for is known of %s" % ", ".join(device.hosts)
         source.notes.append("%s (%s) is not carried over: %s" % (device.id, device.agent, why))
@@ -11951,7 +11951,8 @@ def render_cluster_node(node, shows_secrets):
 
 def render_level(level, shows_secrets):
     """Return the lines of what stands before its devices, and of its device or devices."""
-    lines = ["before: [%s]" % ", ".join(level.before)] if level.before else []
+    before = ", ".join(map(render_yaml, level.before))
+    lines = ["before: [%s]" % before] if before else []
     found = [render_keys(device, DEVICE_KEYS, shows_secrets) for device in level.devices]
     if len(found) == 1:
         return lines + found[0]

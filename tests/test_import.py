@@ -134,7 +134,8 @@ stonith_nodes:
         - {method: esphome, ip: 10.0.0.14, switch_name: Relay}
   d: {verify: false, before: [ping], agent: fence_aws, outlet: i-1}
   far: {remote: true, method: kasa, ip: 10.0.0.15, mgmt_ip: 10.0.0.5}
-  vm: {remote: true, verify: false, levels: [{agent: fence_virt, outlet: guest}, {agent: fence_xvm}]}
+  vm: {remote: true, verify: false,
+       levels: [{agent: fence_virt, outlet: guest}, {agent: fence_xvm}]}
   c: {method: none, mgmt_ip: 10.0.0.3, storage_ip: 10.1.0.3}
 """
         cluster = cluster_of(text)
@@ -215,7 +216,8 @@ class Foreign(unittest.TestCase):
                      "i: parameter snmp_note is not carried over: ",
                      "other-b (fence_apc) is not carried over: b has another one, plug-b, and no "
                      "level that says what to do with both",
-                     "w (fence_watchdog) is not carried over: it switches nothing off",
+                     "w (fence_watchdog) is not carried over: it switches nothing off, and "
+                     "no level names it",
                      "lost is not carried over: a level of a names it",
                      "gone is not carried over: a level of a names it",
                      "level 3 of a (nobody,lost) becomes its level 2",
