@@ -18,7 +18,7 @@ Parts and sections; each uses only those above it (tests/test_layout.py proves i
   4 FENCING  PACKETS, PROBES, FENCING, CHECKING, AGENTS
   ---------- the waterline: a fence agent's run needs nothing below it but for fence_check -n NODE
   5 CLUSTER  YAML, CLUSTER KEYS, CLUSTER FILE, PLAN, CLUSTER CHECKS, PCS DEVICES, PCS CLUSTER,
-             OUTPUTS, DRIFT, IMPORT, WRITING
+             OUTPUTS, DRIFT, FOUND DEVICES, IMPORT, WRITING
   6 PEOPLE   LOOK-UP, SIMULATOR AND DEMO, COMMANDS, ENTRY
 
 To add a parameter, go to PARAMETERS: one row; agents take it by their rows in AGENTS.
@@ -10900,6 +10900,11 @@ FENCING_ACTIONS = (OLD_PREFIX + "action", NEW_PREFIX + "action")
 CLUSTER_UNITS = {"": 1, "s": 1, "sec": 1, "m": 60, "min": 60, "h": 3600, "hr": 3600, "ms": 0.001,
                  "msec": 0.001, "us": 0.000001, "usec": 0.000001}
 VERIFIER = "fence_check"
+# Of a node that is a remote or guest node in the cluster alone (True), or in the file alone.
+REMOTE_NODES = {
+    True: ("node %s is a remote or guest node, which fences and verifies nobody",
+           "give it remote: true in the cluster file"),
+    False: ("node %s is no remote or guest node in the cluster", "remove remote: true")}
 
 
 def parse_fencing(data):
@@ -10912,11 +10917,14 @@ def parse_fencing(data):
     if tree.tag not in ("cib", "configuration"):
         raise UsageError("it is no CIB, but <%s>" % one_line(tree.tag))
     found = {}
-    primitives = [item for item in tree.iter("primitive") if item.get("class") == "stonith"]
-    for primitive in primitives:
-        for element, value in list_device_elements(primitive):
+    templates = {template.get("id"): template for template in tree.iter("template")}
+    sources = [(primitive, templates.get(primitive.get("template"), primitive))
+               for primitive in tree.iter("primitive")]
+    sources = [source for source in sources if source[1].get("class") == "stonith"]
+    for primitive, template in sources:
+        for element, value in list_device_elements(primitive, template):
             found.setdefault(element, []).append(value)
-    devices = {primitive.get("id") for primitive in primitives}
+    devices = {primitive.get("id") for primitive, _ in sources}
     for element, value in list_cluster_elements(tree, devices):
         found.setdefault(element, []).append(value)
     remotes = list_remotes(tree)
@@ -10935,14 +10943,23 @@ def list_remotes(tree):
                     if pair.get("name") == "remote-node"]
 
 
-def list_device_elements(primitive):
-    """Return [(Element, value)] of a fence device."""
+def list_device_elements(primitive, template):
+    """Return [(Element, value)] of a fence device; without a template it is its own."""
     name = primitive.get("id")
-    found = [(Element(AGENT, name, ""), primitive.get("type", ""))]
+    own = list_parts(name, primitive)
+    given = {element for element, _ in own}
+    inherited = list_parts(name, template) if template is not primitive else []
+    return [(Element(AGENT, name, ""), template.get("type", ""))] + own + [
+        (element, value) for element, value in inherited if element not in given]
+
+
+def list_parts(name, place):
+    """Return [(Element, value)] of what stands in a primitive or a template."""
+    found = []
     for kind, path in ((PARAMETER, "instance_attributes"), (META, "meta_attributes")):
         found += [(Element(kind, name, pair.get("name")), pair.get("value", ""))
-                  for pair in primitive.iterfind(path + "/nvpair")]
-    for operation in primitive.iter("op"):
+                  for pair in place.iterfind(path + "/nvpair")]
+    for operation in place.iter("op"):
         found += [(Element(OPERATION, name, "%s %s" % (operation.get("name"), key)), value)
                   for key, value in operation.attrib.items() if key not in ("id", "name")]
     return found
@@ -10996,7 +11013,7 @@ def plan_fencing(cluster, live):
     """Return the Fencing that the script for a Cluster would make of what a cluster holds."""
     configuration = build_configuration(cluster)
     wanted = parse_fencing(render_cib(configuration, ""))
-    return wanted._replace(nodes=configuration.nodes)
+    return wanted._replace(nodes=configuration.nodes, remotes=configuration.remotes)
 
 
 def list_device_ids(fencing):
@@ -11039,6 +11056,11 @@ def holds_secrets(name):
 
 def compare_devices(wanted, live):
     """Devices that are missing, of another agent, left over, or not ours."""
+    placed = list_placed(wanted)
+    for device in sorted(placed - set(list_device_ids(live))):
+        yield build_difference(Element(AGENT, device, ""), device, None, "%s is missing, and the "
+                               "cluster file puts it into a level" % device, "make it, or take it "
+                               "out of before in the cluster file")
     for device in list_device_ids(wanted):
         agent, found = [first_value(side, AGENT, device, "") for side in (wanted, live)]
         element = Element(AGENT, device, "")
@@ -11047,8 +11069,14 @@ def compare_devices(wanted, live):
         elif found != agent:
             yield build_difference(element, agent, found, "%s has the agent %s instead of %s"
                                    % (device, found, agent))
-    for device in sorted(set(list_device_ids(live)) - set(list_device_ids(wanted))):
+    for device in sorted(set(list_device_ids(live)) - set(list_device_ids(wanted)) - placed):
         yield describe_stranger(device, wanted, live)
+
+
+def list_placed(wanted):
+    """Return the ids of the devices in levels that others have to make."""
+    return {device for element, values in wanted.elements.items() if element.kind == LEVEL
+            for device in values[0].split(",")} - set(list_device_ids(wanted))
 
 
 def describe_stranger(device, wanted, live):
@@ -11275,6 +11303,11 @@ def compare_nodes(wanted, live):
             yield build_difference(Element(CLUSTER_NODE, name, ""), None, name, "node %s is not in "
                                    "the cluster file: it gets no fence device" % name, "add it "
                                    "(method: none, if it has no device)")
+    for name in live.nodes:
+        is_remote_there, is_remote_here = [name in side.remotes for side in (live, wanted)]
+        if name in wanted.nodes and is_remote_there != is_remote_here:
+            text, advice = REMOTE_NODES[is_remote_there]
+            yield build_difference(Element(CLUSTER_NODE, name, ""), name, name, text % name, advice)
 
 
 def compare_mentions(wanted, live):
@@ -11300,37 +11333,22 @@ def render_difference(difference):
     return "%s%s (%s)" % (mark, difference.text, difference.advice)
 
 
-# SECTION: IMPORT ----------------------------------------------------------------------------------
-# The way back of PLAN: from what a CIB holds to a Cluster. Pure.
+# SECTION: FOUND DEVICES ---------------------------------------------------------------------------
+# What fences each node, as a CIB has it: levels, and power devices with their verifiers. Pure.
 #
-# A node gets the power device and the verifier of its first level, or without a level those whose
-# host list names it. Each key takes back the parameter that it becomes, by its row. What is left
-# is planned anew and compared with the CIB: whatever differs then could not be carried over, and
-# is told, so that nothing gets lost in silence.
+# A node has the power devices of its levels, each with a verifier of that level, or without a
+# level the device whose host list names it.
 
 # options: {name: value} under the names of today. hosts: {node: outlet, "" where none is named}.
 FoundDevice = namedtuple("FoundDevice", "id agent options hosts")
+
+# A level of a node. devices: ids as the CIB has them. before: those of them that switch nothing
+# off. pairs: (power device, its verifier or None).
+FoundLevel = namedtuple("FoundLevel", "devices before pairs")
 LIBRARY_PARAMS = tuple(PARAMS_BY_NAME[name] for name in (  # in all agents of fence-agents
     "ip", "ipport", "username", "password", "password_script", "plug", "action"))
 # Agents that switch nothing off, and stand in a level for another reason.
 IDLE_AGENTS = ("fence_kdump", "fence_heuristics_ping", "fence_watchdog", "fence_sbd")
-HOST_PARAMETERS = ("pcmk_host_list", "pcmk_host_map", "pcmk_host_check", "pcmk_host_argument")
-ACTION_TIMEOUTS = ("pcmk_off_timeout", "pcmk_on_timeout", "pcmk_reboot_timeout")
-PASSWORD_PROGRAM = "/etc/fencetool/password-%s"  # that somebody has to write
-
-
-def import_cluster(live):
-    """Return (Cluster, [note]) of the Fencing of a CIB; raise FenceError without fence devices."""
-    # notes: what could not be carried over. names: of all nodes. pairs: {node: (power device, its
-    # verifier or None)}.
-    levels = [element.owner for element in live.elements if element.kind == LEVEL]
-    source = types.SimpleNamespace(
-        live=live, notes=[], names=live.nodes or tuple(dict.fromkeys(levels)), pairs={},
-        devices=[collect_device(live, device) for device in list_device_ids(live)])
-    find_pairs(source)
-    cluster = build_imported_cluster(source)
-    tell_losses(source, cluster)
-    return cluster, source.notes
 
 
 def collect_device(live, device):
@@ -11353,6 +11371,158 @@ def read_hosts(options):
     hosts = dict.fromkeys(re.findall("[^,; \t]+", options.get("pcmk_host_list", "")), "")
     hosts.update(re.findall("([^:; \t]+):([^; \t]*)", options.get("pcmk_host_map", "")))
     return hosts
+
+
+def find_levels(source):
+    """Find the levels of each node, and tell of devices that are nobody's."""
+    found = {name: find_node_levels(source, name) for name in source.names}
+    # The script makes devices in the order of the file.
+    order = {device.id: number for number, device in enumerate(source.devices)}
+    firsts = {name: order[power.id] for name, levels in found.items()
+              for level in reversed(levels) for power, _ in level.pairs[:1]}
+    source.levels = {name: found[name] for name in sorted(firsts, key=firsts.get)}
+    source.pairs = {(name, device_suffix(number, place)): pair
+                    for name, levels in source.levels.items()
+                    for number, level in enumerate(levels, 1)
+                    for place, pair in enumerate(level.pairs, 1)}
+    for element, ids in list_levels(source.live):
+        if element.owner not in source.levels:
+            source.notes.append("level %s of %s (%s) is not carried over: the file has levels of "
+                                "nodes with a device of their own" % (
+                                    element.name, element.owner, ",".join(ids)))
+    if not source.pairs:
+        raise FenceError("nothing to import: the CIB has no fence device for any of its nodes")
+    tell_unused(source)
+
+
+def list_levels(live):
+    """Return [(Element, ids of its devices)] of all levels."""
+    return [(element, ",".join(values).split(",")) for element, values in live.elements.items()
+            if element.kind == LEVEL]
+
+
+def find_node_levels(source, name):
+    """Return the FoundLevels of a node in their order."""
+    lists = {element.name: ids for element, ids in list_levels(source.live)
+             if element.owner == name}
+    if not lists:
+        return find_level_by_hosts(source, name)
+    found = [(index, sort_level(source, name, lists[index])) for index in sorted(lists, key=int)]
+    found = [(index, level) for index, level in found if level.before or level.pairs]
+    for number, (index, level) in enumerate(found, 1):
+        if index != str(number):
+            source.notes.append("level %s of %s (%s) becomes its level %d" % (
+                index, name, ",".join(level.devices), number))
+    return [level for _, level in found]
+
+
+def sort_level(source, name, ids):
+    """Return the FoundLevel of these ids."""
+    known = {device.id: device for device in source.devices}
+    for missing in set(ids) - set(known):
+        source.notes.append("%s is not carried over: a level of %s names it, and there is no such "
+                            "device" % (missing, name))
+    devices = [known[device] for device in dict.fromkeys(ids) if device in known]
+    before = tuple(device.id for device in devices if device.agent in IDLE_AGENTS)
+    return FoundLevel(tuple(ids), before, pair_devices(source, name, devices))
+
+
+def find_level_by_hosts(source, name):
+    """Return the one level of a node that no level is of, as Pacemaker would take any device."""
+    devices = [device for device in source.devices if name in device.hosts]
+    powers = [device for device in devices if device.agent not in (VERIFIER,) + IDLE_AGENTS]
+    for device in powers[1:]:
+        source.notes.append("%s (%s) is not carried over: %s has another one, %s, and no level "
+                            "that says what to do with both" % (
+                                device.id, device.agent, name, powers[0].id))
+    pairs = pair_devices(source, name, [row for row in devices if row not in powers[1:]])
+    ids = [device.id for pair in pairs for device in pair if device]
+    return [FoundLevel(tuple(ids), (), pairs)] if pairs else []
+
+
+def pair_devices(source, name, devices):
+    """Return [(power device, verifier or None)] of the devices of a level."""
+    rest = [device for device in devices if device.agent == VERIFIER]
+    pairs = []
+    for power in devices:
+        if power.agent not in (VERIFIER,) + IDLE_AGENTS:
+            pairs.append((power, choose_verifier(power, power.hosts.get(name, ""), rest)))
+            rest = [device for device in rest if device is not pairs[-1][1]]
+    for verifier in rest:
+        source.notes.append("%s (%s) is not carried over: there is no device of %s that it could "
+                            "be the verifier of" % (verifier.id, verifier.agent, name))
+    return pairs
+
+
+def choose_verifier(power, outlet, verifiers):
+    """Return the one that looks at this device, or else the first; None where there is none."""
+    outlets = (power.options.get("plug", outlet), outlet)
+    return min(verifiers, default=None, key=lambda verifier: (
+        verifier.options.get("fence_ip") != power.options.get("ip"),
+        verifier.options.get("fence_plug", "") not in outlets))
+
+
+def tell_unused(source):
+    used = {device for levels in source.levels.values() for level in levels
+            for device in level.devices}
+    told = " ".join(source.notes)
+    for device in source.devices:
+        if device.id in used or device.id + " (" in told:
+            continue
+        why = "no level and no host list names a node for it"
+        if device.agent in IDLE_AGENTS:
+            why = "it switches nothing off, and no level names it"
+        elif device.hosts:
+            why = "nothing that it could stand for is known of %s" % ", ".join(device.hosts)
+        source.notes.append("%s (%s) is not carried over: %s" % (device.id, device.agent, why))
+
+
+def read_targets(options):
+    """Return {network: address} of the target_ parameters of fence_check."""
+    targets = {own.name: options[own.parameter] for own in OWN_NETWORKS
+               if own.parameter in options}
+    for number, address in enumerate(split_list(options.get(CLIENT_NETWORKS.parameter, "")), 1):
+        targets["%s-%d" % (CLIENT_NETWORKS.name, number)] = address
+    for number, item in enumerate(split_list(options.get("target_ips", "")), 1):
+        name, equals, address = item.partition("=")
+        targets[name if equals else "network-%d" % number] = address if equals else name
+    return targets
+
+
+def read_witnesses(options):
+    """Return {network: [address]} of witness_ips of fence_check."""
+    found = {}
+    for item in split_list(options.get("witness_ips", "")):
+        network, _, address = item.partition("=")
+        found.setdefault(network, []).append(address)
+    return found
+
+
+# SECTION: IMPORT ----------------------------------------------------------------------------------
+# The way back of PLAN: from what a CIB holds to a Cluster. Pure.
+#
+# Each key takes back the parameter that it becomes, by its row. What is left is planned anew and
+# compared with the CIB: whatever differs then could not be carried over, and is told, so that
+# nothing gets lost in silence.
+
+HOST_PARAMETERS = ("pcmk_host_list", "pcmk_host_map", "pcmk_host_check", "pcmk_host_argument")
+ACTION_TIMEOUTS = ("pcmk_off_timeout", "pcmk_on_timeout", "pcmk_reboot_timeout")
+DELAYS = ("pcmk_delay_base", "delay")
+PASSWORD_PROGRAM = "/etc/fencetool/password-%s"  # that somebody has to write
+
+
+def import_cluster(live):
+    """Return (Cluster, [note]) of the Fencing of a CIB; raise FenceError without fence devices."""
+    # notes: what could not be carried over. names: of all nodes. levels: {node: [FoundLevel]} of
+    # those with a device. pairs: {(node, suffix): (power device, verifier or None)} of all levels.
+    targets = [element.owner for element in live.elements if element.kind == LEVEL]
+    source = types.SimpleNamespace(
+        live=live, notes=[], names=live.nodes or tuple(dict.fromkeys(targets)), levels={}, pairs={},
+        devices=[collect_device(live, device) for device in list_device_ids(live)])
+    find_levels(source)
+    cluster = build_imported_cluster(source)
+    tell_losses(source, cluster)
+    return cluster, list(dict.fromkeys(source.notes))
 
 
 def is_set(value):
@@ -11392,18 +11562,6 @@ def find_missing_keys(dialect, options):
             and parameters.get(STAND_INS.get(key)) not in options]
 
 
-def find_pairs(source):
-    """Find the devices of each node, and tell of those that are nobody's."""
-    found = {name: find_pair(source, name) for name in source.names}
-    # The script makes devices in the order of the file.
-    order = {device.id: number for number, device in enumerate(source.devices)}
-    pairs = [(name, pair) for name, pair in found.items() if pair]
-    source.pairs = dict(sorted(pairs, key=lambda item: order[item[1][0].id]))
-    if not source.pairs:
-        raise FenceError("nothing to import: the CIB has no fence device for any of its nodes")
-    tell_unused(source)
-
-
 def build_imported_cluster(source):
     values = {row.name: find_common_value(source, row) or row.default for row in CLUSTER_KEYS}
     is_proven = any(verifier for _, verifier in source.pairs.values())
@@ -11411,21 +11569,16 @@ def build_imported_cluster(source):
     if not is_proven:
         source.notes.append("nothing proves that a node is dead: give the nodes mgmt_ip and the "
                             "like, and remove stonith_fence_verify")
-    for name in source.live.remotes:
-        source.notes.append("%s is a remote or guest node, which fences and verifies nobody: the "
-                            "file takes it for a member" % name)
-    nodes = [build_imported_node(source, name) for name in source.pairs]
-    nodes += [ClusterNode(name=name, dialect=None, place=None, places={}, networks={},
-                          values={"method": NO_DEVICE, "options": {}})
-              for name in source.names if name not in source.pairs]
+    without = [name for name in source.names if name not in source.levels]
+    nodes = [build_imported_node(source, name, is_proven) for name in [*source.levels, *without]]
     cluster = Cluster(tuple(nodes), values, {}, {})
     import_networks(source, cluster)
     import_witnesses(source, cluster)
     for node in nodes:
         cluster.networks.update((network_key(name), name) for name in node.networks)
-    settle_race(source, cluster)
-    for node in nodes_with_device(cluster):
-        fit_times(source, cluster, node)
+    settle_own(source, cluster)
+    for device in list_all_devices(cluster):
+        fit_times(source, cluster, device)
     return cluster
 
 
@@ -11435,78 +11588,69 @@ def find_common_value(source, row):
     name = row.name[len(OLD_PREFIX):]
     if row.kind != WHOLE_SECONDS:
         return ""
+    firsts = [pair for levels in source.levels.values() for level in levels
+              for pair in level.pairs[:1]]  # those behind have an early_exit of their own
     found = [device.options.get(name) or first_value(
         source.live, META, device.id, name.replace("_", "-"))
-        for pair in source.pairs.values() for device in pair if device]
+        for pair in firsts for device in pair if device]
     return next((render_usual(row, value) for value in found if value), "")
 
 
-def find_pair(source, name):
-    """Return (power device, verifier) of a node; None without a power device."""
-    levels = {element.name: ",".join(values).split(",")
-              for element, values in source.live.elements.items()
-              if (element.kind, element.owner) == (LEVEL, name)}
-    first = min(levels, default="")
-    for index in sorted(set(levels) - {first}):
-        source.notes.append("level %s of %s (%s) is not carried over: a node gets one level"
-                            % (index, name, ",".join(levels[index])))
-    if levels:
-        known = {device.id: device for device in source.devices}
-        devices = [known[device] for device in levels[first] if device in known]
-    else:
-        devices = [device for device in source.devices if name in device.hosts]
-    verifiers = [device for device in devices if device.agent == VERIFIER]
-    powers = [device for device in devices if device.agent not in (VERIFIER,) + IDLE_AGENTS]
-    for device in powers[1:] + verifiers[1:]:
-        first = verifiers[0] if device.agent == VERIFIER else powers[0]
-        source.notes.append("%s (%s) is not carried over: %s has another one, %s"
-                            % (device.id, device.agent, name, first.id))
-    if not powers:
-        return None
-    return powers[0], verifiers[0] if verifiers else None
-
-
-def find_verifier_options(source, node):
-    """Return the parameters of the verifier of a node; nothing where it has none."""
-    verifier = source.pairs[node.name][1] if node.name in source.pairs else None
+def find_verifier_options(source, device):
+    """Return the parameters of the verifier of a FenceDevice; nothing where it has none."""
+    verifier = source.pairs[device.name, device.suffix][1]
     return verifier.options if verifier else {}
 
 
-def tell_unused(source):
-    used = {device.id for pair in source.pairs.values() for device in pair if device}
-    told = " ".join(source.notes)
-    for device in source.devices:
-        if device.id in used or device.id + " (" in told:
-            continue
-        why = "no level and no host list names a node for it"
-        if device.agent in IDLE_AGENTS:
-            why = "it switches nothing off"
-        elif device.hosts:
-            why = "nothing that it could stand for is known of %s" % ", ".join(device.hosts)
-        source.notes.append("%s (%s) is not carried over: %s" % (device.id, device.agent, why))
+def has_verifier(source, name):
+    return any(verifier for level in source.levels.get(name, ()) for _, verifier in level.pairs)
 
 
-def build_imported_node(source, name):
-    power, verifier = source.pairs[name]
+def build_imported_node(source, name, is_proven):
+    """Return the ClusterNode of this name; is_proven: whether the death of any node is."""
+    levels = source.levels.get(name, ())
+    values = {"options": {}}
+    if name in source.live.remotes:
+        values["remote"] = "1"
+    if not levels:
+        values["method"] = NO_DEVICE
+    elif is_proven and not has_verifier(source, name):
+        values["verify"] = "0"
+    values.update(find_habits(levels))
+    node = ClusterNode(name=name, values=values, place=("", 0), places={}, networks={}, levels=())
+    return node._replace(levels=tuple(
+        FenceLevel(level.before, tuple(
+            build_imported_device(source, node, device_suffix(number, place))
+            for place in range(1, len(level.pairs) + 1)))
+        for number, level in enumerate(levels, 1)))
+
+
+def build_imported_device(source, node, suffix):
+    power, verifier = source.pairs[node.name, suffix]
     dialect = find_dialect(power, verifier)
     options = {key: value for key, value in power.options.items()
                if key not in HOST_PARAMETERS + ACTION_TIMEOUTS + tuple(dialect.fixed)}
-    take_host(source, name, power, options)
-    values = {"options": {}}
+    take_host(source, node.name, power, options)
+    values = dict(node.values, options={})
     values.update({"agent": power.agent} if dialect.name == NAMED_AGENT
                   else {"method": dialect.method})
     if power.agent in OTHER_NAMES:
         source.notes.append(suggest_method(power, OTHER_NAMES[power.agent]))
-    take_secret(source, name, options, values)
-    take_habits(dialect, options, values)
-    for row in NODE_KEYS:
+    take_secret(source, node.name + suffix, options, values)
+    drop_habits(source, power, options, is_first=power is first_power(source, node.name))
+    for row in DEVICE_KEYS:
         is_taken = row.name in dialect.keys or row.name not in SPECIAL_KEYS
         if is_taken and row.power in options:
             values[row.name] = render_usual(row, options.pop(row.power))
-    node = ClusterNode(name=name, dialect=dialect, values=values, place=("", 0),
-                       places={"options": ("", 0)}, networks={})
-    take_options(source, power, node, sort_options(options, verifier))
-    return node
+    device = FenceDevice(
+        name=node.name, suffix=suffix, dialect=dialect, values=values, place=("", 0),
+        places={"options": ("", 0)}, networks=node.networks)
+    take_options(source, power, device, sort_options(options, verifier))
+    return device
+
+
+def first_power(source, name):
+    return next(power for level in source.levels[name] for power, _ in level.pairs)
 
 
 def suggest_method(power, row):
@@ -11538,23 +11682,47 @@ def take_secret(source, name, options, values):
                             % (name, values["password_script"]))
 
 
-def take_habits(dialect, options, values):
-    """Whether the node comes back, and how long fencing it waits."""
-    comes_back = options.get("pcmk_reboot_action", "reboot") != "off"
-    options.pop("pcmk_reboot_action", None)
-    is_able = "power_on_url" in options or "power_on_url" not in dialect.keys
-    if comes_back != dialect.comes_back and (is_able or not comes_back):
-        values["power_on"] = "1" if comes_back else "0"
-    for name in ("pcmk_delay_base", "delay"):
-        try:
-            delay = parse_whole_seconds(options.get(name, "0"))
-        except UsageError:
-            continue  # a map of nodes: the comparison tells it
+def find_habits(levels):
+    """Return power_on and delay of a node, where they differ from what is usual for its devices."""
+    found = [[(find_dialect(*pair), pair[0].options) for pair in level.pairs] for level in levels]
+    devices = [device for level in found for device in level]
+    # A level leaves the node off where one of its methods does.
+    usual = [all(dialect.comes_back for dialect, _ in level) for level in found for _ in level]
+    comes_back = [options.get("pcmk_reboot_action") != "off" for _, options in devices]
+    is_able = all("power_on_url" in options or "power_on_url" not in dialect.keys
+                  for dialect, options in devices)
+    habits = {}
+    if comes_back != usual and (is_able or not all(comes_back)):
+        habits["power_on"] = "1" if all(comes_back) else "0"
+    if devices and read_delay(devices[0][1]):
+        habits["delay"] = read_delay(devices[0][1])
+    return habits
+
+
+def read_delay(options):
+    """Return how long a device waits, "" for not at all."""
+    # A map of nodes is no delay of one: the comparison tells it.
+    delays = [options[name] for name in DELAYS if is_delay(options.get(name, ""))]
+    return next((parse_whole_seconds(delay) for delay in delays
+                 if parse_whole_seconds(delay) != "0"), "")
+
+
+def is_delay(text):
+    try:
+        return bool(parse_whole_seconds(text))
+    except UsageError:
+        return False
+
+
+def drop_habits(source, power, options, is_first):
+    """Take out of a device's options what find_habits has made keys of the node of."""
+    if read_delay(options) and not is_first:
+        source.notes.append("%s: parameter delay is not carried over: fencing a node waits before "
+                            "its first device" % power.id)
+    done = [name for name in DELAYS if is_delay(options.get(name, ""))] + ["pcmk_reboot_action"]
+    done += ["method"] if options.get("method") == "onoff" else []
+    for name in done:
         options.pop(name, None)
-        if delay != "0":
-            values.setdefault("delay", delay)
-    if options.get("method") == "onoff":
-        del options["method"]
 
 
 def sort_options(options, verifier):
@@ -11565,31 +11733,33 @@ def sort_options(options, verifier):
         names.index(item[0]) if item[0] in names else len(names))))
 
 
-def take_options(source, power, node, options):
+def take_options(source, power, device, options):
     """Carry over as options what can be one; the checks of a cluster file decide."""
     for name, value in options.items():
         report = Report()
-        check_options(None, node._replace(values={"options": {name: value}}), report)
+        check_options(None, device._replace(values={"options": {name: value}}), report)
         if report.has_errors():
             source.notes.append("%s: parameter %s is not carried over: %s" % (
                 power.id, name, min(report.mistakes).text))
         else:
-            node.values["options"][name] = value
+            device.values["options"][name] = value
 
 
 def import_networks(source, cluster):
-    for node in nodes_with_device(cluster):
-        for network, address in read_targets(find_verifier_options(source, node)).items():
-            add_network(node, network, address)
+    for device in list_all_devices(cluster):
+        for network, address in read_targets(find_verifier_options(source, device)).items():
+            add_network(find_node(cluster, device.name), network, address)
 
 
 def import_witnesses(source, cluster):
     """Tell the witnesses of the file from the addresses of nodes that have no verifier."""
     lists, known, direct = {}, set(), {}
-    for node in nodes_with_device(cluster):
-        known.update(node.networks.values(), [node.values.get("ip", "")])
-        options = find_verifier_options(source, node)
+    for device in list_all_devices(cluster):
+        known.update(device.networks.values(), [device.values.get("ip", "")])
+        options = find_verifier_options(source, device)
         direct.update(dict.fromkeys(split_list(options.get("direct_networks", ""))))
+        for network in device.networks:
+            lists.setdefault(network, [])
         for network, addresses in read_witnesses(options).items():
             lists.setdefault(network, []).append(addresses)
     cluster.values["stonith_direct_networks"] = tuple(direct)
@@ -11598,14 +11768,13 @@ def import_witnesses(source, cluster):
         unknown = list(dict.fromkeys(address for addresses in found for address in addresses
                                      if address not in known))
         leads = all(addresses[0] in unknown[:1] for addresses in found)
-        if unknown:
-            place_addresses(source, cluster, network, unknown, leads)
+        place_addresses(source, cluster, network, unknown, leads)
 
 
 def place_addresses(source, cluster, network, unknown, leads):
     """Give addresses in a network to the file's witness, and to nodes without a verifier."""
     # leads: the first stands first in all lists, as what the file names does.
-    blind = [node for node in cluster.nodes if not find_verifier_options(source, node)]
+    blind = [node for node in cluster.nodes if not has_verifier(source, node.name)]
     needed = [node for node in blind if must_see(source, node.name, network, cluster)]
     if leads and len(unknown) > len(needed):
         witness = unknown.pop(0)
@@ -11615,9 +11784,10 @@ def place_addresses(source, cluster, network, unknown, leads):
             source.notes.append("%s in the network %s is taken for a witness: if it is the address "
                                 "of %s, write it there" % (witness, network, " or ".join(perhaps)))
     takers = needed + [node for node in blind if node not in needed]
+    is_guess = len(needed if len(needed) == len(unknown) else takers) > 1
     for node, address in zip(takers, unknown):
         add_network(node, network, address)
-        if len(takers) > 1:
+        if is_guess:
             source.notes.append("%s in the network %s is taken for the address of %s, which "
                                 "is a guess" % (address, network, node.name))
     for address in unknown[len(takers):]:
@@ -11630,46 +11800,49 @@ def place_addresses(source, cluster, network, unknown, leads):
 
 def must_see(source, name, network, cluster):
     """Whether a node may verify a node in this network, and so has an address there."""
-    verifiers = [source.pairs[node.name][1] for node in nodes_with_device(cluster)
-                 if node.name != name and network in node.networks]
-    return any(may_run(source.live, verifier.id, name) for verifier in verifiers)
+    verifiers = [source.pairs[device.name, device.suffix][1] for device in list_all_devices(cluster)
+                 if device.name != name and network in device.networks]
+    return any(may_run(source.live, verifier.id, name) for verifier in verifiers if verifier)
 
 
-def settle_race(source, cluster):
-    """Two nodes of which neither waits: the file that gen-config took had a quorum device."""
-    powers = [power for power, _ in source.pairs.values()]
-    is_ours = all(is_own(source.live, power.id) for power in powers)
-    if could_race(cluster) and is_ours and not has_delay(cluster):
-        cluster.values["stonith_quorum_device"] = "1"
+def settle_own(source, cluster):
+    """Tell what the file that gen-config took said, where only something missing shows it."""
+    powers = [power.id for power, _ in source.pairs.values()]
+    if not all(is_own(source.live, power) for power in powers):
+        return
+    if could_race(cluster) and not has_delay(cluster):
+        cluster.values["stonith_quorum_device"] = "1"  # neither node waits
+    if not any(first_value(source.live, META, power, "failure-timeout") for power in powers):
+        cluster.values["stonith_failure_timeout"] = "0"
 
 
-def fit_times(source, cluster, node):
+def fit_times(source, cluster, device):
     """Find the off_timeout and power_timeout from which the times of the CIB follow."""
-    power = source.pairs[node.name][0]
+    power = source.pairs[device.name, device.suffix][0]
     given = power.options.get("pcmk_off_timeout", "")
-    limit = node.values["options"].pop("power_timeout", "")
+    limit = device.values["options"].pop("power_timeout", "")
     choices = [("", ""), (given, ""), ("", limit), (given, limit)]  # the shortest first
-    best = min(choices, key=lambda choice: find_misfits(source, cluster, node, choice, limit))
-    set_times(node, *best)
+    best = min(choices, key=lambda choice: find_misfits(source, cluster, device, choice, limit))
+    set_times(device, *best)
 
 
-def set_times(node, off_timeout, power_timeout):
-    for values, name, value in ((node.values, "off_timeout", off_timeout),
-                                (node.values["options"], "power_timeout", power_timeout)):
+def set_times(device, off_timeout, power_timeout):
+    for values, name, value in ((device.values, "off_timeout", off_timeout),
+                                (device.values["options"], "power_timeout", power_timeout)):
         values.pop(name, None)
         if value:
             values[name] = value
 
 
-def find_misfits(source, cluster, node, choice, limit):
+def find_misfits(source, cluster, device, choice, limit):
     """Return of each time, the weightiest first, whether it differs from that of the CIB."""
-    power, verifier = source.pairs[node.name]
-    set_times(node, *choice)
+    power, verifier = source.pairs[device.name, device.suffix]
+    set_times(device, *choice)
     try:
-        times = plan_times(cluster, node)
+        times = plan_times(cluster, device)
     except (UsageError, ValueError):  # what is no time in the CIB either
         return [True]
-    given = find_verifier_options(source, node).get("pcmk_off_timeout")
+    given = find_verifier_options(source, device).get("pcmk_off_timeout")
     return [str(times.power_given) != power.options.get("pcmk_off_timeout"),
             bool(verifier) and str(times.verify_given) != given,
             times.power_limits.get("power_timeout", choice[1]) != limit]
@@ -11688,15 +11861,16 @@ def tell_losses(source, cluster):
         source.notes.append("no configuration follows from this: %s" % error)
         return
     added = []
-    powers = [DEVICE_PREFIX + node for node in source.pairs]
-    for item in compare_fencing(wanted, rename_devices(source)):
+    powers = [name_power_device(device) for device in list_all_devices(cluster)]
+    for item in compare_fencing(wanted, rename_devices(source, cluster)):
         element = item.element
         # What the plan does not have of a power device, the importer has told or understood.
         is_done = item.wanted is None and element.owner in powers and element.kind == PARAMETER
         if is_done or element.name in HOST_PARAMETERS + OWNER[:1]:
             continue
         if item.found is None:
-            added.append("%s %s" % (element.kind, element.name))
+            added.append(element.owner if element.kind == AGENT
+                         else "%s %s" % (element.kind, element.name))
         elif not has_same_meaning(item.found, item.wanted):
             source.notes.append("gen-config would change it: " + item.text)
     if added:
@@ -11704,15 +11878,21 @@ def tell_losses(source, cluster):
                             + ", ".join(dict.fromkeys(added)))
 
 
-def rename_devices(source):
+def rename_devices(source, cluster):
     """Return the Fencing of the CIB with the names that gen-config gives to the devices."""
     names, elements = {}, {}
-    for node, pair in source.pairs.items():
-        pair = [(device.id, prefix + node) for device, prefix
-                in zip(pair, (DEVICE_PREFIX, VERIFIER_PREFIX)) if device]
-        for device, name in pair:
-            names.setdefault(device, []).append(name)
-        elements[Element(LEVEL, node, "1")] = [",".join(name for _, name in pair)]
+    for node in nodes_with_device(cluster):
+        for index, (found, level) in enumerate(zip(source.levels[node.name], node.levels), 1):
+            own = {}
+            for (power, verifier), device in zip(found.pairs, level.devices):
+                own[power.id] = name_power_device(device)
+                if verifier:
+                    own[verifier.id] = name_verifier(device)
+            for device, name in own.items():
+                names.setdefault(device, []).append(name)
+            names.update((device, [device]) for device in found.before)
+            renamed = [own.get(device, device) for device in found.devices]
+            elements[Element(LEVEL, node.name, str(index))] = [",".join(renamed)]
     for element, values in source.live.elements.items():
         for name in names.get(element.owner, ()):
             elements[element._replace(owner=name, name=find_name(element))] = values
@@ -11728,27 +11908,6 @@ def find_name(element):
     if element.kind != PARAMETER:
         return element.name
     return canonical_names(LIBRARY_PARAMS).get(element.name, element.name)
-
-
-def read_targets(options):
-    """Return {network: address} of the target_ parameters of fence_check."""
-    targets = {own.name: options[own.parameter] for own in OWN_NETWORKS
-               if own.parameter in options}
-    for number, address in enumerate(split_list(options.get(CLIENT_NETWORKS.parameter, "")), 1):
-        targets["%s-%d" % (CLIENT_NETWORKS.name, number)] = address
-    for number, item in enumerate(split_list(options.get("target_ips", "")), 1):
-        name, equals, address = item.partition("=")
-        targets[name if equals else "network-%d" % number] = address if equals else name
-    return targets
-
-
-def read_witnesses(options):
-    """Return {network: [address]} of witness_ips of fence_check."""
-    found = {}
-    for item in split_list(options.get("witness_ips", "")):
-        network, _, address = item.partition("=")
-        found.setdefault(network, []).append(address)
-    return found
 
 
 def add_network(node, network, address):
@@ -11783,28 +11942,60 @@ def render_cluster_file(cluster, notes, shows_secrets):
         if row.kind != NODES and cluster.values[row.name] != row.default:
             lines.append("%s: %s" % (row.name, render_yaml_value(row, cluster.values[row.name])))
     lines.append("stonith_nodes:")
-    networks = [row.name for row in NETWORK_KEYS]
-    rows = sorted(NODE_KEYS, key=lambda row: row.name in networks)
     for node in cluster.nodes:
-        lines.append("  %s:" % node.name)
-        for row in rows:
-            if node.values.get(row.name):
-                lines.append(render_key(node, row, shows_secrets))
+        lines += render_cluster_node(node, shows_secrets)
     return "\n".join(lines + [""])
 
 
+def render_cluster_node(node, shows_secrets):
+    """Return the lines of a node: its keys, with those of its device or with its levels."""
+    devices = list_devices(node)
+    lines = ["%s:" % node.name] + ["  " + line for line in render_keys(node, OWN_KEYS, True)]
+    if len(node.levels) > 1:
+        lines.append("  levels:")
+        for level in node.levels:
+            lines += indent_entry("    ", render_level(level, shows_secrets))
+    else:
+        for level in node.levels:
+            lines += ["  " + line for line in render_level(level, shows_secrets)]
+    if not devices:
+        lines += ["  " + line for line in render_keys(node, DEVICE_KEYS, shows_secrets)]
+    return ["  " + line for line in lines]
+
+
+def render_level(level, shows_secrets):
+    """Return the lines of what stands before its devices, and of its device or devices."""
+    before = ", ".join(map(render_yaml, level.before))
+    lines = ["before: [%s]" % before] if before else []
+    found = [render_keys(device, DEVICE_KEYS, shows_secrets) for device in level.devices]
+    if len(found) == 1:
+        return lines + found[0]
+    if found:
+        lines.append("devices:")
+    return lines + [line for keys in found for line in indent_entry("  ", keys)]
+
+
+def indent_entry(indent, lines):
+    """Return the lines of an entry of a list."""
+    return [indent + ("  " if number else "- ") + line for number, line in enumerate(lines)]
+
+
+def render_keys(node, rows, shows_secrets):
+    return [render_key(node, row, shows_secrets) for row in rows if node.values.get(row.name)]
+
+
 def render_key(node, row, shows_secrets):
-    """Return the line of a key of a node; nobody can use it before a secret is filled in."""
+    """Return the line of a key of a device; nobody can use it before a secret is filled in."""
     value = node.values[row.name]
     name = row.name
     if row.kind == OPTIONS:
         value = {option: text if shows_secrets else hide_secret(option, text)
                  for option, text in value.items()}
     elif not shows_secrets and name == "password":
-        name, value = "password_script", PASSWORD_PROGRAM % node.name
+        name, value = "password_script", PASSWORD_PROGRAM % (node.name + node.suffix)
     elif not shows_secrets and row.power:
         value = hide_secret(row.power, value)
-    return "    %s: %s" % (name, render_yaml_value(row, value))
+    return "%s: %s" % (name, render_yaml_value(row, value))
 
 
 def hide_secret(name, value):

@@ -19,6 +19,16 @@ stonith_nodes:
 """
 
 
+LEVEL_NODES = """
+stonith_nodes:
+  a: {mgmt_ip: 10.0.0.1, delay: 3,
+      devices: [{method: kasa, ip: 10.0.0.11}, {method: kasa, ip: 10.0.0.14}]}
+  b: {mgmt_ip: 10.0.0.2,
+      levels: [{method: ipmi, ip: 10.0.0.12, user: u, password: p},
+               {before: [ping], method: kasa, ip: 10.0.0.15}]}
+"""
+
+
 class Live:
     """A CIB as the plan has it, which a test then changes."""
 
@@ -180,6 +190,51 @@ class Differences(unittest.TestCase):
         live.add("fencing-topology", '<fencing-level id="x" index="1" target-pattern="n.*" '
                  'devices="fence-a"/>')
         self.assert_one(live, "level 1 of nodes like n.* (fence-a) is not ours", judged=False)
+
+    def test_several_levels_and_devices_and_what_stands_before_them(self):
+        live = Live(LEVEL_NODES)
+        self.assertEqual(live.texts(), [
+            "ping is missing, and the cluster file puts it into a level (make it, or take it out "
+            "of before in the cluster file)"])
+        ping = ('<primitive id="ping" template="t"/>'
+                '<template id="t" class="stonith" type="fence_heuristics_ping"/>')
+        for xml in ("<x>%s</x>" % ping, '<primitive id="ping" class="stonith" type="fence_x"/>'):
+            live = Live(LEVEL_NODES)
+            live.add("resources", xml)
+            self.assertEqual(live.texts(), [])
+        second = "fencing-level[@target='b'][@index='2']"
+        live.find(second).set("devices", "fence-b-level2,fence-verify-b-level2,ping")
+        self.assert_one(live, "level 2 of b is fence-b-level2,fence-verify-b-level2,ping, and "
+                        "should be ping,fence-b-level2,fence-verify-b-level2")
+        live.find(second).set("index", "3")
+        self.assertEqual([item.text for item in live.compare()], [
+            "level 2 of b is missing, and should be ping,fence-b-level2,fence-verify-b-level2",
+            "level 3 of b (fence-b-level2,fence-verify-b-level2,ping) is not ours: what succeeds "
+            "there is believed"])
+
+    def test_a_device_that_the_file_has_no_more_is_left_over_with_its_level(self):
+        live = Live(LEVEL_NODES)
+        live.add("resources", '<primitive id="ping" class="stonith" type="fence_x"/>')
+        edited = LEVEL_NODES.replace("{method: kasa, ip: 10.0.0.14}", "").replace(
+            "{before: [ping], method: kasa, ip: 10.0.0.15}", "").replace(", ]", "]")
+        texts = [item.text for item in live.compare(edited)]
+        for told in ("fence-a-device2 (fence_kasa) is left over",
+                     "fence-verify-b-level2 (fence_check) is left over",
+                     "level 1 of a is fence-a,fence-a-device2,fence-verify-a,"
+                     "fence-verify-a-device2, and should be fence-a,fence-verify-a",
+                     "level 2 of b (ping,fence-b-level2,fence-verify-b-level2) is left over",
+                     "ping (fence_x) is not ours"):
+            self.assertTrue(any(text.startswith(told) for text in texts), (told, texts))
+
+    def test_a_node_that_is_remote_on_one_side_only(self):
+        text = two_nodes(", delay: 3") + "  r: {method: none, remote: true, mgmt_ip: 10.0.0.3}\n"
+        self.assert_one(Live(text, ("a", "b", "r")), "node r is no remote or guest node")
+        live = Live(text)
+        live.add("resources", '<primitive id="r" class="ocf" provider="pacemaker" type="remote"/>')
+        self.assertEqual(live.texts(), [])
+        live.cluster = cluster_of(text.replace("remote: true, ", ""))
+        self.assertIn("node r is a remote or guest node, which fences and verifies nobody (give it "
+                      "remote: true in the cluster file)", live.texts())
 
     def test_a_ban_that_is_gone_and_wishes_of_others(self):
         live = Live()

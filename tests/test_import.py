@@ -33,6 +33,15 @@ def cib(devices, levels=(), nodes=("a", "b"), more=""):
     return text.replace("<constraints/>", "<constraints>%s</constraints>" % more).encode()
 
 
+def complete(configuration, others=()):
+    """Return what gen-config makes as the CIB of a cluster: with its nodes, and others' devices."""
+    remotes = {name: ' type="remote"' for name in configuration.remotes}
+    nodes = "".join('<node id="%d" uname="%s"%s/>' % (number, name, remotes.get(name, ""))
+                    for number, name in enumerate(configuration.nodes, 1))
+    text = fencetool.render_cib(configuration, "").replace("<nodes/>", "<nodes>%s</nodes>" % nodes)
+    return text.replace("</resources>", "".join(others) + "</resources>")
+
+
 def import_from(data):
     """Return (Cluster of the written file, its text, the notes as one text)."""
     cluster, notes = fencetool.import_cluster(fencetool.parse_fencing(data))
@@ -50,13 +59,12 @@ KASA_B = primitive("plug-b", "fence_kasa", ip="10.0.0.12", pcmk_host_list="b")
 
 
 class RoundTrip(unittest.TestCase):
+
     def test_what_gen_config_made_of_a_file_becomes_a_file_that_makes_the_same(self):
         names = []
         for name, cluster, configuration in all_configurations():
             wanted = fencetool.render_cib(configuration, "")
-            nodes = "".join('<node id="%d" uname="%s"/>' % item
-                            for item in enumerate(configuration.nodes, 1))
-            again, _, notes = import_from(wanted.replace("<nodes/>", "<nodes>%s</nodes>" % nodes))
+            again, _, notes = import_from(complete(configuration))
             self.assertEqual(fencetool.render_cib(
                 fencetool.build_configuration(again), ""), wanted, name)
             told = re.sub("(?m)^.* is taken for a witness: .*|^nothing proves .*", "", notes)
@@ -91,9 +99,7 @@ stonith_nodes:
 """
         cluster = cluster_of(text)
         wanted = fencetool.render_cib(fencetool.build_configuration(cluster), "")
-        nodes = "".join('<node id="%d" uname="%s"/>' % item for item in enumerate(
-            ("a", "b", "c", "d", "quorum"), 1))
-        again, _, notes = import_from(wanted.replace("<nodes/>", "<nodes>%s</nodes>" % nodes))
+        again, _, notes = import_from(complete(fencetool.build_configuration(cluster)))
         self.assertEqual(notes, "10.3.0.254 in the network lan is taken for a witness: if it is "
                          "the address of quorum, write it there")
         self.assertEqual(fencetool.render_cib(fencetool.build_configuration(again), ""), wanted)
@@ -101,6 +107,57 @@ stonith_nodes:
             self.assertEqual(values(again, name), values(cluster, name))
         self.assertEqual(again.values["stonith_witness_ips"],
                          {"mgmt": "10.0.0.254", "lan": "10.3.0.254"})
+
+    def test_every_key_of_levels_and_of_several_devices_comes_back(self):
+        text = """
+stonith_early_exit: 5
+stonith_failure_timeout: 0
+stonith_nodes:
+  a:
+    mgmt_ip: 10.0.0.1
+    storage_ip: 10.1.0.1
+    power_on: true
+    delay: 4
+    before: [ping]
+    devices:
+      - {method: kasa, ip: 10.0.0.11, power_meter: require, options: {power_timeout: 30}}
+      - {agent: fence_apc_snmp, ip: 10.0.0.50, outlet: 7, password: 'p #1', off_timeout: 99}
+  b:
+    mgmt_ip: 10.0.0.2
+    storage_ip: 10.1.0.2
+    levels:
+      - {before: [kdump-b]}
+      - {before: [ping], method: ipmi, ip: 10.0.0.12, user: u, password: p, off_timeout: 77}
+      - devices:
+        - {method: kasa, ip: 10.0.0.13, outlet: 1}
+        - {method: kasa, ip: 10.0.0.13, outlet: 2}
+        - {method: esphome, ip: 10.0.0.14, switch_name: Relay}
+  d: {verify: false, before: [ping], agent: fence_aws, outlet: i-1}
+  far: {remote: true, method: kasa, ip: 10.0.0.15, mgmt_ip: 10.0.0.5}
+  vm: {remote: true, verify: false,
+       levels: [{agent: fence_virt, outlet: guest}, {agent: fence_xvm}]}
+  c: {method: none, mgmt_ip: 10.0.0.3, storage_ip: 10.1.0.3}
+"""
+        cluster = cluster_of(text)
+        configuration = fencetool.build_configuration(cluster)
+        again, _, notes = import_from(complete(configuration, [
+            primitive("ping", "fence_heuristics_ping"), primitive("kdump-b", "fence_kdump")]))
+        self.assertEqual(notes, "")
+        self.assertEqual(fencetool.render_cib(fencetool.build_configuration(again), ""),
+                         fencetool.render_cib(configuration, ""))
+        self.assertEqual(again.values, cluster.values)
+        for node in cluster.nodes:
+            found = fencetool.find_node(again, node.name)
+            self.assertEqual(describe(found), describe(node))
+
+
+def describe(node):
+    """Return all that a file says of a node."""
+    own = {row.name: node.values[row.name] for row in fencetool.OWN_KEYS
+           if row.name in node.values and row.name != "before"}
+    return own, [(level.before, [{key: value for key, value in device.values.items()
+                                  if key not in own and key != "before"}
+                                 for device in level.devices]) for level in node.levels]
 
 
 class Foreign(unittest.TestCase):
@@ -145,24 +202,37 @@ class Foreign(unittest.TestCase):
         _, text, notes = import_from(cib(
             [primitive("i", "fence_ipmilan", ip="10.0.0.11", username="u", password="p",
                        lanplus="1", method="cycle", ipport="623", snmp_note="x,y"),
-             primitive("second", "fence_apc", ip="10.0.0.13"),
+             primitive("second", "fence_apc", ip="10.0.0.13", delay="5"),
              primitive("kd", "fence_kdump", pcmk_host_list="a"),
-             primitive("nobody", "fence_apc", ip="10.0.0.15"), KASA_B],
-            [level("a", "kd,i,second"), level("a", "nobody", 2)],
+             primitive("nobody", "fence_apc", ip="10.0.0.15"), KASA_B,
+             primitive("other-b", "fence_apc", ip="10.0.0.16", pcmk_host_list="b"),
+             primitive("w", "fence_watchdog", pcmk_host_list="b")],
+            [level("a", "i,kd,second"), level("a", "nobody,lost", 3), level("c", "kd"),
+             level("a", "gone", 2), '<fencing-level id="p" index="1" target-pattern="x.*" '
+             'devices="nobody"/>'], nodes=("a", "b", "c"),
             more='<rsc_location id="x" rsc="i" node="b" score="10"/>'
                  '<rsc_order id="y" first="i" then="plug-b"/>'))
         for told in ("i: parameter method is not carried over: ",
                      "i: parameter snmp_note is not carried over: ",
-                     "second (fence_apc) is not carried over: a has another one, i",
-                     "kd (fence_kdump) is not carried over: it switches nothing off",
-                     "level 2 of a (nobody) is not carried over",
+                     "other-b (fence_apc) is not carried over: b has another one, plug-b, and no "
+                     "level that says what to do with both",
+                     "w (fence_watchdog) is not carried over: it switches nothing off, and "
+                     "no level names it",
+                     "lost is not carried over: a level of a names it",
+                     "gone is not carried over: a level of a names it",
+                     "level 3 of a (nobody,lost) becomes its level 2",
+                     "level 1 of c (kd) is not carried over: ",
+                     "level 1 of nodes like x.* (nobody) is not carried over: ",
+                     "second: parameter delay is not carried over: ",
+                     "level 1 of a is fence-a,kd,fence-a-device2, and should be "
+                     "kd,fence-a,fence-a-device2",
                      "gen-config would change it: fence-a has a location of others of score 10",
                      "stands in the rsc_order y",
-                     "these stay until they are taken over or removed: i, plug-b",
+                     "these stay until they are taken over or removed: i, second, nobody, plug-b",
                      "nothing proves that a node is dead",
                      "gen-config would add what is not there: ", "pcmk_off_timeout"):
             self.assertIn(told, notes)
-        self.assertIn("# kd (fence_kdump) is not carried over", text)
+        self.assertIn("# w (fence_watchdog) is not carried over", text)
 
     def test_a_device_without_a_node_is_told(self):
         _, _, notes = import_from(cib([KASA_B, primitive("x", "fence_apc", ip="10.0.0.15"),
@@ -175,7 +245,49 @@ class Foreign(unittest.TestCase):
         self.assertEqual(values(cluster, "q"), {"method": "none"})
         self.assertIn("\n  q:\n    method: none\n", text)
 
-    def test_remote_and_guest_nodes_are_told(self):
+    def test_levels_of_others_keep_their_devices_with_what_verifies_each(self):
+        def verifier(name, number):
+            return primitive(name, "fence_check", fence_method="kasa", verify_wait="10",
+                             fence_ip="10.0.0.%d" % number, target_mgmt_ip="10.0.0.1",
+                             witness_ips="mgmt=10.0.0.2", pcmk_host_list="a")
+        bmc = primitive("bmc", "fence_ipmilan", ip="10.0.0.11", username="u", password="p",
+                        lanplus="1", pcmk_host_list="a", pcmk_delay_base="5")
+        plugs = [primitive("plug-%d" % number, "fence_kasa", ip="10.0.0.%d" % number,
+                           pcmk_host_list="a", pcmk_reboot_action="off") for number in (21, 22)]
+        cluster, text, notes = import_from(cib(
+            [bmc, KASA_B, verifier("v-22", 22), verifier("v-21", 21), verifier("v-11", 11),
+             verifier("v-more", 23)] + plugs,
+            [level("a", "bmc,v-11"), level("a", "plug-21,plug-22,v-22,v-21,v-more", 2)]))
+        self.assertEqual(describe(fencetool.find_node(cluster, "a")), (
+            {"mgmt_ip": "10.0.0.1", "delay": "5"},
+            [((), [{"method": "ipmi", "ip": "10.0.0.11", "user": "u", "password": "p",
+                    "options": {}}]),
+             ((), [{"method": "kasa", "ip": "10.0.0.%d" % number, "options": {}}
+                   for number in (21, 22)])]))
+        self.assertEqual(values(cluster, "b")["verify"], "0")
+        self.assertIn("v-more (fence_check) is not carried over: ", notes)
+        self.assertNotIn("parameter fence_ip", notes)
+        self.assertIn("""    levels:
+      - method: ipmi
+        ip: 10.0.0.11
+        user: u
+        password: p
+      - devices:
+          - method: kasa
+            ip: 10.0.0.21
+""", text)
+
+    def test_a_device_of_a_level_without_a_verifier_gets_one(self):
+        verifier = primitive("v", "fence_check", fence_method="kasa", fence_ip="10.0.0.12",
+                             target_mgmt_ip="10.0.0.2", witness_ips="mgmt=10.0.0.1",
+                             pcmk_host_list="b")
+        second = primitive("plug-c", "fence_kasa", ip="10.0.0.13", pcmk_host_list="b")
+        cluster, _, notes = import_from(cib([KASA_B, second, verifier], [
+            level("b", "plug-c,plug-b,v")]))
+        self.assertNotIn("verify", fencetool.find_node(cluster, "b").values)
+        self.assertIn("gen-config would add what is not there: fence-verify-b", notes)
+
+    def test_remote_and_guest_nodes_are_carried_over(self):
         data = cib([KASA_B, '<primitive id="far" class="ocf" provider="pacemaker" type="remote"/>',
                     '<primitive id="vm" class="ocf" provider="heartbeat" type="VirtualDomain">'
                     '<meta_attributes id="m"><nvpair id="n" name="remote-node" value="guest"/>'
@@ -183,8 +295,8 @@ class Foreign(unittest.TestCase):
         data = data.replace(b'id="1" uname="a"', b'id="1" type="remote" uname="a"')
         cluster, _, notes = import_from(data)
         for name in ("a", "far", "guest"):
-            self.assertIn(name + " is a remote or guest node", notes)
-            self.assertEqual(values(cluster, name)["method"], "none")
+            self.assertEqual(values(cluster, name), {"method": "none", "remote": "1"})
+        self.assertNotIn("remote", notes)
 
     def test_a_verifier_of_the_playbook_gives_the_networks(self):
         verifier = primitive("v", "fence_check", fence_method="kasa", fence_ip="10.0.0.12",
@@ -268,6 +380,16 @@ class Command(unittest.TestCase):
         result = self.run_import("-o", path)
         self.assertEqual((result.code, result.out), (2, ""))
         self.assertIn("exists: name another file", result.err)
+
+    def test_each_of_several_devices_hides_its_secrets_behind_a_program_of_its_own(self):
+        with open(self.cib, "wb") as handle:
+            handle.write(cib([primitive(name, "fence_apc", ip="10.0.0.1" + name[1:],
+                                        password="geheim-" + name) for name in ("d1", "d2", "d3")],
+                             [level("a", "d1,d2"), level("a", "d3", 2)]))
+        result = self.run_import()
+        self.assertNotIn("geheim", result.out + result.err)
+        for suffix in ("", "-device2", "-level2"):
+            self.assertIn("password_script: /etc/fencetool/password-a%s\n" % suffix, result.out)
 
     def test_a_cib_without_fence_devices_is_nothing_to_import(self):
         with open(self.cib, "wb") as handle:
