@@ -683,6 +683,17 @@ class Protocols(KlapTest):
         self.assert_failure(result, "set device_mac")
         self.assertEqual([device.commands for device in devices], [0] * len(names))
 
+    def test_what_is_no_kasa_is_believed_when_it_comes_twice(self):
+        legacy, klap = virtual.Kasa(), SmartPlug()
+        answers = [virtual.GARBAGE]
+        send_answer = legacy.send_answer
+        legacy.send_answer = lambda handle, answer: send_answer(
+            handle, answers.pop() if answers else answer)
+        self.start_klap(klap)
+        self.start_legacy(legacy)
+        self.assert_success(self.run_auto(**ACCOUNT))
+        self.assertEqual((legacy.commands, klap.exchanges), (1, []))
+
     def test_both_ports_are_told_where_neither_is_a_plugs(self):
         devices = [self.start_behind(name, SmartPlug(fault="stranger")) for name in self.STRANGERS]
         results = at_once([functools.partial(
