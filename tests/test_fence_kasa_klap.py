@@ -647,34 +647,59 @@ class Protocols(KlapTest):
         raise ConnectionError("ended")
 
     def test_the_plug_behind_another_port_is_found_where_a_stranger_has_the_old_one(self):
-        for name, (answer, _) in self.STRANGERS.items():
-            device = self.start_klap_anew(SmartPlug(metered=True))
-            self.start_stranger(answer)
-            proof = {} if name in ("a page", "nonsense") else {"device_mac": device.mac}
-            result = self.run_auto(shell_timeout="3" if answer is None else "20",
-                                   **dict(ACCOUNT, **proof))
+        devices = [(name, self.start_behind(name, SmartPlug(metered=True)))
+                   for name in self.STRANGERS]
+        results = at_once([functools.partial(
+            self.run_auto, ip=device.address[0], shell_timeout=self.patience(name), **dict(
+                ACCOUNT, **{} if name in ("a page", "nonsense") else {"device_mac": device.mac}))
+            for name, device in devices])
+        for (name, device), result in zip(devices, results):
             with self.subTest(name):
                 self.assert_success(result)
                 self.assertFalse(device.outlets[0].powered)
 
+    def start_behind(self, name, device):
+        """Start a device with KLAP on an address where one of STRANGERS has the old port."""
+        self.start_klap_anew(device)
+        self.start_stranger(self.STRANGERS[name][0])
+        return device
+
+    def patience(self, name):
+        return "3" if name == "silence" else "20"
+
     def test_a_silent_port_is_not_taken_for_a_strangers_without_a_mac(self):
-        for name in ("silence", "its end", "a part", "no sysinfo"):
-            device = self.start_klap_anew(SmartPlug(metered=True))
-            answer, words = self.STRANGERS[name]
-            self.start_stranger(answer)
-            result = self.run_auto(**dict(support.SHORT_LIMITS, shell_timeout="2", **ACCOUNT))
+        names = ("silence", "its end", "a part", "no sysinfo")
+        devices = [self.start_behind(name, SmartPlug(metered=True)) for name in names]
+        results = at_once([functools.partial(
+            self.fail_auto, ip=device.address[0], shell_timeout=self.patience(name), **ACCOUNT)
+            for name, device in zip(names, devices)])
+        for name, result in zip(names, results):
             with self.subTest(name):
                 self.assert_failure(
-                    result, "port 9999: ", "port 80: a plug with the MAC 'CC-32-E5-00-00-01' "
-                    "answers, and nothing says that it is the one: set device_mac; "
-                    "protocol=klap or protocol=legacy settles it")
-                self.assertEqual(device.commands, 0)
+                    result, "port 9999: ", self.STRANGERS[name][1],
+                    "port 80: a plug with the MAC 'CC-32-E5-00-00-01' answers, and nothing says "
+                    "that it is the one: set device_mac; protocol=klap or protocol=legacy settles")
+        result = self.run_auto(ip=devices[1].address[0], **dict(support.SHORT_LIMITS, **ACCOUNT))
+        self.assert_failure(result, "set device_mac")
+        self.assertEqual([device.commands for device in devices], [0] * len(names))
+
+    def test_what_is_no_kasa_is_believed_when_it_comes_twice(self):
+        legacy, klap = virtual.Kasa(), SmartPlug()
+        answers = [virtual.GARBAGE]
+        send_answer = legacy.send_answer
+        legacy.send_answer = lambda handle, answer: send_answer(
+            handle, answers.pop() if answers else answer)
+        self.start_klap(klap)
+        self.start_legacy(legacy)
+        self.assert_success(self.run_auto(**ACCOUNT))
+        self.assertEqual((legacy.commands, klap.exchanges), (1, []))
 
     def test_both_ports_are_told_where_neither_is_a_plugs(self):
-        for name, (answer, words) in self.STRANGERS.items():
-            self.start_klap_anew(SmartPlug(fault="stranger"))
-            self.start_stranger(answer)
-            result = self.fail_auto(shell_timeout="3" if answer is None else "20", **ACCOUNT)
+        devices = [self.start_behind(name, SmartPlug(fault="stranger")) for name in self.STRANGERS]
+        results = at_once([functools.partial(
+            self.fail_auto, ip=device.address[0], shell_timeout=self.patience(name), **ACCOUNT)
+            for name, device in zip(self.STRANGERS, devices)])
+        for (name, (_, words)), result in zip(self.STRANGERS.items(), results):
             with self.subTest(name):
                 self.assert_failure(result, "port 9999: ", words, "; port 80: the device refuses "
                                     "the login of user",
