@@ -76,9 +76,11 @@ build_root() {
     local source log=$cache/$1.log
     source=$(find_source)
     echo "making $2 from $source, in some minutes" >&2
-    # What it mounts ends with it, however it ends. /bin and its like are links since Debian 10.
+    # It ends with this shell, and what it mounts with it, however they end. /bin and its like are
+    # links since Debian 10.
     # shellcheck disable=SC2016
-    unshare --mount mmdebstrap --verbose --variant=apt --include="$(list_packages "$1")" \
+    setpriv --pdeathsig KILL unshare --mount-proc --pid --fork --kill-child \
+        mmdebstrap --verbose --variant=apt --include="$(list_packages "$1")" \
         --setup-hook='for name in bin sbin lib lib64; do
                           mkdir -p "$1/usr/$name" && ln -s "usr/$name" "$1/$name"
                       done' \
