@@ -10934,7 +10934,7 @@ def parse_fencing(data):
     for primitive, template in sources:
         for element, value in list_device_elements(primitive, template):
             found.setdefault(element, []).append(value)
-    devices = {primitive.get("id") for primitive, _ in sources}
+    devices = {primitive.get("id", "") for primitive, _ in sources}
     for element, value in list_cluster_elements(tree, devices):
         found.setdefault(element, []).append(value)
     remotes = list_remotes(tree)
@@ -10947,7 +10947,7 @@ def list_remotes(tree):
     """Return the names of remote and guest nodes, as each of them may be told."""
     found = [node.get("uname", "") for node in tree.iterfind(".//nodes/node")
              if node.get("type") == "remote"]
-    found += [item.get("id") for item in tree.iter("primitive")
+    found += [item.get("id", "") for item in tree.iter("primitive")
               if (item.get("provider"), item.get("type")) == ("pacemaker", "remote")]
     return found + [pair.get("value") for pair in tree.iterfind(".//meta_attributes/nvpair")
                     if pair.get("name") == "remote-node"]
@@ -10955,7 +10955,7 @@ def list_remotes(tree):
 
 def list_device_elements(primitive, template):
     """Return [(Element, value)] of a fence device; without a template it is its own."""
-    name = primitive.get("id")
+    name = primitive.get("id", "")
     own = list_parts(name, primitive)
     given = {element for element, _ in own}
     inherited = list_parts(name, template) if template is not primitive else []
@@ -10967,10 +10967,10 @@ def list_parts(name, place):
     """Return [(Element, value)] of what stands in a primitive or a template."""
     found = []
     for kind, path in ((PARAMETER, "instance_attributes"), (META, "meta_attributes")):
-        found += [(Element(kind, name, pair.get("name")), pair.get("value", ""))
+        found += [(Element(kind, name, pair.get("name", "")), pair.get("value", ""))
                   for pair in place.iterfind(path + "/nvpair")]
     for operation in place.iter("op"):
-        found += [(Element(OPERATION, name, "%s %s" % (operation.get("name"), key)), value)
+        found += [(Element(OPERATION, name, "%s %s" % (operation.get("name", ""), key)), value)
                   for key, value in operation.attrib.items() if key not in ("id", "name")]
     return found
 
@@ -10985,10 +10985,10 @@ def list_cluster_elements(tree, devices):
             found.append((Element(LOCATION if is_ours else WISH, device, node),
                           place.get("score", "INFINITY")))
     for level in tree.iter("fencing-level"):
-        found.append((Element(LEVEL, render_level_target(level), level.get("index")),
+        found.append((Element(LEVEL, render_level_target(level), level.get("index", "")),
                       level.get("devices", "")))
     for pair in tree.iterfind(".//cluster_property_set/nvpair"):
-        found.append((Element(PROPERTY, "", pair.get("name")), pair.get("value", "")))
+        found.append((Element(PROPERTY, "", pair.get("name", "")), pair.get("value", "")))
     return found
 
 
@@ -11007,15 +11007,15 @@ def list_mentions(tree, devices):
     found = []
     for tag in ("group", "clone", "master", "bundle"):
         for item in tree.iter(tag):
-            inside = [primitive.get("id") for primitive in item.iter("primitive")]
-            found += [((tag, item.get("id")), name) for name in inside if name in devices]
+            inside = [primitive.get("id", "") for primitive in item.iter("primitive")]
+            found += [((tag, item.get("id", "")), name) for name in inside if name in devices]
     for tag in ("rsc_location", "rsc_colocation", "rsc_order", "rsc_ticket", "tag",
                 "acl_permission"):
         for item in tree.iter(tag):
             parts = list(item.iter("resource_ref")) + list(item.iter("obj_ref"))
-            named = set(item.attrib.values()) | {part.get("id") for part in parts}
+            named = set(item.attrib.values()) | {part.get("id", "") for part in parts}
             is_plain = tag == "rsc_location" and item.get("node")
-            found += [((tag, item.get("id")), name) for name in named & devices if not is_plain]
+            found += [((tag, item.get("id", "")), name) for name in named & devices if not is_plain]
     return found
 
 

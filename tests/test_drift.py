@@ -1,6 +1,7 @@
 """check-config --live: where a cluster differs from its file, in words and for machines."""
 import json
 import os
+import random
 import tempfile
 import unittest
 from xml.etree import ElementTree
@@ -329,6 +330,45 @@ class Differences(unittest.TestCase):
         group = ElementTree.SubElement(resources, "group", id="g")
         group.append(device)
         self.assert_one(live, "fence-a stands in the group g")
+
+
+class DamagedCibs(unittest.TestCase):
+    TEXTS = ("", "x", "0", "-INFINITY", "a,b", "1:2;3", "99999999999", "\u00e9<&\"'", "\n", "lrm://",
+             "fence_check", "fence_kasa")
+    TAGS = ("primitive", "group", "rsc_location", "op", "nvpair", "node")
+
+    def damage(self, chance, tree):
+        """Take something away, change it, double it, or call it otherwise."""
+        parents = {child: parent for parent in tree.iter() for child in parent}
+        child = chance.choice(list(parents))
+        way = chance.randrange(4)
+        if way == 0:
+            parents[child].remove(child)
+        elif way == 1 and child.attrib:
+            del child.attrib[chance.choice(sorted(child.attrib))]
+        elif way == 2 and child.attrib:
+            child.set(chance.choice(sorted(child.attrib)), chance.choice(self.TEXTS))
+        else:
+            copy = ElementTree.fromstring(ElementTree.tostring(child))
+            copy.tag = chance.choice(self.TAGS)
+            chance.choice(list(parents)).append(copy)
+
+    def test_a_cib_in_any_state_is_compared_and_imported_or_refused(self):
+        """Saved CIBs are edited by hand, and those of old versions hold what nobody expects."""
+        refused = 0
+        for seed in range(80):
+            chance, live = random.Random(seed), Live()
+            for _ in range(chance.randrange(1, 6)):
+                self.damage(chance, live.tree)
+            try:
+                for text in live.texts():
+                    self.assertNotIn("\n", text)
+                found = fencetool.import_cluster(fencetool.parse_fencing(live.data()))
+                fencetool.parse_cluster("c.yml", fencetool.render_cluster_file(
+                    *found, shows_secrets=True).encode("utf-8"))
+            except fencetool.FenceError:
+                refused += 1
+        self.assertLess(refused, 20)
 
 
 class Readme(unittest.TestCase):

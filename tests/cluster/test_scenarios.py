@@ -115,6 +115,26 @@ class AsInTheGuide(Scenario):
             self.assertIn(versions.render_level(1, node, "fence-" + node, "fence-verify-" + node),
                           words)
 
+    def test_the_running_cluster_is_as_its_file_says_until_somebody_changes_it(self):
+        node = self.cluster["storage-a"]
+        tool, file = [os.path.join(self.cluster.shared_directory, name)
+                      for name in ("fencetool-storage-a.py", "cluster.yml")]
+        same = node.run([tool, "check-config", "--live", file])
+        self.assertIn("the cluster: 0 differences, 0 notes", same.stdout)
+        written = node.run([tool, "import", "--show-secrets"])
+        self.assertIn("\n  quorum:\n", written.stdout)
+        ban = ["constraint", "location", "fence-quorum", "avoids"]
+        node.run(["pcs"] + ban + ["storage-a", "storage-b"])
+        try:
+            changed = node.run([tool, "check-config", "--live", file], check=False)
+        finally:
+            node.run(["pcs", "constraint", "location", "remove",
+                      "location-fence-quorum-storage-a--INFINITY"])
+            node.run(["pcs", "constraint", "location", "remove",
+                      "location-fence-quorum-storage-b--INFINITY"])
+        self.assertEqual(1, changed.returncode, changed.stdout + changed.stderr)
+        self.assertIn("fence-quorum may run on no node: it fences nobody", changed.stdout)
+
     def test_a_node_that_moves_to_another_make_of_plug_is_fenced_there(self):
         self.cluster.configure(self.cluster["storage-a"], fenced.REPLUGGED)
         self.cluster.wait_for_devices()
