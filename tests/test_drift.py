@@ -333,7 +333,7 @@ class Differences(unittest.TestCase):
 
 
 class DamagedCibs(unittest.TestCase):
-    TEXTS = ("", "x", "0", "-INFINITY", "a,b", "1:2;3", "99999999999", "\u00e9<&\"'", "\n", "lrm://",
+    TEXTS = ("", "x", "0", "-INFINITY", "a,b", "1:2;3", "99999999999", "\u00e9<&'", "\n", "lrm://",
              "fence_check", "fence_kasa")
     TAGS = ("primitive", "group", "rsc_location", "op", "nvpair", "node")
 
