@@ -11046,8 +11046,8 @@ def compare_fencing(wanted, live):
 
 def build_difference(element, wanted, found, text, advice=RUN_SCRIPT, is_judged=True):
     return Difference(element=element, wanted=hide_value(element, wanted),
-                      found=hide_value(element, found), is_judged=is_judged, text=text,
-                      advice=advice)
+                      found=hide_value(element, found), is_judged=is_judged,
+                      text=one_line(text), advice=one_line(advice))
 
 
 def is_hidden(element):

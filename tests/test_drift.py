@@ -167,6 +167,12 @@ class Differences(unittest.TestCase):
         self.assert_one(live, "note: x (fence_apc) is not ours, at the same address as fence-a",
                         judged=False)
 
+    def test_a_name_with_a_line_break_is_told_in_one_line(self):
+        live = Live()
+        live.add("primitive[@id='fence-a']/meta_attributes",
+                 '<nvpair id="x" name="a&#10;b" value="1"/>')
+        self.assert_one(live, "fence-a: meta attribute a\\nb is '1', and should not be there")
+
     def test_what_the_file_no_longer_has_is_left_over(self):
         live = Live(two_nodes() + "  c: {method: kasa, ip: 10.0.0.13, mgmt_ip: 10.0.0.3}\n",
                     ("a", "b", "c"))
@@ -340,6 +346,8 @@ class DamagedCibs(unittest.TestCase):
     def damage(self, chance, tree):
         """Take something away, change it, double it, or call it otherwise."""
         parents = {child: parent for parent in tree.iter() for child in parent}
+        if not parents:
+            return
         child = chance.choice(list(parents))
         way = chance.randrange(4)
         if way == 0:
@@ -356,7 +364,7 @@ class DamagedCibs(unittest.TestCase):
     def test_a_cib_in_any_state_is_compared_and_imported_or_refused(self):
         """Saved CIBs are edited by hand, and those of old versions hold what nobody expects."""
         refused = 0
-        for seed in range(80):
+        for seed in range(120):
             chance, live = random.Random(seed), Live()
             for _ in range(chance.randrange(1, 6)):
                 self.damage(chance, live.tree)
@@ -368,7 +376,7 @@ class DamagedCibs(unittest.TestCase):
                     *found, shows_secrets=True).encode("utf-8"))
             except fencetool.FenceError:
                 refused += 1
-        self.assertLess(refused, 20)
+        self.assertLess(refused, 30)
 
 
 class Readme(unittest.TestCase):
