@@ -9417,8 +9417,7 @@ def build_configuration(cluster):
         nodes=tuple(node.name for node in cluster.nodes),
         remotes=tuple(node.name for node in cluster.nodes if is_remote(node)),
         primitives=tuple(primitives), levels=tuple(levels), bans=tuple(bans),
-        meta=build_meta(cluster), properties=(
-            ("stonith-enabled", "true"), ("stonith-timeout", "%ds" % find_longest(primitives))))
+        meta=build_meta(cluster), properties=build_properties(primitives))
 
 
 def build_meta(cluster):
@@ -9427,6 +9426,10 @@ def build_meta(cluster):
     # it any more: a plug that was out of Wi-Fi for a while must come back without a person.
     seconds = cluster.values["stonith_failure_timeout"]
     return (OWNER,) + ((("failure-timeout", seconds + "s"),) if int(seconds) else ())
+
+
+def build_properties(primitives):
+    return (("stonith-enabled", "true"), ("stonith-timeout", "%ds" % find_longest(primitives)))
 
 
 def find_longest(primitives):
@@ -9527,6 +9530,20 @@ def build_head_start(cluster, node):
     changed = {name: value for name, value in after.options.items()
                if name == "pcmk_off_timeout" or before.options.get(name) != value}
     return HeadStart(node.name, after.id, changed)
+
+
+def give_head_start(configuration, members):
+    """Return what a script makes of a Configuration where these are the members of the cluster."""
+    targets = {level.node for level in configuration.levels}
+    could_both_die = len(members) == 2 and targets.issuperset(members)
+    row = next((row for row in configuration.head_starts if row.node in members), None)
+    if row is None or not could_both_die:
+        return configuration
+    first = next(device for device in configuration.primitives if device.id == row.device)
+    delayed = first._replace(options={**first.options, **row.options})
+    primitives = tuple(delayed if device is first else device
+                       for device in configuration.primitives)
+    return configuration._replace(primitives=primitives, properties=build_properties(primitives))
 
 
 def find_delay(cluster, node):
@@ -11021,9 +11038,21 @@ def list_mentions(tree, devices):
 
 def plan_fencing(cluster, live):
     """Return the Fencing that the script for a Cluster would make of what a cluster holds."""
-    configuration = build_configuration(cluster)
+    if not live.nodes:  # nobody knows who its members are
+        configuration = build_configuration(cluster)
+    elif has_priority_delay(live):
+        configuration = build_script_configuration(cluster)
+    else:
+        members = [name for name in live.nodes if name not in live.remotes]
+        configuration = give_head_start(build_script_configuration(cluster), members)
     wanted = parse_fencing(render_cib(configuration, ""))
     return wanted._replace(nodes=configuration.nodes, remotes=configuration.remotes)
+
+
+def has_priority_delay(live):
+    """Whether Pacemaker itself lets one of two nodes wait."""
+    value = first_value(live, PROPERTY, "", "priority-fencing-delay") or "0"
+    return not re.fullmatch("0([^0-9].*)?", value)
 
 
 def list_device_ids(fencing):
@@ -11411,13 +11440,19 @@ def list_levels(live):
             if element.kind == LEVEL]
 
 
+def order_level(index):
+    """Return what sorts the numbers of levels, and puts up with what is none."""
+    return len(index), index
+
+
 def find_node_levels(source, name):
     """Return the FoundLevels of a node in their order."""
     lists = {element.name: ids for element, ids in list_levels(source.live)
              if element.owner == name}
     if not lists:
         return find_level_by_hosts(source, name)
-    found = [(index, sort_level(source, name, lists[index])) for index in sorted(lists, key=int)]
+    found = [(index, sort_level(source, name, lists[index]))
+             for index in sorted(lists, key=order_level)]
     found = [(index, level) for index, level in found if level.before or level.pairs]
     for number, (index, level) in enumerate(found, 1):
         if index != str(number):

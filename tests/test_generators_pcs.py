@@ -12,6 +12,7 @@ from xml.etree import ElementTree
 
 import fencetool
 from tests import pcs_lab, support, versions
+from tests.test_generators import cluster_of
 
 CLUSTERS = os.path.join(support.ROOT, "tests", "fixtures", "clusters")
 # Those on which more is tried: crmsh and a second run take their time.
@@ -106,7 +107,9 @@ class PcsTest(unittest.TestCase):
         return path
 
     def write_cib(self, name, nodes, resources="", topology=""):
+        """Write a CIB of these nodes; one whose name ends in "@remote" is a remote node."""
         entries = "".join('<node id="%d" uname="%s"/>' % item for item in enumerate(nodes, 1))
+        entries = entries.replace('@remote"', '" type="remote"')
         return self.write(name, CIB % (versions.empty_cib_attributes(), entries, resources,
                                        topology))
 
@@ -159,7 +162,8 @@ class EveryClusterFile(PcsTest):
         def check(name, cluster):
             nodes = [node.name for node in cluster.nodes]
             script = self.write(name + ".sh", render("pcs", cluster, name))
-            cib = self.write_cib(name + ".xml", nodes)
+            cib = self.write_cib(name + ".xml", [
+                node.name + "@remote" * fencetool.is_remote(node) for node in cluster.nodes])
             self.configure(script, cib)
             self.check_fencing(name, cib, nodes)
             self.check_way_back(name, cluster, cib)
@@ -818,7 +822,8 @@ END
 class Races(PcsTest):
     """Two nodes that fence each other at once both die, unless one of them waits."""
 
-    TEXT = TWO_NODES.replace(", delay: 5", "") + "  far: {method: none, mgmt_ip: 10.20.20.9}\n"
+    TEXT = TWO_NODES.replace(", delay: 5", "") + (
+        "  far: {method: none, remote: true, mgmt_ip: 10.20.20.9}\n")
 
     def with_far(self, kind, options=""):
         cib = self.write_cib("cluster.xml", ["storage-a", "storage-b"])
@@ -830,6 +835,12 @@ class Races(PcsTest):
     def delays(self, cib):
         return {item[0]: item[3] for item in describe_cib(cib) if "pcmk_delay_base" in item}
 
+    def assert_same(self, text, cib):
+        """check-config --live finds what a script has made as its file wants it."""
+        cluster, live = cluster_of(text), fencetool.parse_fencing(read(cib))
+        found = fencetool.compare_fencing(fencetool.plan_fencing(cluster, live), live)
+        self.assertEqual([item.text for item in found if item.element.owner != "far"], [])
+
     def test_the_members_of_the_cluster_are_counted_and_not_the_entries_of_the_file(self):
         script, cib = self.script(self.TEXT), self.with_far("remote")
         result = self.configure(script, cib)
@@ -838,9 +849,11 @@ class Races(PcsTest):
         self.assertIn(("fence-storage-a", "instance_attributes", "pcmk_off_timeout", "70"),
                       describe_cib(cib))
         self.assertIn("Nothing to change.", self.configure(script, cib).err)
+        self.assert_same(self.TEXT, cib)
         cib = self.with_far("member")
         self.assertNotIn("race", self.configure(script, cib).err)
         self.assertEqual(self.delays(cib), {})
+        self.assert_same(self.TEXT, cib)
 
     def test_no_delay_is_added_where_the_cluster_has_one_by_priority(self):
         options = ('<cluster_property_set id="cib-bootstrap-options"><nvpair id="p" '
@@ -852,6 +865,7 @@ class Races(PcsTest):
             cib = self.with_far("remote", options % value)
             self.assertIn(told, self.configure(self.script(text), cib).err)
             self.assertEqual(self.delays(cib), delays)
+            self.assert_same(text, cib)
 
 
 class LivePush(PcsTest):
