@@ -22,7 +22,8 @@ packages=(python3 pacemaker pacemaker-cli-utils corosync corosync-qdevice corosy
           iputils-ping nftables systemd util-linux)
 tests=(tests.test_metadata tests.test_plugin tests.test_parameters tests.test_cluster_file
        tests.test_generators tests.test_generators_pcs tests.test_other_names tests.test_versions)
-cluster_tests=(tests.cluster.test_harness tests.cluster.test_scenarios)
+cluster_tests=(tests.cluster.test_harness tests.cluster.test_scenarios
+               tests.cluster.test_two_nodes)
 
 # The packages of a Debian. In 13 each fence agent has its own, and all of them take a gigabyte.
 list_packages() {
