@@ -58,6 +58,11 @@ def render_level(index, node, *devices):
     return pcs_change().level.format(index=index, node=node, devices=devices)
 
 
+def revised_status(shown):
+    """Return the part of what crm_simulate shows that tells how things are in the end."""
+    return re.split("Revised [Cc]luster [Ss]tatus", shown)[1]
+
+
 def empty_cib_attributes():
     """Return the attributes of an empty CIB of this Pacemaker: its schema and its feature set."""
     return re.search("<cib ([^>]*)>", ask("cibadmin", "--empty")).group(1)
