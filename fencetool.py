@@ -18,7 +18,7 @@ Parts and sections; each uses only those above it (tests/test_layout.py proves i
   4 FENCING  PACKETS, PROBES, FENCING, CHECKING, AGENTS
   ---------- the waterline: a fence agent's run needs nothing below it but for fence_check -n NODE
   5 CLUSTER  YAML, CLUSTER KEYS, CLUSTER FILE, PLAN, CLUSTER CHECKS, PCS DEVICES, PCS CLUSTER,
-             OUTPUTS, DRIFT, FOUND DEVICES, IMPORT, WRITING
+             OUTPUTS, CIB, DRIFT, FOUND DEVICES, IMPORT, WRITING
   6 PEOPLE   LOOK-UP, SIMULATOR AND DEMO, COMMANDS, ENTRY
 
 To add a parameter, go to PARAMETERS: one row; agents take it by their rows in AGENTS.
@@ -8107,7 +8107,12 @@ def combine_codes(action, levels, system):
     """
     # Of a status: 0 alive, 1 not known, 2 dead; of all else 0 is what is hoped for.
     worse, better = (min, max) if action == "status" else (max, min)
-    code = better(worse(codes) for codes in levels)
+    found = {worse(codes) for codes in levels}
+    code = better(found)
+    if action == "status" and {EXIT_GOOD, EXIT_OFF} <= found:
+        # SAFETY: what one level sees alive, another does not prove dead: a BMC that answers has
+        # power. Test: test_a_node_with_two_plugs_is_dead_only_when_both_are_off
+        code = EXIT_BAD
     count = sum(map(len, levels))
     if action == "status" and count > 1:
         words = {known: word for word, known in STATUS_ANSWERS.values()}
@@ -8973,7 +8978,7 @@ def parse_usual_mac(text):
 
 def parse_device_id(text):
     if not re.fullmatch("[A-Za-z_][A-Za-z0-9._-]*", text):
-        raise UsageError("%s is not the id of a fence device" % quote(text))
+        raise UsageError("%s is not the id of a fence device" % quote_own(text))
     return text
 
 
@@ -9201,9 +9206,11 @@ class ClusterReader(KeyReader):
             entries = [YamlNode(MAP, {DEVICES: members[DEVICES]}, members[DEVICES].line, "")]
         else:
             device = self.build_device(node, "", node.values, node.places, node.place)
+            before = tuple(dict.fromkeys(before))
             return (FenceLevel(before, (device,)),) if device.dialect else ()
         found = [self.parse_level(node, number, entry) for number, entry in enumerate(entries, 1)]
-        return tuple(level._replace(before=before + level.before) for level in found)
+        return tuple(level._replace(before=tuple(dict.fromkeys(before + level.before)))
+                     for level in found)
 
     def parse_level(self, node, number, entry):
         """Return the FenceLevel of the keys of one device, or of a list of devices."""
@@ -9213,6 +9220,8 @@ class ClusterReader(KeyReader):
         maps = [YamlNode(MAP, members, entry.line, "")] if members or not before else []
         if DEVICES in members:
             self.check_strays(DEVICES, members, DEVICE_KEYS)
+            # For what it tells: whatever else stands here would be left out without a word.
+            self.parse_keys(members, DEVICE_KEYS + (cluster_key(DEVICES, DEVICES),))
             maps = self.parse_maps(DEVICES, members[DEVICES])
         devices = [self.parse_device(node, device_suffix(number, place), one)
                    for place, one in enumerate(maps, 1)]
@@ -9391,7 +9400,7 @@ HeadStart = namedtuple("HeadStart", "node device options")
 # agent sees. Names alone would not do: a person may call a device like we do.
 OWNER = ("managed-by", "fencetool")
 DEVICE_PREFIX, VERIFIER_PREFIX = "fence-", "fence-verify-"  # of ids, before a node's name
-LEVEL_SUFFIX = "-level[2-9](-device[0-9]+)?$"  # of the ids of another level than the first
+LEVEL_SUFFIX = "-level[2-9](-device.*)?$"  # of the ids of another level than the first
 
 
 def build_configuration(cluster):
@@ -9494,12 +9503,15 @@ def plan_times(cluster, node):
 
 def could_race(cluster):
     """Whether two nodes could fence each other at once: nothing else decides who survives."""
-    return (len(cluster.nodes) == 2 == len(nodes_with_device(cluster))
+    # Remote nodes fence nobody, and have no vote.
+    members = find_members(cluster)
+    return (len(members) == 2 and all(map(list_devices, members))
             and cluster.values["stonith_quorum_device"] == "0")
 
 
 def has_delay(cluster):
-    return any("delay" in node.values for node in cluster.nodes)
+    """Whether the file itself decides a race of members."""
+    return any("delay" in node.values for node in find_members(cluster) if list_devices(node))
 
 
 def build_script_configuration(cluster):
@@ -9548,8 +9560,9 @@ def give_head_start(configuration, members):
 
 def find_delay(cluster, node):
     """Return the seconds that fencing this node waits; two nodes that race need a winner."""
-    if could_race(cluster) and not has_delay(cluster):
-        return RACE_DELAY_SECONDS if node.name == cluster.nodes[0].name else 0
+    is_race = could_race(cluster) and not has_delay(cluster)
+    if is_race and node.name == find_members(cluster)[0].name:
+        return RACE_DELAY_SECONDS
     return int(node.values.get("delay", "0"))
 
 
@@ -9908,9 +9921,27 @@ def check_off_timeout(cluster, node, report):
                      "delay add up to that" % times.power_needed)
 
 
+def check_with_agent(cluster, node, report):
+    """Our own agent must take what it gets: what it refuses, it would refuse at every action."""
+    if not has_own_agent(node) or report.has_errors():  # then it would say the same again
+        return
+    device = build_power_device(node, plan_times(cluster, node))
+    agent = AGENTS[device.agent]
+    values = {name: text for name, text in device.options.items() if not name.startswith("pcmk_")}
+    values.setdefault("plug", node.values.get("outlet", node.name))
+    values.update(nodename=node.name, action="off")
+    try:
+        make_device(agent, agent.settings(collect_values(values.items(), agent.params)[0],
+                                          agent.defaults), types.SimpleNamespace(secrets=set()))
+    except UsageError as error:
+        report.error(node.place, "%s would refuse what it gets for %s: %s"
+                     % (agent.name, node.name, error))
+
+
 DEVICE_CHECKS = (
     check_required_keys, check_agent, check_one_outlet, check_status_keys, check_urls,
-    check_options, check_mangled_values, check_password, check_time_limits, check_off_timeout)
+    check_options, check_mangled_values, check_password, check_time_limits, check_off_timeout,
+    check_with_agent)
 
 
 def check_size(cluster, report):
@@ -10098,7 +10129,7 @@ def check_networks(cluster, report):
 def check_race(cluster, report):
     if not could_race(cluster):
         return
-    first, second = cluster.nodes
+    first, second = find_members(cluster)
     place = cluster.places["stonith_nodes"]
     if not has_delay(cluster):
         report.warn(place, "two nodes without a quorum device could fence each other at once: "
@@ -10636,7 +10667,8 @@ finish() {
     tell_in_words
     diff -U 0 "$work/before" "$work/after" |
         sed -e '/name="[^"]*_script"/b' \
-            -e '/name="[^"]*\(@secrets@\)[^"]*"/s/ value="[^"]*/ value="***/'
+            -e '/name="[^"]*\(@secrets@\)[^"]*"/s/ value="[^"]*/ value="***/' \
+            -e 's,//[^/"]*@,//***@,g'
     if [ "$dry_run" = yes ]; then
         echo "Nothing has been changed: this is what would change." >&2
     elif [ -n "$file" ]; then
@@ -10895,18 +10927,16 @@ def render_output(form, cluster, node, source):
     return render(plan, source)
 
 
-# SECTION: DRIFT -----------------------------------------------------------------------------------
-# What a CIB holds of fencing, and how it differs from what is wanted. Pure.
+# SECTION: CIB -------------------------------------------------------------------------------------
+# What a CIB holds of fencing. Pure.
 #
-# parse_fencing makes of any CIB one element for each thing that has a value. What a cluster file
-# wants is read in the same way, from the CIB that OUTPUTS makes of it: so whatever is planned anew
-# is compared without another word here. Each compare_ function yields the Differences of one kind.
+# parse_fencing makes of any CIB one element for each thing that has a value.
 
 # kind, owner, name: a device and one of its PARAMETERS; a target and the index of a LEVEL.
 Element = namedtuple("Element", "kind owner name")
 AGENT, PARAMETER, META, OPERATION = "agent", "parameter", "meta attribute", "operation"
 LOCATION, WISH = "location", "location of others"  # WISH: with an id that is not of our making
-LEVEL, PROPERTY = "level", "cluster option"
+LEVEL, PROPERTY, DEFAULT = "level", "cluster option", "resource default"
 CLUSTER_NODE, MENTION = "node", "mention"
 
 # elements: {Element: [values]}, of more than one where it stands there twice. nodes: their names.
@@ -10924,6 +10954,12 @@ RUN_SCRIPT = "run the script of gen-config, or change the cluster file"
 # Where both are set, Pacemaker 3.0.2 takes the new name; before, it knows the old one only.
 OLD_PREFIX, NEW_PREFIX = "stonith-", "fencing-"
 FENCING_ACTIONS = (OLD_PREFIX + "action", NEW_PREFIX + "action")
+# What stands beside the devices: (kind, name, value), and what follows. What may be meant so for a
+# while is a note.
+HINDRANCES = {
+    (DEFAULT, "target-role", "stopped"): "each fence device is disabled",
+    (PROPERTY, "maintenance-mode", "true"): "no dead node is fenced before that ends",
+    (PROPERTY, "startup-fencing", "false"): "a node that was never seen counts as dead, unfenced"}
 CLUSTER_UNITS = {"": 1, "s": 1, "sec": 1, "m": 60, "min": 60, "h": 3600, "hr": 3600, "ms": 0.001,
                  "msec": 0.001, "us": 0.000001, "usec": 0.000001}
 VERIFIER = "fence_check"
@@ -10964,9 +11000,12 @@ def list_remotes(tree):
     """Return the names of remote and guest nodes, as each of them may be told."""
     found = [node.get("uname", "") for node in tree.iterfind(".//nodes/node")
              if node.get("type") == "remote"]
-    found += [item.get("id", "") for item in tree.iter("primitive")
-              if (item.get("provider"), item.get("type")) == ("pacemaker", "remote")]
-    return found + [pair.get("value") for pair in tree.iterfind(".//meta_attributes/nvpair")
+    templates = {template.get("id"): template for template in tree.iter("template")}
+    sources = [(item.get("id", ""), templates.get(item.get("template"), item))
+               for item in tree.iter("primitive")]
+    found += [name for name, source in sources
+              if (source.get("provider"), source.get("type")) == ("pacemaker", "remote")]
+    return found + [pair.get("value", "") for pair in tree.iterfind(".//meta_attributes/nvpair")
                     if pair.get("name") == "remote-node"]
 
 
@@ -11006,6 +11045,8 @@ def list_cluster_elements(tree, devices):
                       level.get("devices", "")))
     for pair in tree.iterfind(".//cluster_property_set/nvpair"):
         found.append((Element(PROPERTY, "", pair.get("name", "")), pair.get("value", "")))
+    for pair in tree.iterfind(".//rsc_defaults/meta_attributes/nvpair"):
+        found.append((Element(DEFAULT, "", pair.get("name", "")), pair.get("value", "")))
     return found
 
 
@@ -11031,10 +11072,29 @@ def list_mentions(tree, devices):
         for item in tree.iter(tag):
             parts = list(item.iter("resource_ref")) + list(item.iter("obj_ref"))
             named = set(item.attrib.values()) | {part.get("id", "") for part in parts}
-            is_plain = tag == "rsc_location" and item.get("node")
+            named |= match_devices(item.get("rsc-pattern"), devices)
+            is_plain = tag == "rsc_location" and item.get("node") and item.get("rsc")
             found += [((tag, item.get("id", "")), name) for name in named & devices if not is_plain]
     return found
 
+
+def match_devices(pattern, devices):
+    """Return the devices that a location for a pattern may be about; what is unclear is."""
+    if not pattern:
+        return set()
+    try:
+        return {device for device in devices
+                if pattern[0] == "!" or re.search(pattern, device)}
+    except (re.error, OverflowError, RecursionError):
+        return set(devices)
+
+
+# SECTION: DRIFT -----------------------------------------------------------------------------------
+# How what a CIB holds of fencing differs from what is wanted. Pure.
+#
+# What a cluster file wants is read in the same way, from the CIB that OUTPUTS makes of it: so
+# whatever is planned anew is compared without another word here. Each compare_ function yields the
+# Differences of one kind.
 
 def plan_fencing(cluster, live):
     """Return the Fencing that the script for a Cluster would make of what a cluster holds."""
@@ -11043,8 +11103,7 @@ def plan_fencing(cluster, live):
     elif has_priority_delay(live):
         configuration = build_script_configuration(cluster)
     else:
-        members = [name for name in live.nodes if name not in live.remotes]
-        configuration = give_head_start(build_script_configuration(cluster), members)
+        configuration = give_head_start(build_script_configuration(cluster), list_members(live))
     wanted = parse_fencing(render_cib(configuration, ""))
     return wanted._replace(nodes=configuration.nodes, remotes=configuration.remotes)
 
@@ -11079,12 +11138,17 @@ def build_difference(element, wanted, found, text, advice=RUN_SCRIPT, is_judged=
                       text=one_line(text), advice=one_line(advice))
 
 
-def is_hidden(element):
-    return element.kind == PARAMETER and holds_secrets(element.name)
+def is_hidden(element, value):
+    return element.kind == PARAMETER and (holds_secrets(element.name) or holds_login(value))
+
+
+def holds_login(value):
+    """Whether a value is a URL with a login in it, whatever its name (connection_uri)."""
+    return bool(re.search("//[^/]*@", value or ""))
 
 
 def hide_value(element, value):
-    return HIDDEN if is_hidden(element) and value is not None else value
+    return HIDDEN if value is not None and is_hidden(element, value) else value
 
 
 def holds_secrets(name):
@@ -11100,6 +11164,12 @@ def compare_devices(wanted, live):
         yield build_difference(Element(AGENT, device, ""), device, None, "%s is missing, and the "
                                "cluster file puts it into a level" % device, "make it, or take it "
                                "out of before in the cluster file")
+    for device in sorted(placed & set(list_device_ids(live))):
+        role = first_value(live, META, device, "target-role")
+        if (role or "").lower() == "stopped":
+            yield build_difference(Element(META, device, "target-role"), None, role, "%s is "
+                                   "disabled, and so fails the level that the cluster file puts it "
+                                   "into" % device, "pcs stonith enable %s" % device)
     for device in list_device_ids(wanted):
         agent, found = [first_value(side, AGENT, device, "") for side in (wanted, live)]
         element = Element(AGENT, device, "")
@@ -11176,7 +11246,7 @@ def describe_part(element, values, found):
 
 def show_value(element, value, hidden=""):
     """Return a value as a message shows it; hidden: words for a secret, where one says more."""
-    if is_hidden(element):
+    if is_hidden(element, value):
         return hidden or HIDDEN
     return quote(value, MAX_VALUE_CHARACTERS)
 
@@ -11229,6 +11299,7 @@ def compare_locations(wanted, live):
             yield build_difference(element, score, found[0] if found else None, text)
     for element, found in live.elements.items():
         is_extra = element not in bans and element not in wanted.elements
+        is_extra = is_extra and element.name not in live.remotes  # they run no device anyway
         if is_extra and element.kind in (LOCATION, WISH) and element.owner in present:
             is_needed = is_opt_in(live) and not found[0].startswith("-")
             text = "%s has a %s of score %s on %s" % (
@@ -11236,8 +11307,8 @@ def compare_locations(wanted, live):
             difference = build_difference(element, None, found[0], text, is_judged=(
                 element.kind == LOCATION))
             yield from () if is_needed else (difference,)
-    for device in sorted(present):
-        if live.nodes and not any(may_run(live, device, node) for node in live.nodes):
+    for device in sorted(present | (list_placed(wanted) & set(list_device_ids(live)))):
+        if live.nodes and not any(may_run(live, device, node) for node in list_members(live)):
             yield build_difference(Element(LOCATION, device, ""), None, None,
                                    "%s may run on no node: it fences nobody" % device,
                                    "look at its location constraints, and at symmetric-cluster")
@@ -11245,11 +11316,16 @@ def compare_locations(wanted, live):
 
 def ban_strangers(wanted, live):
     """Return {Element: score} for nodes that the plan does not know: nobody knows what they see."""
-    strangers = [node for node in live.nodes if node not in wanted.nodes]
+    strangers = [node for node in list_members(live) if node not in wanted.nodes]
     verifiers = [device for device in list_device_ids(wanted)
                  if first_value(wanted, AGENT, device, "") == VERIFIER]
     return {Element(LOCATION, device, node): "-INFINITY"
             for device in verifiers for node in strangers}
+
+
+def list_members(live):
+    """Return the names of the nodes that run fence devices."""
+    return [node for node in live.nodes if node not in live.remotes]
 
 
 def find_scores(live, device, node):
@@ -11287,6 +11363,17 @@ def compare_properties(wanted, live):
             yield build_difference(element, values[0], None, "%s is not set, and should be %s"
                                    % (element.name, quote(values[0])))
     yield from find_contrary_actions(wanted, live)
+    yield from find_hindrances(live)
+
+
+def find_hindrances(live):
+    """What keeps a cluster from fencing, whatever devices and levels it has."""
+    for element, values in live.elements.items():
+        meaning = HINDRANCES.get((element.kind, element.name, values[0].lower()))
+        if meaning:
+            yield build_difference(element, None, values[0], "%s %s is %s: %s" % (
+                element.kind, element.name, quote(values[0]), meaning), "change it, unless it is "
+                "meant so for now", is_judged=element.kind == DEFAULT)
 
 
 def rename_property(name):
@@ -12046,7 +12133,8 @@ def render_key(node, row, shows_secrets):
 def hide_secret(name, value):
     """Return a value of a device, or what stands for one that may hold a secret."""
     is_bare_url = name.endswith("_url") and "?" not in value
-    return NOT_FILLED_IN if holds_secrets(name) and not is_bare_url else value
+    is_secret = holds_login(value) or (holds_secrets(name) and not is_bare_url)
+    return NOT_FILLED_IN if is_secret else value
 
 
 def render_yaml_value(row, value):
@@ -12134,7 +12222,7 @@ def read_check_parameters(path, name, system):
     try:
         node = find_node(cluster, name)
     except UsageError as error:
-        raise UsageError("%s: %s" % (path, error)) from None
+        raise UsageError(hide_timer_words("%s: %s" % (path, error))) from None
     if not list_devices(node):
         raise UsageError("%s has no fence device for %s" % (path, quote(name)))
     return [[build_check_parameters(cluster, device) for device in level.devices]

@@ -574,7 +574,7 @@ class ClusterParametersTest(unittest.TestCase):
                 ([[dead]], dead), ([[dead, dead]], dead), ([[dead, alive]], alive),
                 ([[alive, dead]], alive), ([[dead, unknown]], unknown),
                 ([[unknown, dead]], unknown), ([[alive, unknown]], alive),
-                ([[unknown], [dead]], dead), ([[dead], [alive]], dead),
+                ([[unknown], [dead]], dead), ([[dead], [alive]], unknown),
                 ([[dead, alive], [unknown]], unknown), ([[alive], [alive]], alive)):
             with mock.patch.object(fencetool.System, "write") as written:
                 found = fencetool.combine_codes("status", levels, fencetool.System("test"))

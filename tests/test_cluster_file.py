@@ -235,6 +235,23 @@ class Mistakes(CheckedFile):
                 self.assertEqual(GOOD.count(old), 1)
                 self.assert_mistake(GOOD.replace(old, new), line, words)
 
+    def test_what_the_agent_would_refuse_at_every_action_is_a_mistake(self):
+        text = GOOD.replace("method: kasa", "method: http\n    power_off_url: /off\n%s")
+        pages = "    status_url: /s\n    status_on_regex: 'a'\n    status_off_regex: 'b'\n"
+        for lines, words in (
+                (pages + "    http_method: GET\n    power_off_body: x\n", "a GET has no body"),
+                (pages + "    power_off_method: GET\n    power_off_body: x\n", "has no body"),
+                (pages + "    headers: 'X-Key: {password}'\n", "for the password, and none"),
+                (pages + "    headers: 'Authorization: x'\n    password: p\n", "two logins"),
+                ("    status_url: http://10.20.20.9/s\n    status_on_regex: 'a'\n"
+                 "    status_off_regex: 'b'\n", "status_url: it leads to 10.20.20.9"),
+                ("    status_url: /s\n    status_member: $.a\n    status_on_value: x\n"
+                 "    status_off_value: x\n", "are the same")):
+            with self.subTest(lines):
+                self.assert_mistake(text % lines, 10, words)
+        self.assert_good(text % (pages + "    headers: 'X-Key: {password}'\n"
+                                 "    password_script: /p\n    power_on_method: GET\n"))
+
     def test_options_cannot_make_an_agent_lie_or_lead_to_another_device(self):
         for name in ("version", "help", "option", "missing_as_off", "missing-as-off", "port_as_ip",
                      "delay", "ipaddr", "login", "passwd", "ip", "plug", "pcmk_off_action"):
@@ -391,6 +408,7 @@ stonith_nodes:
         for lines, before in (
                 (("before: [ping]", "devices: [%s]" % one), [("ping",)]),
                 (("before: [ping]", one[1:-1].replace(", ", "\n    ")), [("ping",)]),
+                (("before: [k]", "levels: [{before: [k, k, l]}, %s]" % one), [("k", "l"), ("k",)]),
                 (("levels: [{before: [k]}, %s]" % one,), [("k",), ()]),
                 (("before: [ping]", "levels: [{before: [k]}, %s, {before: [l, m], devices: [%s]}]"
                   % (one, two)), [("ping", "k"), ("ping",), ("ping", "l", "m")])):
@@ -422,6 +440,8 @@ stonith_nodes:
                 (6, ("devices: [%s]" % one, "ip: 10.0.0.13"), "ip stands beside devices: it goes"),
                 (6, ("levels: [%s]" % one, "devices: [%s]" % two), "devices stands beside levels"),
                 (5, ("levels: [{devices: [%s], outlet: 2}]" % one,), "outlet stands beside dev"),
+                (5, ("levels: [{devices: [%s], verify: no}]" % one,), "'verify' does not belong h"),
+                (5, ("levels: [{devices: [%s], befor: [k]}]" % one,), "unknown key 'befor'"),
                 (5, ("devices: [{method: kasa, ip: 10.0.0.12, mgmt_ip: 10.0.0.3}]",),
                  "'mgmt_ip' does not belong here: it is one of the node itself"),
                 (5, ("devices: [{method: kasa, ip: 10.0.0.12, power_on: yes}]",), "'power_on' d"),
@@ -452,6 +472,7 @@ stonith_nodes:
     def test_names_that_would_be_those_of_a_level_are_refused(self):
         for name, line, words in (
                 ("a-level2", 2, "look like one of another level"),
+                ("a-level3-devices", 2, "look like one of another level"),
                 ("b-device2", 5, "fence-b-device2, which is a device of b-device2"),
                 ("verify-b-device2", 2, "fence-verify-b-device2, which is the verifier of b")):
             text = self.node("devices: [%s, %s]" % tuple(self.PLUGS[:2]))

@@ -219,6 +219,23 @@ class Differences(unittest.TestCase):
             "level 3 of b (fence-b-level2,fence-verify-b-level2,ping) is not ours: what succeeds "
             "there is believed"])
 
+    def test_a_device_of_others_that_a_level_needs_has_to_work(self):
+        def live_with_ping():
+            live = Live(LEVEL_NODES)
+            live.add("resources", '<primitive id="ping" class="stonith" '
+                     'type="fence_heuristics_ping"><meta_attributes id="pm"/></primitive>')
+            return live
+        self.assertEqual(live_with_ping().compare(), [])
+        live = live_with_ping()
+        live.add("meta_attributes[@id='pm']",
+                 '<nvpair id="r" name="target-role" value="Stopped"/>')
+        self.assert_one(live, "ping is disabled, and so fails the level")
+        live = live_with_ping()
+        for name in "ab":
+            live.add("constraints", '<rsc_location id="l-%s" rsc="ping" node="%s" '
+                     'score="-INFINITY"/>' % (name, name))
+        self.assert_one(live, "ping may run on no node")
+
     def test_a_device_that_the_file_has_no_more_is_left_over_with_its_level(self):
         live = Live(LEVEL_NODES)
         live.add("resources", '<primitive id="ping" class="stonith" type="fence_x"/>')
@@ -318,11 +335,43 @@ class Differences(unittest.TestCase):
         live = Live(nodes=("a",))
         self.assertIn("node b is not in the cluster", [item.text for item in live.compare()])
 
+    def test_a_remote_node_that_only_the_cluster_knows_needs_no_ban(self):
+        """The script bans verifiers from it once it has run, and has nothing to ban before."""
+        remote = '<primitive id="r" class="ocf" provider="pacemaker" type="remote"/>'
+        template = '<template id="t" class="ocf" provider="pacemaker" type="remote"/>'
+        for parts in ([remote], [template, '<primitive id="r" template="t"/>']):
+            live = Live()
+            for xml in parts:
+                live.add("resources", xml)
+            self.assert_one(live, "node r is not in the cluster file")
+            live.add("nodes", '<node id="r" uname="r" type="remote"/>')
+            for name in "ab":
+                live.add("constraints", '<rsc_location id="fencetool-ban-fence-verify-%s-r" '
+                         'rsc="fence-verify-%s" node="r" score="-INFINITY"/>' % (name, name))
+            self.assert_one(live, "node r is not in the cluster file")
+
+    def test_what_keeps_the_whole_cluster_from_fencing_is_told(self):
+        for name in ("maintenance-mode", "startup-fencing"):
+            for value in ("true", "false"):
+                count = int((value == "true") == (name == "maintenance-mode"))
+                live = Live()
+                live.add("cluster_property_set", '<nvpair id="x" name="%s" value="%s"/>'
+                         % (name, value))
+                self.assertEqual([item.is_judged for item in live.compare()], [False] * count)
+        live = Live()
+        live.add("configuration", '<rsc_defaults><meta_attributes id="d"><nvpair id="x" '
+                 'name="target-role" value="Stopped"/></meta_attributes></rsc_defaults>')
+        self.assert_one(live, "resource default target-role is 'Stopped': each fence device is")
+
     def test_what_somebody_has_made_of_our_devices_is_named(self):
         for place, xml, judged in (
                 ("constraints", '<rsc_colocation id="x" rsc="fence-a" with-rsc="y"/>', True),
                 ("constraints", '<rsc_order id="x" first="y" then="fence-a"/>', True),
                 ("constraints", '<tag id="x"><obj_ref id="fence-a"/></tag>', True),
+                ("constraints", '<rsc_location id="x" rsc-pattern="^fence-a$" node="b" '
+                 'score="-INFINITY"/>', False),
+                ("constraints", '<rsc_location id="x" node="b" score="-INFINITY"><resource_set '
+                 'id="s"><resource_ref id="fence-a"/></resource_set></rsc_location>', False),
                 ("constraints", '<rsc_location id="x" rsc="fence-a"><rule id="r" score="1"/>'
                  '</rsc_location>', False)):
             live = Live()

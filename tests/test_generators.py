@@ -218,6 +218,11 @@ class Decisions(unittest.TestCase):
         self.assertEqual(delays(two_nodes(top="stonith_quorum_device: true\n")), [None, None])
         third = "  c: {method: none, mgmt_ip: 10.0.0.3}\n"
         self.assertEqual(delays(two_nodes() + third), [None, None])
+        remote = "  c: {method: kasa, ip: 10.0.0.13, mgmt_ip: 10.0.0.3, remote: true%s}\n"
+        for more in ("", ", delay: 7"):
+            self.assertEqual(delays(two_nodes() + remote % more), ["10", None], more)
+            script = fencetool.build_script_configuration(cluster_of(two_nodes() + remote % more))
+            self.assertEqual(script.head_starts[0].node, "a", more)
 
     def test_a_device_that_failed_everywhere_comes_back_by_itself(self):
         for top, meta in (("", {"failure-timeout": "600s"}),

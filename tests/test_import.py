@@ -359,6 +359,14 @@ class Command(unittest.TestCase):
         mistakes = fencetool.parse_cluster("c.yml", result.out.encode())[1]
         self.assertEqual(sum("Jinja" in mistake.text for mistake in mistakes), 2, mistakes)
 
+    def test_a_login_in_a_url_is_a_secret_whatever_that_is_called(self):
+        with open(self.cib, "wb") as handle:
+            handle.write(cib([primitive("i", "fence_virsh", ip="10.0.0.11", pcmk_host_list="a",
+                                        connection_uri="xen://u:geheim-4@10.0.0.11/")]))
+        result = self.run_import()
+        self.assertNotIn("geheim", result.out + result.err)
+        self.assertIn("connection_uri", result.out)
+
     def test_with_show_secrets_stdout_is_a_whole_file(self):
         result = self.run_import("--show-secrets")
         self.assertEqual(result.code, 0, result.err)
@@ -407,7 +415,7 @@ class Command(unittest.TestCase):
 
 class MovingIn(test_generators_pcs.PcsTest):
     def test_a_cluster_moves_in_as_the_readme_says(self):
-        """Under the real pcs: import, the script, the level of others away, the script again."""
+        """Under the real pcs: import, the script, the script that takes over a level of others."""
         path = self.write_cib("cib.xml", ["storage-a", "storage-b"], primitive(
             "old-a", "fence_kasa", ip="10.20.20.201", pcmk_host_list="storage-a") + primitive(
             "old-b", "fence_kasa", ip="10.20.20.202", pcmk_host_list="storage-b"),
@@ -418,10 +426,7 @@ class MovingIn(test_generators_pcs.PcsTest):
         refused = self.run_in_lab("sh", script, "--cib", path)
         self.assertEqual(refused.code, 1, refused)
         self.assertIn("level 1 of storage-a was not made by fencetool", refused.err)
-        removed = self.run_in_lab("pcs", "-f", path, "stonith", "level", "remove", "1", "target",
-                                  "storage-a")
-        self.assertEqual(removed.code, 0, removed)
-        self.configure(script, path)
+        self.configure(script, path, "--adopt")
         self.assertEqual(self.differences(cluster, path), [
             "note: old-a (fence_kasa) is not ours, at the same address as fence-storage-a",
             "note: old-b (fence_kasa) is not ours, at the same address as fence-storage-b"])
