@@ -9400,6 +9400,9 @@ HeadStart = namedtuple("HeadStart", "node device options")
 # agent sees. Names alone would not do: a person may call a device like we do.
 OWNER = ("managed-by", "fencetool")
 DEVICE_PREFIX, VERIFIER_PREFIX = "fence-", "fence-verify-"  # of ids, before a node's name
+# Of cluster options. Where both are set, Pacemaker 3.0.2 takes the new name; before, it knows the
+# old one only.
+OLD_PREFIX, NEW_PREFIX = "stonith-", "fencing-"
 LEVEL_SUFFIX = "-level[2-9](-device.*)?$"  # of the ids of another level than the first
 
 
@@ -9438,7 +9441,8 @@ def build_meta(cluster):
 
 
 def build_properties(primitives):
-    return (("stonith-enabled", "true"), ("stonith-timeout", "%ds" % find_longest(primitives)))
+    return ((OLD_PREFIX + "enabled", "true"),
+            (OLD_PREFIX + "timeout", "%ds" % find_longest(primitives)))
 
 
 def find_longest(primitives):
@@ -10842,7 +10846,7 @@ def render_cib(configuration, source):
 def name_in_both_ways(properties):
     """Return cluster options under their names up to Pacemaker 3.0.1, and under those since."""
     # Where it knows the new ones, those alone count; before, it ignores them.
-    return properties + tuple((name.replace("stonith-", "fencing-"), value)
+    return properties + tuple((name.replace(OLD_PREFIX, NEW_PREFIX), value)
                               for name, value in properties)
 
 
@@ -10951,8 +10955,6 @@ Difference = namedtuple("Difference", "element wanted found is_judged text advic
 HIDDEN = "(not shown)"
 CIB_SECRET = "lrm://"  # stands for a value that cibsecret keeps on the nodes
 RUN_SCRIPT = "run the script of gen-config, or change the cluster file"
-# Where both are set, Pacemaker 3.0.2 takes the new name; before, it knows the old one only.
-OLD_PREFIX, NEW_PREFIX = "stonith-", "fencing-"
 FENCING_ACTIONS = (OLD_PREFIX + "action", NEW_PREFIX + "action")
 # What stands beside the devices: (kind, name, value), and what follows. What may be meant so for a
 # while is a note.
@@ -11717,7 +11719,7 @@ def build_imported_cluster(source):
 def find_common_value(source, row):
     """Return what a time of the whole file is called in the devices, "" where none has it."""
     # The keys of such times are called as what they become.
-    name = row.name[len(OLD_PREFIX):]
+    name = row.name.partition("_")[2]
     if row.kind != WHOLE_SECONDS:
         return ""
     firsts = [pair for levels in source.levels.values() for level in levels

@@ -3,6 +3,7 @@ import atexit
 import collections
 import concurrent.futures
 import functools
+import glob
 import os
 import py_compile
 import shutil
@@ -124,12 +125,19 @@ def at_once(calls, workers=8):
         return list(pool.map(lambda call: call(), calls))
 
 
+def forget_logins(address):
+    """Remove what agents have left to the next one of their logins to a virtual device."""
+    for path in glob.glob("/run/fencetool/logins/%s:%d.*" % address[:2]):
+        os.unlink(path)
+
+
 class AgentTest(unittest.TestCase):
     """What holds for every call of an agent."""
 
     def start(self, device, *arguments, **options):
         """Start a virtual device that ends with the test; return it."""
         device.start(*arguments, **options)
+        self.addCleanup(forget_logins, device.address)
         self.addCleanup(device.stop)
         return device
 
