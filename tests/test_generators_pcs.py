@@ -438,9 +438,11 @@ class Levels(PcsTest):
         plain = self.script_of("devices: [%s]" % self.ONE)
         cib = self.write_cib("cib.xml", self.NODES, self.OTHERS)
         self.configure(plain, cib)
-        for words in ("remove 1 target storage-b",
-                      "add 1 storage-b ping fence-storage-b fence-verify-storage-b"):
-            self.run_in_lab("pcs", "-f", cib, "stonith", "level", *words.split())
+        of_target = list(versions.pcs_change().of_target)
+        for words in (["remove", "1"] + of_target + ["storage-b"],
+                      ["add", "1", "storage-b", "ping", "fence-storage-b",
+                       "fence-verify-storage-b"]):
+            self.assertEqual(self.run_in_lab("pcs", "-f", cib, "stonith", "level", *words).code, 0)
         self.assert_refused(plain, cib, "ping stands in the level of ping fence-storage-b "
                             "fence-verify-storage-b, and fencetool has not put it there: name it "
                             "in the cluster file (before: [ping])")
