@@ -24,6 +24,9 @@ PCS_CHANGES = (
 # Before, a value in the CIB that is not ASCII is stored damaged, and nothing is said.
 PACEMAKER_STORES_UNICODE = (2, 1)
 
+# What the log says when the cluster wants a node fenced; "targeting" since Pacemaker 3.0.
+FENCING_WANTED = "Requesting fencing .* (of|targeting) node %s"
+
 
 @functools.lru_cache(maxsize=None)
 def ask(*argv):

@@ -3,6 +3,7 @@
 import time
 import unittest
 
+from tests import versions
 from tests.cluster import fenced, harness, test_scenarios
 
 WAIT_S = test_scenarios.WAIT_S
@@ -101,7 +102,7 @@ class TwoNodes(OfTwo, test_scenarios.Scenario):
 
     def wait_for_what_follows(self, holder):
         # Each wants to fence the other; the wait for the first refusal is the shorter by the delay.
-        self.watch.wait_for("Requesting fencing .* of node storage-a")
+        self.watch.wait_for(versions.FENCING_WANTED % "storage-a")
         self.watch.wait_for(FAILED % "storage-b")
         self.assertTrue(self.cluster.writes())
 
