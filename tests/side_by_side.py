@@ -26,7 +26,7 @@ import warnings
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 JOBS_VARIABLE = "FENCETOOL_TEST_JOBS"
 EXCEPT_VARIABLE = "FENCETOOL_TEST_EXCEPT"  # modules that are left out, by their names
-JOBS_PER_CORE = 2
+JOBS_PER_CORE = 3
 CLUSTER = "tests.cluster"
 # No class takes as long, not even on a slow machine that has other work: it hangs.
 CLASS_LIMIT_S, CLUSTER_LIMIT_S = 600, 3600
