@@ -51,7 +51,7 @@ PEER = textwrap.dedent("""
             nodes = yaml.compose_all(question, Loader=yaml.SafeLoader)
             documents = [describe(node) for node in nodes if node is not None]
             return [document for document in documents if document != "plain:"]
-        except yaml.composer.ComposerError:
+        except (yaml.composer.ComposerError, RecursionError):  # or a value that holds itself
             return None
         except yaml.YAMLError as error:
             return "PyYAML refuses it: " + " ".join(str(error).split())
