@@ -8100,24 +8100,28 @@ def run_call(agent, action, call, system):
 
 
 def combine_codes(action, levels, system):
-    """Return one exit code for [[code of a fence device] of a level]; with several, tell it too.
-
-    SAFETY: dead is who is so by all devices of one level.
-    Test: test_a_node_with_two_plugs_is_dead_only_when_both_are_off
-    """
-    # Of a status: 0 alive, 1 not known, 2 dead; of all else 0 is what is hoped for.
-    worse, better = (min, max) if action == "status" else (max, min)
-    found = {worse(codes) for codes in levels}
-    code = better(found)
-    if action == "status" and {EXIT_GOOD, EXIT_OFF} <= found:
-        # SAFETY: what one level sees alive, another does not prove dead: a BMC that answers has
-        # power. Test: test_a_node_with_two_plugs_is_dead_only_when_both_are_off
-        code = EXIT_BAD
-    count = sum(map(len, levels))
-    if action == "status" and count > 1:
+    """Return one exit code for [[code of a fence device] of a level]; of a status, tell it too."""
+    found = [code for codes in levels for code in codes]
+    if action != "status":
+        # SAFETY: a code of 1 does not tell doubt from life, and who was seen alive is not dead
+        # because another level has not seen it.
+        # Test: test_a_node_with_two_plugs_is_dead_only_when_both_are_off
+        return max(found)
+    code = combine_status(levels)
+    if len(found) > 1:
         words = {known: word for word, known in STATUS_ANSWERS.values()}
-        system.write("Status by its %d fence devices: %s" % (count, words[code]))
+        system.write("Status by its %d fence devices: %s" % (len(found), words[code]))
     return code
+
+
+def combine_status(levels):
+    """Return the code of a status: 0 alive, 1 not known, 2 dead.
+
+    SAFETY: dead is who is so by all devices of one level, and whom no other level sees alive: a BMC
+    that answers has power. Test: test_a_node_with_two_plugs_is_dead_only_when_both_are_off
+    """
+    found = {min(codes) for codes in levels}
+    return EXIT_BAD if {EXIT_GOOD, EXIT_OFF} <= found else max(found)
 
 
 def read_settings(agent, values, system):

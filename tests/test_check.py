@@ -580,9 +580,10 @@ class ClusterParametersTest(unittest.TestCase):
                 found = fencetool.combine_codes("status", levels, fencetool.System("test"))
             self.assertEqual(found, code, levels)
             self.assertEqual(written.called, levels != [[dead]])
-        for levels, code in (([[0]], 0), ([[0, 1]], 1), ([[1, 0]], 1), ([[1], [0]], 0),
-                             ([[0, 1], [1]], 1)):
-            self.assertEqual(fencetool.combine_codes("off", levels, None), code, levels)
+        for levels, code in (([[0]], 0), ([[0, 1]], 1), ([[1, 0]], 1), ([[1], [0]], 1),
+                             ([[0], [1]], 1), ([[0, 1], [1]], 1), ([[0], [0, 0]], 0)):
+            for action in ("off", "monitor"):
+                self.assertEqual(fencetool.combine_codes(action, levels, None), code, levels)
 
     def test_a_misspelt_network_in_the_clusters_configuration_is_refused_too(self):
         found = {"fence_method": "kasa", "fence_ip": "127.0.0.1", "target_mgmt_ip": "127.0.0.2",
