@@ -9938,9 +9938,11 @@ def check_with_agent(cluster, node, report):
     values = {name: text for name, text in device.options.items() if not name.startswith("pcmk_")}
     values.setdefault("plug", node.values.get("outlet", node.name))
     values.update(nodename=node.name, action="off")
+    # Before it is opened a device asks nobody: all that it needs is a place for its secrets.
+    nowhere = types.SimpleNamespace(secrets=set())
     try:
-        make_device(agent, agent.settings(collect_values(values.items(), agent.params)[0],
-                                          agent.defaults), types.SimpleNamespace(secrets=set()))
+        settings = agent.settings(collect_values(values.items(), agent.params)[0], agent.defaults)
+        make_device(agent, settings, nowhere)
     except UsageError as error:
         report.error(node.place, "%s would refuse what it gets for %s: %s"
                      % (agent.name, node.name, error))
